@@ -1,0 +1,100 @@
+"""The nouns that travel from the data to the model and back: ``Sample``, ``Batch``, ``LossTerms``. Nothing here does work.
+
+Shape letters: B micro-batch, N points, C point columns, T text tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row, decoded: (record, object or none, caption) when training, (record, object or none) when predicting.
+
+    Attributes:
+        id: the sample's identity in prediction files: ``source_id`` or ``source_id#object_id``.
+        inputs: image [3, H, W] float32, normalised, or points [N, C] float32 in the cloud's frame.
+        box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2; none for whole sources.
+        caption: the training text; empty when predicting.
+        references: every text said of this source or object.
+        raw_box: the record's own absolute box (pixels or the cloud's units).
+        position: place in the modality's endless training stream; -1 when predicting.
+    """
+
+    id: str
+    source_id: str
+    object_id: str | None
+    modality: str
+    dataset: str
+    split: str
+    inputs: Tensor
+    box: Tensor | None
+    caption: str
+    references: tuple[str, ...]
+    raw_box: tuple[float, ...] | None = None
+    position: int = -1
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one modality on one rank.
+
+    Attributes:
+        inputs: images [B, 3, H, W] or points [B, N, C].
+        boxes: [B, box_dim], none for whole sources.
+        text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
+        llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.
+        prompt_ids: context tokens between soft prompt and caption, [1, Tp] int64, the same for every row (T5: the encoder's prefix).
+        object_keys, caption_keys: [B] int64; equal keys mean the same object, the same caption (ITC and ITM leave those out).
+        itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).
+    """
+
+    modality: str
+    ids: list[str]
+    inputs: Tensor
+    boxes: Tensor | None
+    text_ids: Tensor
+    text_mask: Tensor
+    llm_ids: Tensor
+    llm_mask: Tensor
+    prompt_ids: Tensor
+    object_keys: Tensor
+    caption_keys: Tensor
+    itm_uniforms: Tensor
+    captions: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """A copy whose tensors live on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by the data loader, so that copies to the device need not wait."""
+        pinned = {
+            f.name: value.pin_memory() for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **pinned)
+
+
+@dataclass
+class LossTerms:
+    """What a forward pass returns: named 0-dim losses, unweighted, and their weighted sum. The loop does not know their names.
+
+    Each term is scaled so that its mean over ranks is the value over the global micro-batch.
+    """
+
+    terms: dict[str, Tensor]
+    total: Tensor

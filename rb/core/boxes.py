@@ -1,0 +1,73 @@
+"""Pure box geometry in two and three dimensions. No files, no model.
+
+Conventions: image boxes are ``x1 y1 x2 y2`` in pixels, floats, x2 and y2 exclusive; cloud boxes are ``min xyz, max xyz`` in the cloud's
+units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Annotation tools round; a box may lean over the image by this many pixels before it counts as wrong.
+EDGE_TOLERANCE = 1.0
+
+
+def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
+    """COCO's [x, y, width, height] as [x1, y1, x2, y2]."""
+    x, y, width, height = (float(v) for v in box)
+    return [x, y, x + width, y + height]
+
+
+def clip_xyxy(box: Sequence[float], width: float, height: float) -> list[float]:
+    """``box`` cut to the image."""
+    x1, y1, x2, y2 = box
+    return [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
+
+
+def image_box_problem(box: Sequence[float], width: float, height: float) -> str | None:
+    """Why ``box`` cannot be used in an image of this size: ``"box_empty"``, ``"box_outside_image"``, or none if it can."""
+    if len(box) != 4 or not all(math.isfinite(v) for v in box):
+        return "box_empty"
+    x1, y1, x2, y2 = box
+    if x2 - x1 <= 0 or y2 - y1 <= 0:
+        return "box_empty"
+    tolerance = EDGE_TOLERANCE
+    if x1 < -tolerance or y1 < -tolerance or x2 > width + tolerance or y2 > height + tolerance:
+        return "box_outside_image"
+    x1, y1, x2, y2 = clip_xyxy(box, width, height)
+    return "box_empty" if x2 - x1 <= 0 or y2 - y1 <= 0 else None
+
+
+def normalise_image_box(box: Sequence[float], width: float, height: float) -> list[float]:
+    """Pixels to [0, 1], clipped to the image (the model's form of an image box)."""
+    x1, y1, x2, y2 = clip_xyxy(box, width, height)
+    return [x1 / width, y1 / height, x2 / width, y2 / height]
+
+
+def cloud_box_problem(box: Sequence[float]) -> str | None:
+    """Why a cloud box cannot be used: ``"box_empty"`` for wrong length, non-finite numbers or no volume; none if it can."""
+    if len(box) != 6 or not all(math.isfinite(v) for v in box):
+        return "box_empty"
+    return "box_empty" if any(high <= low for low, high in zip(box[:3], box[3:], strict=True)) else None
+
+
+def cloud_box_corners(box: Sequence[float]) -> NDArray[np.float64]:
+    """[min xyz, max xyz] as its eight corners [8, 3]."""
+    low, high = np.asarray(box[:3], dtype=np.float64), np.asarray(box[3:], dtype=np.float64)
+    picks = np.array([[(i >> axis) & 1 for axis in range(3)] for i in range(8)])
+    return np.where(picks == 1, high, low)
+
+
+def transform_cloud_box(box: Sequence[float], matrix: NDArray[np.floating], offset: NDArray[np.floating]) -> list[float]:
+    """The axis-aligned hull of ``box`` after x -> matrix @ x + offset ([3, 3] and [3])."""
+    corners = cloud_box_corners(box) @ np.asarray(matrix, dtype=np.float64).T + np.asarray(offset, dtype=np.float64)
+    return [*corners.min(0).tolist(), *corners.max(0).tolist()]
+
+
+def frame_to_unit(box: Sequence[float]) -> list[float]:
+    """A box in the cloud's frame (about [-1, 1]) to the model's numbers, (v + 1) / 2."""
+    return [(v + 1.0) / 2.0 for v in box]

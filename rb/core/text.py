@@ -1,0 +1,144 @@
+"""The one owner of what becomes of text: cleaning, prompts, end tokens, lengths, tokenising and decoding.
+
+Captions are cleaned when a sample is read, never in the shards, so a change of rule needs no new shards.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rb.core.modality import modality_spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_WORDS = 50  # BLIP's caption processor
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line: separators (\\n, \\v, U+2028, ...) and control characters become spaces, runs of spaces one, ends stripped."""
+    spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Zs", "Cs") else c for c in text)
+    return re.sub(" +", " ", spaced).strip()
+
+
+def clean_caption(text: str) -> str:
+    """BLIP's caption rule: lower case, ``. ! " ( ) * # : ; ~`` to spaces, at most 50 words."""
+    words = re.sub(r'[.!"()*#:;~]', " ", one_line(text).lower()).split()
+    return " ".join(words[:MAX_WORDS])
+
+
+@dataclass(frozen=True)
+class TextProcessor:
+    """Tokenises captions for the Q-Former and the LLM of one foundation.
+
+    Attributes:
+        llm_kind: ``"decoder"`` (OPT and other causal models: soft prompt, start token and prompt, caption, end token) or
+            ``"encoder_decoder"`` (T5: the encoder reads soft prompt and prefix, the decoder writes the caption).
+        max_text_tokens: length of every text, end token included (32 in the paper's code). Longer captions lose words, never their end.
+        prompt: literal text before the caption. Empty means none for decoders and the modality's fixed prefix for T5.
+    """
+
+    qformer_tokenizer: PreTrainedTokenizerBase
+    llm_tokenizer: PreTrainedTokenizerBase
+    llm_kind: str
+    max_text_tokens: int = 32
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.llm_kind not in ("decoder", "encoder_decoder"):
+            raise ValueError(f"llm_kind must be 'decoder' or 'encoder_decoder', got {self.llm_kind!r}")
+        for name in ("cls_token_id", "sep_token_id", "pad_token_id", "bos_token_id"):
+            if getattr(self.qformer_tokenizer, name) is None:
+                raise ValueError(f"the Q-Former's tokenizer has no {name}; it must be BERT's with '[DEC]' added as bos token")
+        if self.max_text_tokens < 4:
+            raise ValueError(f"max_text_tokens must be at least 4, got {self.max_text_tokens}")
+
+    @classmethod
+    def from_folders(cls, qformer: Path, llm: Path, llm_kind: str, max_text_tokens: int, prompt: str) -> TextProcessor:
+        """Tokenizers from local folders; ``ValueError`` names a folder that holds none."""
+        from transformers import AutoTokenizer
+
+        loaded = []
+        for folder in (qformer, llm):
+            try:
+                loaded.append(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"no tokenizer in {folder}: {error}") from error
+        return cls(loaded[0], loaded[1], llm_kind, max_text_tokens, prompt)
+
+    @property
+    def dec_token_id(self) -> int:
+        """The token that starts a text that the Q-Former writes (ITG): "[DEC]", BERT's added bos token."""
+        return int(self.qformer_tokenizer.bos_token_id)
+
+    @property
+    def end_token_id(self) -> int:
+        """What ends a caption of the LLM: BLIP-2's OPT learned to stop at a line break, T5 at its own end token."""
+        if self.llm_kind == "encoder_decoder":
+            return int(self.llm_tokenizer.eos_token_id)
+        ids = self.llm_tokenizer("\n", add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            # Causal models whose vocabulary has no single line break stop at their own end token.
+            return int(self.llm_tokenizer.eos_token_id)
+        return int(ids[0])
+
+    @property
+    def pad_token_id(self) -> int:
+        """The LLM's padding; masked everywhere, so any id serves where a tokenizer has none."""
+        pad = self.llm_tokenizer.pad_token_id
+        return int(self.end_token_id if pad is None else pad)
+
+    def encode_qformer(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to ([B, T] ids, [B, T] mask), int64: [CLS] words [SEP], padded to ``max_text_tokens``.
+
+        A fixed T keeps shapes equal on all ranks, which the gather of ITC and ITM needs.
+        """
+        out = self.qformer_tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.max_text_tokens, return_tensors="pt"
+        )
+        return out["input_ids"], out["attention_mask"]
+
+    def encode_prompt(self, modality: str) -> Tensor:
+        """The context between soft prompt and caption, [1, Tp] int64."""
+        if self.llm_kind == "encoder_decoder":
+            text = self.prompt or modality_spec(modality).t5_prefix
+            ids = list(self.llm_tokenizer(text, add_special_tokens=False)["input_ids"]) + [self.llm_tokenizer.eos_token_id]
+        else:
+            bos = self.llm_tokenizer.bos_token_id
+            ids = [] if bos is None else [bos]
+            ids += list(self.llm_tokenizer(self.prompt, add_special_tokens=False)["input_ids"]) if self.prompt else []
+        return torch.tensor([ids], dtype=torch.int64)
+
+    def encode_llm(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to the LLM's supervised tokens ([B, T'] ids, [B, T'] mask), int64, end token last, padded right to the longest.
+
+        The budget is ``max_text_tokens`` with the prompt counted (decoders), so a sequence never outgrows the released code's.
+        """
+        budget = self.max_text_tokens - 1
+        if self.llm_kind == "decoder":
+            budget -= self.encode_prompt("image").shape[1]
+            if budget < 1:
+                raise ValueError(f"prompt {self.prompt!r} leaves no room for a caption in {self.max_text_tokens} tokens")
+        lead = " " if self.llm_kind == "decoder" and self.prompt and not self.prompt.endswith(" ") else ""
+        rows = [
+            [*self.llm_tokenizer(lead + text, add_special_tokens=False)["input_ids"][:budget], self.end_token_id] for text in captions
+        ]
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros((len(rows), width), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[i, : len(row)] = 1
+        return ids, mask
+
+    def decode_llm(self, ids: Tensor) -> list[str]:
+        """Generated ids [B, T'] to clean one-line texts."""
+        return [one_line(text) for text in self.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)]
