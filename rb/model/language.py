@@ -1,0 +1,83 @@
+"""The frozen LLM behind the soft prompt: caption logits for training, generated captions for prediction.
+
+Two kinds: decoders (OPT; any causal LM of transformers that takes ``inputs_embeds``) and encoder-decoders (T5). Embeddings are
+concatenated here, because the library does not check the number of image tokens. Shapes: B micro-batch, Q query tokens, Tp prompt tokens,
+T caption tokens with the end token, L LLM width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from rb.core.batch import Batch
+from rb.core.config import DecodeConfig
+
+
+def llm_kind(language_model: nn.Module) -> str:
+    """``"encoder_decoder"`` or ``"decoder"``, as ``rb.core.text`` names them."""
+    return "encoder_decoder" if language_model.config.is_encoder_decoder else "decoder"
+
+
+def _context(language_model: nn.Module, soft_prompt: Tensor, prompt_ids: Tensor) -> Tensor:
+    """[soft prompt | prompt] as embeddings [B, Q + Tp, L]."""
+    embed = language_model.get_input_embeddings()
+    soft_prompt = soft_prompt.to(embed.weight.dtype)
+    if prompt_ids.shape[1] == 0:
+        return soft_prompt
+    return torch.cat([soft_prompt, embed(prompt_ids).expand(soft_prompt.shape[0], -1, -1)], dim=1)
+
+
+def caption_logits(language_model: nn.Module, soft_prompt: Tensor, batch: Batch) -> Tensor:
+    """Logits of every caption token given what comes before it, [B, T, vocabulary]; nothing is computed at other positions.
+
+    Args:
+        soft_prompt: [B, Q, L], the projected query output.
+        batch: its ``llm_ids`` [B, T] are both input and target; the caller weighs padding out.
+    """
+    context = _context(language_model, soft_prompt, batch.prompt_ids)  # [B, Q + Tp, L]
+    context_mask = context.new_ones(context.shape[:2], dtype=torch.int64)
+    if llm_kind(language_model) == "encoder_decoder":
+        start = torch.full_like(batch.llm_ids[:, :1], language_model.config.decoder_start_token_id)
+        return language_model(
+            inputs_embeds=context,
+            attention_mask=context_mask,
+            decoder_input_ids=torch.cat([start, batch.llm_ids[:, :-1]], dim=1),
+            decoder_attention_mask=batch.llm_mask,
+            use_cache=False,
+        ).logits
+    inputs = torch.cat([context, language_model.get_input_embeddings()(batch.llm_ids)], dim=1)  # [B, Q + Tp + T, L]
+    num_targets = batch.llm_ids.shape[1]
+    logits = language_model(
+        inputs_embeds=inputs,
+        attention_mask=torch.cat([context_mask, batch.llm_mask], dim=1),
+        use_cache=False,
+        # The token at place i is predicted at place i - 1; the last place predicts nothing we know.
+        logits_to_keep=num_targets + 1,
+    ).logits
+    return logits[:, -num_targets - 1 : -1]
+
+
+@torch.no_grad()
+def generate(
+    language_model: nn.Module, soft_prompt: Tensor, prompt_ids: Tensor, decode: DecodeConfig, end_token_id: int, pad_token_id: int
+) -> Tensor:
+    """Generated token ids [B, <= max_new_tokens], padded right, by beam search (greedy with one beam)."""
+    context = _context(language_model, soft_prompt, prompt_ids)
+    settings = GenerationConfig(
+        num_beams=decode.num_beams,
+        max_new_tokens=decode.max_new_tokens,
+        min_new_tokens=decode.min_new_tokens,
+        length_penalty=decode.length_penalty,
+        do_sample=False,
+        eos_token_id=end_token_id,
+        pad_token_id=pad_token_id,
+        bos_token_id=language_model.config.bos_token_id,
+        decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
+    )
+    return language_model.generate(
+        inputs_embeds=context,
+        attention_mask=context.new_ones(context.shape[:2], dtype=torch.int64),
+        generation_config=settings,
+    )
