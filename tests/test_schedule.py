@@ -18,7 +18,10 @@ def random_worlds(number: int, seed: int = 0) -> list[tuple[dict[str, int], int]
     draw = random.Random(seed)
     names = ("image", "image_region", "point_cloud", "point_cloud_region", "fifth")
     return [
-        ({m: draw.choice((1, 3, draw.randint(1, 60), draw.randint(1, 400))) for m in names[: draw.randint(1, 5)]}, g)
+        (
+            {m: draw.choice((1, 3, draw.randint(1, 60), draw.randint(1, 400))) for m in names[: draw.randint(1, 5)]},
+            g,
+        )
         for g in (draw.randint(1, 40) for _ in range(number))
     ]
 
@@ -38,7 +41,10 @@ def test_epochs_hold_every_sample_and_join_without_gap(kind: str) -> None:
                 assert turn.modality_step == made[turn.modality]
                 made[turn.modality] += 1
             step += len(turns)
-            for modality, n in samples.items():  # after E epochs: shown E times, and not one batch more than needed
+            for (
+                modality,
+                n,
+            ) in samples.items():  # after E epochs: shown E times, and not one batch more than needed
                 shown = made[modality] * batch
                 assert (epoch + 1) * n <= shown < (epoch + 1) * n + batch
         assert schedule.total_steps(4) == step
@@ -47,13 +53,23 @@ def test_epochs_hold_every_sample_and_join_without_gap(kind: str) -> None:
 def test_every_prefix_of_the_weighted_order_is_within_one_turn_of_its_proportion() -> None:
     draw = random.Random(1)
     cases = [[draw.randint(1, draw.choice((3, 20, 300))) for _ in range(draw.randint(1, 7))] for _ in range(150)]
-    cases += [[1, 1, 1], [1000, 1], [1, 1, 998], [7, 5, 3, 1], [0, 4, 0, 3], [500, 250, 125, 62, 31, 15, 7, 3, 1]]
+    cases += [
+        [1, 1, 1],
+        [1000, 1],
+        [1, 1, 998],
+        [7, 5, 3, 1],
+        [0, 4, 0, 3],
+        [500, 250, 125, 62, 31, 15, 7, 3, 1],
+    ]
     for counts in cases:
         total, served = sum(counts), [0] * len(counts)
         worst = Fraction(0)
         for turn, index in enumerate(weighted_order(counts).tolist(), start=1):
             served[index] += 1
-            worst = max(worst, *(abs(s - Fraction(c * turn, total)) for s, c in zip(served, counts, strict=True)))
+            worst = max(
+                worst,
+                *(abs(s - Fraction(c * turn, total)) for s, c in zip(served, counts, strict=True)),
+            )
         assert served == counts
         present = sum(c > 0 for c in counts)
         assert worst <= (1 - Fraction(1, 2 * present - 2) if present > 1 else 0)  # Tijdeman's bound, below one
