@@ -1,0 +1,39 @@
+# The two commands of the README are `make demo` and `make test`; both set everything up first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+DEMO ?= demo
+
+.PHONY: help demo test check install clean
+
+help:
+	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
+	@echo "make test    run every test (about 10 minutes on 2 cores)"
+	@echo "make check   ruff, mypy and make test: what CI runs"
+	@echo "make clean   remove the demo's folder and the virtual environment"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints.txt
+	@echo "== setting up $(VENV) (a few minutes the first time)"
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python >= 3.10 or say PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "error: could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,dev]'
+	@touch $@
+
+demo: install
+	@$(RUN) -m rb.cli toy demo --out $(DEMO)
+
+test: install
+	@$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+check: lint test
+
+clean:
+	rm -rf $(DEMO) $(VENV)

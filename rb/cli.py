@@ -1,0 +1,43 @@
+"""The ``rb`` command: ``train prepare data toy track metrics weights``. Parses and hands over; all logic lives elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands; each room adds its own."""
+    from rb.data import commands as data_commands
+    from rb.data import prepare
+    from rb.evaluation import doctor
+    from rb.toy import commands as toy_commands
+    from rb.tracking import commands as tracking_commands
+
+    parser = argparse.ArgumentParser(prog="rb", description="RegionBLIP: prepare data, train, evaluate.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="start a training run under the deepspeed launcher", add_help=False)
+    for room in (prepare, data_commands, toy_commands, tracking_commands, doctor):
+        room.add_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what a user can cause ends in one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:
+            # The launcher's own options pass through untouched, so this one is not parsed here.
+            from rb import train
+
+            return train.launch(argv[1:])
+        args = build_parser().parse_args(argv)
+        return int(args.run(args) or 0)
+    except (ValueError, OSError) as error:
+        print(f"rb: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Packaging only: the wheel carries ``rb``. ``eval/``, ``ds_configs/`` and ``launch/`` are used from a checkout."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="regionblip",
+    version="0.1.0",
+    description="RegionBLIP (arXiv 2308.02299) at scale: BLIP-2 extended to image regions, point clouds and point-cloud regions",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rb", "rb.*"]),
+    package_data={
+        "rb.evaluation": ["*.json", "spice_engine/*"],
+        "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
+        "rb.drawing": ["*.css", "*.js"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        # 0.19.8's private methods are used to gather and scatter optimizer state; a contract test pins them.
+        "deepspeed>=0.19.8,<0.20",
+        "transformers>=5.20,<6",
+        "peft>=0.21,<0.22",
+        "webdataset>=1.0,<2",
+        "mlflow>=3.13,<4",
+        "pycocoevalcap>=1.2",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.8"],
+        "points": ["torch-quickfps>=2.1"],
+        "dev": ["mypy>=1.15", "ninja", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.12", "types-PyYAML", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["rb=rb.cli:main"]},
+)
