@@ -75,9 +75,9 @@ def from_tree(cls: type[T], tree: Any, where: str = "") -> T:  # noqa: ANN401 (a
     for key, value in tree.items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise ValueError(f"unknown key {dotted!r}; {hint}")
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key {dotted!r}; {hint}known keys: {', '.join(sorted(known))}")
         values[key] = _convert(hints[key], value, dotted)
     return cls(**values)
 

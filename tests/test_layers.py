@@ -1,0 +1,92 @@
+"""The floor plan: a file imports from lower layers or its own folder, never upwards; rb/model and rb/data never meet."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+LAYER = {
+    "rb.core": 0,
+    "rb.data": 1,
+    "rb.model": 1,
+    "rb.tracking": 1,
+    "rb.training": 2,
+    "rb.evaluation": 2,
+    "rb.drawing": 2,
+    "rb.toy": 3,
+    "rb.train": 3,
+    "rb.cli": 4,
+    "rb.api": 3,
+    "eval": 3,
+}
+# Rooms of one layer that may use each other; any other import inside a layer is across a wall.
+DOORS = {("rb.evaluation", "rb.drawing"), ("rb.toy", "rb.train"), ("rb.toy", "eval")}
+
+
+def room_of(module: str) -> str | None:
+    return next((room for room in sorted(LAYER, key=len, reverse=True) if module == room or module.startswith(room + ".")), None)
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def our_files() -> dict[str, Path]:
+    files = [*(ROOT / "rb").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def test_imports_go_down() -> None:
+    wrong = []
+    for module, path in our_files().items():
+        here = room_of(module)
+        if here is None:
+            assert module == "rb", f"{module} belongs to no room: give it a place in LAYER"
+            continue
+        for imported in imports_of(path):
+            there = room_of(imported)
+            if there is None or there == here:
+                continue
+            if LAYER[there] > LAYER[here] or (LAYER[there] == LAYER[here] and (here, there) not in DOORS):
+                wrong.append(f"{module} may not import {imported}: layer {LAYER[here]} -> {LAYER[there]}")
+    assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_no_cycles() -> None:
+    files = our_files()
+    graph = {m: {i for i in imports_of(p) if i in files and i != m} for m, p in files.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, "import cycle: " + " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_only_one_user_of_each_engine() -> None:
+    users: dict[str, set[str]] = {"deepspeed": set(), "torch.distributed": set()}
+    for module, path in our_files().items():
+        for name, found in users.items():
+            if any(i == name or i.startswith(name + ".") for i in imports_of(path)):
+                found.add(module)
+    assert users == {"deepspeed": {"rb.training.engine"}, "torch.distributed": {"rb.core.dist"}}
+
+
+def test_every_file_says_what_it_is_for_and_stays_small() -> None:
+    for module, path in our_files().items():
+        text = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{module} has no first lines"
+        assert len(text.splitlines()) <= 400, f"{module} has {len(text.splitlines())} lines, more than 400"
