@@ -1,0 +1,315 @@
+"""The file formats as Python: records, manifests, rejected rows, names inside a run folder; prediction rows are passed on.
+
+What each field means is said in docs/formats.md. Everything read here may come from elsewhere, so it is checked in full: unknown or
+missing fields, types, finite numbers. Shards are written and read in `shards.py` and `index.py`; nothing here touches a tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rb.core.boxes import EDGE_TOLERANCE, cloud_box_problem, image_box_problem
+from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
+from rb.data import strict_json as strict
+from rb.data.predictions import (
+    Prediction,
+    ids_digest,
+    predictions_meta_path,
+    read_predictions,
+    sample_id,
+    write_predictions,
+)
+from rb.data.strict_json import FormatError, checked, dumps, parse
+
+__all__ = [
+    "FORMAT_VERSION",
+    "IMAGE_EXTENSIONS",
+    "INDEX_FILE",
+    "MANIFEST_FILE",
+    "POINTS_EXTENSION",
+    "RECORD_EXTENSION",
+    "REJECTED_FILE",
+    "RUN_CHECKPOINTS",
+    "RUN_CONFIG",
+    "RUN_ENVIRONMENT",
+    "RUN_JOURNAL",
+    "RUN_LATEST",
+    "RUN_LOG",
+    "RUN_METRICS",
+    "RUN_PREDICTIONS",
+    "RUN_REPORT",
+    "RUN_WEIGHTS",
+    "FormatError",
+    "IndexEntry",
+    "Manifest",
+    "ObjectAnnotation",
+    "Prediction",
+    "Record",
+    "Rejected",
+    "ShardEntry",
+    "check_record",
+    "find_manifest",
+    "ids_digest",
+    "manifest_digest",
+    "parse_record",
+    "predictions_meta_path",
+    "read_manifest",
+    "read_predictions",
+    "read_rejected",
+    "rejected_row",
+    "sample_id",
+    "write_predictions",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+INDEX_FILE = "index.bin"
+REJECTED_FILE = "rejected.jsonl"
+RECORD_EXTENSION = "json"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+POINTS_EXTENSION = "points.npy"
+
+# A run folder (docs/formats.md).
+RUN_CONFIG = "config.yaml"
+RUN_ENVIRONMENT = "environment.json"
+RUN_WEIGHTS = "weights.json"
+RUN_JOURNAL = "journal.jsonl"
+RUN_CHECKPOINTS = "checkpoints"
+RUN_LATEST = "latest"
+RUN_PREDICTIONS = "predictions"
+RUN_METRICS = "metrics"
+RUN_REPORT = "report.html"
+RUN_LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class ObjectAnnotation:
+    """One region of a source. ``box``: pixels xyxy (images) or min xyz, max xyz in the cloud's own units."""
+
+    object_id: str
+    box: list[float]
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One source with everything said about it: ``KEY.json`` in a shard, beside the image or the points.
+
+    Attributes:
+        source_id: unique within a manifest, and the same for the same source in every manifest of a modality (prefix it with where it
+            comes from, ``coco/139``): the model never takes one object for another's negative. No ``#``, no control characters.
+        width, height: the stored image's size in pixels; 0 for point clouds.
+        captions: what is said of the whole source.
+    """
+
+    source_id: str
+    dataset: str
+    split: str
+    width: int
+    height: int
+    captions: list[str]
+    objects: list[ObjectAnnotation] = field(default_factory=list)
+
+    def to_json(self) -> bytes:
+        """The bytes of ``KEY.json``: one line, fixed order of fields."""
+        return dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file of a manifest: its name in the manifest's folder, size, and digest of the whole file."""
+
+    file: str
+    bytes: int
+    sha256: str
+    records: int
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """The index file of a manifest."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: what a folder of shards holds.
+
+    Attributes:
+        counts: ``records``, ``objects``, ``samples`` (rows of one training epoch).
+        rejected: how many sources or objects were left out, by reason; the rows are in ``rejected.jsonl``.
+    """
+
+    format_version: int
+    name: str
+    modality: str
+    split: str
+    counts: dict[str, int]
+    rejected: dict[str, int]
+    shards: list[ShardEntry]
+    index: IndexEntry
+
+    def to_json(self) -> bytes:
+        """The bytes of the file, indented for people."""
+        return (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One row of ``rejected.jsonl``: what a converter left out, and why. ``reason`` is a short fixed word, ``detail`` a sentence."""
+
+    source: str
+    object_id: str | None
+    reason: str
+    detail: str
+
+
+_OBJECT: dict[str, strict.Check] = {"object_id": strict.name, "box": strict.numbers, "captions": strict.texts}
+_RECORD: dict[str, strict.Check] = {
+    "source_id": strict.name,
+    "dataset": strict.name,
+    "split": strict.name,
+    "width": strict.count,
+    "height": strict.count,
+    "captions": strict.texts,
+    "objects": strict.items,
+}
+_SHARD: dict[str, strict.Check] = {
+    "file": strict.name,
+    "bytes": strict.count,
+    "sha256": strict.name,
+    "records": strict.count,
+}
+_INDEX: dict[str, strict.Check] = {"file": strict.name, "bytes": strict.count, "sha256": strict.name}
+_MANIFEST: dict[str, strict.Check] = {
+    "format_version": strict.count,
+    "name": strict.name,
+    "modality": strict.name,
+    "split": strict.name,
+    "counts": strict.counts,
+    "rejected": strict.counts,
+    "shards": strict.items,
+    "index": strict.anything,
+}
+_REJECTED: dict[str, strict.Check] = {
+    "source": strict.text,
+    "object_id": strict.or_none(strict.name),
+    "reason": strict.name,
+    "detail": strict.text,
+}
+
+
+def parse_record(data: bytes, where: str) -> Record:
+    """``KEY.json`` to a ``Record``, its fields and types checked; ``check_record`` says whether it fits a modality."""
+    raw = dict(checked(parse(data, where), where, _RECORD))
+    raw["objects"] = [
+        ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", _OBJECT)) for i, item in enumerate(raw["objects"])
+    ]
+    return Record(**raw)
+
+
+def check_record(record: Record, modality: str, where: str) -> None:
+    """Whether ``record`` can be used for ``modality``: the ids, the size, the boxes, a caption for everything that makes a sample.
+
+    Raises:
+        FormatError: it cannot; the message says what a converter should have done (clip the box, reject the source, ...).
+    """
+    spec = modality_spec(modality)
+    checked(asdict(record), where, _RECORD)
+    if "#" in record.source_id:
+        raise FormatError(
+            f"{where}: source_id {record.source_id!r} must not hold '#', which separates source and object in sample ids"
+        )
+    sized = record.width > 0 and record.height > 0
+    if spec.source == "image" and not sized:
+        raise FormatError(f"{where}: width and height must be the image's size, got {record.width} x {record.height}")
+    if spec.source == "points" and (record.width or record.height):
+        raise FormatError(
+            f"{where}: width and height must be 0 for a point cloud, got {record.width} x {record.height}"
+        )
+    seen: set[str] = set()
+    for i, item in enumerate(record.objects):
+        place = f"{where}: objects[{i}]"
+        checked(asdict(item), place, _OBJECT)
+        if item.object_id in seen:
+            raise FormatError(
+                f"{place}: object_id {item.object_id!r} is used twice in this record; put its captions together"
+            )
+        seen.add(item.object_id)
+        problem = _box_problem(item.box, record, spec)
+        if problem:
+            raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
+        if not all(caption.strip() for caption in item.captions) or (spec.regional and not item.captions):
+            raise FormatError(f"{place}: an empty caption, or none; reject the object")
+    if not all(caption.strip() for caption in record.captions):
+        raise FormatError(f"{where}: an empty caption; leave it out")
+    if spec.regional and not record.objects:
+        raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
+    if not spec.regional and not record.captions:
+        raise FormatError(f"{where}: no caption, so nothing to train {modality} on; reject the source")
+
+
+def _box_problem(box: Sequence[float], record: Record, spec: ModalitySpec) -> str | None:
+    if spec.source == "points":
+        return cloud_box_problem(box)
+    problem = image_box_problem(box, record.width, record.height)
+    return f"{problem} (image {record.width} x {record.height}, tolerance {EDGE_TOLERANCE} px)" if problem else None
+
+
+def find_manifest(path: Path) -> Path:
+    """``path`` itself, or ``path/manifest.json`` where it is a folder; ``ValueError`` if there is none."""
+    path = Path(path)
+    found = path / MANIFEST_FILE if path.is_dir() else path
+    if not found.is_file():
+        raise ValueError(
+            f"{found}: no manifest there; give a manifest.json or its folder (`rb prepare` writes one, `rb data index` adopts tars)"
+        )
+    return found
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest, checked in itself; whether its files are there is checked by ``ManifestReader``."""
+    path = find_manifest(path)
+    where = str(path)
+    raw = dict(checked(parse(path.read_bytes(), where), where, _MANIFEST))
+    if raw["format_version"] != FORMAT_VERSION:
+        raise FormatError(
+            f"{where}: format_version {raw['format_version']} is not {FORMAT_VERSION}; make the shards again with this version"
+        )
+    if raw["modality"] not in MODALITIES:
+        raise FormatError(f"{where}: unknown modality {raw['modality']!r}; known: {', '.join(MODALITIES)}")
+    missing = [name for name in ("records", "objects", "samples") if name not in raw["counts"]]
+    if missing:
+        raise FormatError(f"{where}: counts lacks {missing[0]!r}")
+    raw["shards"] = [
+        ShardEntry(**checked(item, f"{where}: shards[{i}]", _SHARD)) for i, item in enumerate(raw["shards"])
+    ]
+    raw["index"] = IndexEntry(**checked(raw["index"], f"{where}: index", _INDEX))
+    for entry in (*raw["shards"], raw["index"]):
+        if Path(entry.file).name != entry.file or entry.file in (".", ".."):
+            raise FormatError(f"{where}: file name {entry.file!r} must not leave the manifest's folder")
+    return Manifest(**raw)
+
+
+def manifest_digest(path: Path) -> str:
+    """sha256 of a manifest's bytes: the identity of a data set, since it holds the digests of index and shards."""
+    return hashlib.sha256(find_manifest(path).read_bytes()).hexdigest()
+
+
+def rejected_row(row: Rejected) -> str:
+    """One line of ``rejected.jsonl``."""
+    return dumps(asdict(row)) + "\n"
+
+
+def read_rejected(path: Path) -> list[Rejected]:
+    """All rows of a ``rejected.jsonl``."""
+    lines = Path(path).read_bytes().split(b"\n")
+    named = ((f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line)
+    return [Rejected(**checked(parse(line, where), where, _REJECTED)) for where, line in named]

@@ -1,0 +1,153 @@
+"""Prediction files: one JSON row per example, exactly once, and a meta file beside it that says how they were made.
+
+Prediction writes them, scoring reads them and needs nothing else. What each field means is said in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rb.core.modality import MODALITIES
+from rb.data import strict_json as strict
+from rb.data.strict_json import FormatError, checked, dumps, parse, write_atomic
+
+
+def sample_id(source_id: str, object_id: str | None) -> str:
+    """The identity of a row in prediction files: ``source_id`` for a whole source, ``source_id#object_id`` for a region."""
+    return source_id if object_id is None else f"{source_id}#{object_id}"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row of a predictions file. ``box``: as in the record, absolute; none for whole sources."""
+
+    id: str
+    source_id: str
+    object_id: str | None
+    modality: str
+    dataset: str
+    split: str
+    prediction: str
+    references: list[str]
+    box: list[float] | None
+
+
+_PREDICTION: dict[str, strict.Check] = {
+    "id": strict.name,
+    "source_id": strict.name,
+    "object_id": strict.or_none(strict.name),
+    "modality": strict.name,
+    "dataset": strict.name,
+    "split": strict.name,
+    "prediction": strict.text,
+    "references": strict.texts,
+    "box": strict.or_none(strict.numbers),
+}
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """sha256 of a set of ids, whatever their order: scores of unequal sets are never compared."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def predictions_meta_path(path: Path) -> Path:
+    """``predictions.jsonl`` -> ``predictions.meta.json``, beside it."""
+    return Path(path).with_suffix(".meta.json")
+
+
+def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
+    """All rows of a prediction job, atomically, and ``NAME.meta.json`` beside them.
+
+    ``meta`` says how they were made (checkpoint, manifest digest, decoding, reference policy, versions); ``num_predictions``,
+    ``ids_sha256`` and ``file_sha256`` are added here, so that a lost row or a mixed pair of files is noticed.
+    """
+    path = Path(path)
+    _unique([(row.id, f"{path}, row {i}") for i, row in enumerate(rows, 1)])
+    lines = []
+    for i, row in enumerate(rows, 1):
+        _check_prediction(asdict(row), f"{path}, row {i}")
+        lines.append(dumps(asdict(row)) + "\n")
+    data = "".join(lines).encode()
+    own = {
+        "num_predictions": len(rows),
+        "ids_sha256": ids_digest([row.id for row in rows]),
+        "file_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    write_atomic(predictions_meta_path(path), (json.dumps({**meta, **own}, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
+    """The rows and the meta file's content ({} where there is no meta file).
+
+    Raises:
+        FormatError: a malformed line, a missing field, an id that comes twice, an id that the meta file counted and is gone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no predictions file there; `python -m eval.predict --out {path}` writes one")
+    data = path.read_bytes()
+    rows: list[Prediction] = []
+    places: list[tuple[str, str]] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            rows.append(Prediction(**_check_prediction(parse(line, where), where)))
+            places.append((rows[-1].id, where))
+    _unique(places)
+    meta_path = predictions_meta_path(path)
+    if not meta_path.is_file():
+        return rows, {}
+    meta = parse(meta_path.read_bytes(), str(meta_path))
+    if not isinstance(meta, dict):
+        raise FormatError(f"{meta_path}: must be a JSON object; predict again, or delete it if you do not have it")
+    _compare_with_meta(path, data, [row.id for row in rows], meta)
+    return rows, meta
+
+
+def _check_prediction(raw: object, where: str) -> dict[str, Any]:
+    try:
+        row = checked(raw, where, _PREDICTION)
+    except FormatError as error:
+        raise FormatError(f"{error}; predict again, or repair the line") from None
+    if row["modality"] not in MODALITIES:
+        raise FormatError(f"{where}: unknown modality {row['modality']!r}; known: {', '.join(MODALITIES)}")
+    expected = sample_id(row["source_id"], row["object_id"])
+    if row["id"] != expected:
+        raise FormatError(
+            f"{where}: id {row['id']!r} does not belong to its source and object ({expected!r}); repair the line"
+        )
+    return row
+
+
+def _unique(places: Sequence[tuple[str, str]]) -> None:
+    first: dict[str, str] = {}
+    for row_id, where in places:
+        if row_id in first:
+            raise FormatError(
+                f"{where}: id {row_id!r} is already in {first[row_id]}; every example has one row: remove one, or predict again"
+            )
+        first[row_id] = where
+
+
+def _compare_with_meta(path: Path, data: bytes, ids: Sequence[str], meta: Mapping[str, Any]) -> None:
+    counted = meta.get("num_predictions", len(ids))
+    remedy = "predict again (a partial or mixed file gives wrong scores)"
+    if counted != len(ids):
+        raise FormatError(
+            f"{path}: {len(ids)} rows, but its meta file counts {counted}: ids are missing or were added; {remedy}"
+        )
+    if meta.get("ids_sha256", ids_digest(ids)) != ids_digest(ids):
+        raise FormatError(
+            f"{path}: its ids are not those that its meta file names (one is missing, another was added); {remedy}"
+        )
+    if "file_sha256" in meta and meta["file_sha256"] != hashlib.sha256(data).hexdigest():
+        raise FormatError(
+            f"{path}: was changed after its meta file was written; {remedy}, or delete the meta file to score it as it is"
+        )
