@@ -56,6 +56,13 @@ def init(timeout_s: float = 1800.0) -> None:
     torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
+def set_timeout(timeout_s: float) -> None:
+    """How long a collective of any existing group may wait. DeepSpeed makes groups of its own with torch's default of 30 minutes."""
+    if active():
+        for group in list(torch_dist.distributed_c10d._world.pg_map):  # noqa: SLF001 (torch has no public list of groups)
+            torch_dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)  # noqa: SLF001
+
+
 def shutdown() -> None:
     """Leave the process group."""
     if active():
