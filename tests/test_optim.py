@@ -59,7 +59,7 @@ def test_groups_are_keyed_by_users_and_decay() -> None:
         parameter_groups(parameters(), {n: u for n, u in USERS.items() if n != "points.scale"}, OPTIM)
     with pytest.raises(ValueError, match=r"not there: \['ghost'\]"):
         parameter_groups(parameters(), USERS | {"ghost": ("image",)}, OPTIM)
-    with pytest.raises(ValueError, match="'points.scale' is trainable but used by no modality"):
+    with pytest.raises(ValueError, match=r"'points\.scale' is trainable but used by no modality"):
         parameter_groups(parameters(), USERS | {"points.scale": ()}, OPTIM)
 
 

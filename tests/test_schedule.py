@@ -120,7 +120,7 @@ def test_an_epoch_may_have_no_step_of_a_tiny_modality() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="schedule: 'weighted'.*weighted_round_robin"):
+    with pytest.raises(ValueError, match=r"schedule: 'weighted'.*weighted_round_robin"):
         Schedule("weighted", {"image_region": 1}, 1)
     with pytest.raises(ValueError, match="train_modalities"):
         Schedule("sequential", {}, 1)

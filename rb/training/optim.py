@@ -86,7 +86,8 @@ class ActiveGroups(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of the active groups. DeepSpeed calls this once for each group, alone in `param_groups`."""
-        assert closure is None and self.active_modality is not None, "set_active() comes before step()"
+        assert closure is None, "a closure would run for every group"
+        assert self.active_modality is not None, "set_active() comes before step()"
         every = self.param_groups
         self.param_groups = [group for group in every if self.active_modality in group[MODALITIES_KEY]]
         try:

@@ -1,0 +1,250 @@
+"""The project's own training checkpoint: written whole or not at all, verified when read, the same for any number of ranks.
+
+`RUN_DIR/checkpoints/step_0001200/` holds `state.safetensors` (parameters, both AdamW moments, update counts, by parameter name,
+float32) and `checkpoint.json` (step, configuration, identity of foundation and data, versions, sha256 of the state and of
+itself). A folder of that name is always complete: it is written under another name, flushed to disk and renamed; only then does the
+file `checkpoints/latest` name it. No pickle. Only rank 0 writes; the engine gathers and scatters.
+
+Who uses it: the loop (save, resume, warm start), prediction (`load_parameters`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1
+FOLDER = "checkpoints"
+STATE_FILE = "state.safetensors"
+META_FILE = "checkpoint.json"
+LATEST_FILE = "latest"
+PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES = "parameter", "exp_avg", "exp_avg_sq", "updates"
+KINDS = (PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete, altered, or does not fit."""
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes, whole (not ZeRO's pieces), by parameter name, on the CPU.
+
+    Attributes:
+        tensors: kind ("parameter", "exp_avg", "exp_avg_sq": float32 in the parameter's shape; "updates": int64 [1], how many updates
+            the parameter had) -> parameter name -> tensor.
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the parameters."""
+        return set(self.tensors[PARAMETER])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose files were verified."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made when it was written."""
+        return int(self.meta["step"])
+
+
+def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint of a step, let `latest` name it, and delete older ones. Rank 0 only.
+
+    Args:
+        run_dir: the run folder.
+        step: optimizer steps made so far.
+        state: what the engine gathered.
+        meta: what else is to be known of it (configuration, identities, versions): plain JSON values.
+        keep: how many checkpoints stay, this one included.
+
+    Raises:
+        CheckpointError: it cannot be written (disk full, no permission); what was there before is intact.
+    """
+    folder = run_dir / FOLDER
+    target = folder / f"step_{step:07d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in (*folder.glob(".writing_*"), *folder.glob(".replaced_*")):
+            shutil.rmtree(left_over)
+        temporary = folder / f".writing_{target.name}"
+        _write(temporary, step, state, meta)
+        if target.exists():  # of an attempt that ended before `latest` named it, so nothing refers to it
+            replaced = folder / f".replaced_{target.name}"
+            target.rename(replaced)
+            shutil.rmtree(replaced)
+        temporary.rename(target)
+        _flush(folder)
+        pointer = folder / f".{LATEST_FILE}"
+        pointer.write_text(target.name + "\n", encoding="utf-8")
+        _flush(pointer)
+        pointer.replace(folder / LATEST_FILE)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written ({error}); earlier checkpoints are intact") from error
+    older = sorted(p for p in folder.glob("step_*") if p.name < target.name)
+    for old in older[: max(0, len(older) - (keep - 1))]:
+        shutil.rmtree(old)
+    return target
+
+
+def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+    """The two files of a checkpoint, on the disk when this returns."""
+    folder.mkdir()
+    flat = {f"{kind}/{name}": tensor for kind, named in state.tensors.items() for name, tensor in named.items()}
+    save_file(flat, folder / STATE_FILE, metadata={"format": str(FORMAT)})
+    content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: _sha256(folder / STATE_FILE)}}
+    content["digest"] = _digest(content)
+    (folder / META_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for file in (folder / STATE_FILE, folder / META_FILE, folder):
+        _flush(file)
+
+
+def find(path: Path) -> Checkpoint | None:
+    """The verified newest checkpoint of a run folder, or the one a checkpoint folder is. None: the run has none yet.
+
+    Raises:
+        CheckpointError: there is no such folder, or its checkpoint is incomplete or altered (never an older one instead).
+    """
+    if (path / META_FILE).is_file() or path.parent.name == FOLDER:
+        return _verify(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such run folder or checkpoint folder")
+    pointer = path / FOLDER / LATEST_FILE
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(encoding="utf-8").strip()
+    # A plain name, so that a crafted file leads nowhere else.
+    if not name.startswith("step_") or not name.removeprefix("step_").isdigit():
+        raise CheckpointError(
+            f"{pointer}: names {name!r}, expected step_NUMBER; write the name of a folder beside it there"
+        )
+    return _verify(path / FOLDER / name)
+
+
+def require(path: Path) -> Checkpoint:
+    """As `find`, but a run folder without a checkpoint is an error too."""
+    found = find(path)
+    if found is None:
+        raise CheckpointError(f"{path}: holds no checkpoint ({path / FOLDER / LATEST_FILE} is missing)")
+    return found
+
+
+def load_state(checkpoint: Checkpoint) -> TrainState:
+    """The whole state of a verified checkpoint."""
+    state = TrainState()
+    with safe_open(checkpoint.path / STATE_FILE, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            kind, _, name = key.partition("/")
+            if kind not in state.tensors:
+                raise CheckpointError(f"{checkpoint.path / STATE_FILE}: unknown kind of entry {key!r}")
+            state.tensors[kind][name] = file.get_tensor(key)
+    for kind in KINDS:
+        check_names(f"{checkpoint.path / STATE_FILE} ({kind})", state.tensors[kind], state.names)
+    return state
+
+
+def load_parameters(path: str | Path) -> dict[str, Tensor]:
+    """The trained parameters (float32, by name) of a run folder's newest checkpoint or of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no, incomplete or altered checkpoint.
+    """
+    checkpoint = require(Path(path))
+    prefix = PARAMETER + "/"
+    with safe_open(checkpoint.path / STATE_FILE, framework="pt") as file:
+        return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+
+
+def check_names(where: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Every wanted name is found and no other; else a CheckpointError lists both kinds."""
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(f"{where}: {_listing('lacks', missing)}; {_listing('has what the model lacks:', extra)}")
+
+
+def copy_parameters(
+    where: str, parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]
+) -> list[str]:
+    """Copy those values that the model has a parameter for; return the names of the model's parameters that were left alone.
+
+    Raises:
+        CheckpointError: the model has no parameter of that name, or one of another shape.
+    """
+    extra = sorted(set(values) - set(parameters))
+    if extra:
+        raise CheckpointError(f"{where}: {_listing('has what the model lacks:', extra)}; train the same modalities")
+    for name, value in values.items():
+        if parameters[name].shape != value.shape:
+            raise CheckpointError(
+                f"{where}: {name} is {list(value.shape)}, the model's is {list(parameters[name].shape)}"
+            )
+        parameters[name].data.copy_(value)
+    return sorted(set(parameters) - set(values))
+
+
+def _listing(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{what} {len(names)} parameters ({', '.join(names[:10])}{more})" if names else f"{what} nothing"
+
+
+def _verify(path: Path) -> Checkpoint:
+    try:
+        meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path / META_FILE}: cannot be read ({error.strerror}); not a checkpoint") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / META_FILE}: altered or cut off, not JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("digest") != _digest(meta):
+        raise CheckpointError(f"{path / META_FILE}: altered, its digest does not fit; use another checkpoint")
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path / META_FILE}: format {meta.get('format')!r}, this version reads {FORMAT}")
+    for name, expected in meta["files"].items():
+        file = path / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; use another checkpoint")
+        if _sha256(file) != expected:
+            raise CheckpointError(f"{file}: altered, its sha256 is not the recorded one; use another checkpoint")
+    return Checkpoint(path, meta)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """sha256 of a checkpoint.json's content, its own digest left out."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
