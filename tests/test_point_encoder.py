@@ -112,7 +112,8 @@ def test_batchnorm_switch(original: dict[str, Tensor], golden: dict[str, Tensor]
     assert not PointBert(CONFIG).training
     model = PointBert(CONFIG, trainable_batchnorm=True)
     model.load_state_dict(from_original(original))
-    assert model.training and model.patch_embed.bn1.training
+    assert model.training
+    assert model.patch_embed.bn1.training
     before = model.patch_embed.bn1.running_mean.clone()
     model(golden["points"]).sum().backward()
     assert not torch.equal(model.patch_embed.bn1.running_mean, before)
@@ -199,8 +200,9 @@ def test_nothing_is_lost_silently(original: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError) as error:
         from_original(broken)
     message = str(error.value)
-    assert "patch_proj.bias" in message and "surprise" in message and "norm.weight (47,)" in message
-    with pytest.raises(ValueError, match="depth 3 .not 12"):
+    for part in ("patch_proj.bias", "surprise", "norm.weight (47,)"):
+        assert part in message
+    with pytest.raises(ValueError, match=r"depth 3 \(not 12\)"):
         from_original(original, dataclasses.replace(CONFIG, depth=12))
     with pytest.raises(ValueError, match="not a Point-BERT"):
         from_original({"state_dict": {"visual.weight": torch.zeros(1)}})

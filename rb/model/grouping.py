@@ -83,7 +83,9 @@ def knn_group(points: Tensor, centres: Tensor, size: int) -> Tensor:
     Memory is bounded: centres go in blocks of at most `MAX_DISTANCES` distances.
 
     Args:
-        points: [B, N, 3]; centres: [B, G, 3], same unit.
+        points: [B, N, 3].
+        centres: [B, G, 3], in the same unit.
+        size: K, at most N.
 
     Raises:
         ValueError: fewer than `size` points.

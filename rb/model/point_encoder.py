@@ -54,7 +54,7 @@ def _linear_fp32(layer: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def _gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """points [B, N, C], index [B, M] -> [B, M, C]."""
+    """Points [B, N, C], index [B, M] -> [B, M, C]."""
     return points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
 
 
@@ -71,6 +71,7 @@ class PatchEmbed(nn.Module):
         self.fc4 = nn.Linear(512, encoder_dims)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """Patches [B, G, K, C] -> [B, G, encoder_dims]."""
         batch, num_group, group_size, channels = patches.shape
         groups = batch * num_group
         hidden = _linear_fp32(self.fc1, patches.reshape(-1, channels))  # [B*G*K, 128]
@@ -94,6 +95,7 @@ class PositionEmbed(nn.Module):
         self.fc2 = nn.Linear(128, trans_dim)
 
     def forward(self, centres: Tensor) -> Tensor:
+        """Centres [B, G, 3] -> [B, G, D]."""
         hidden = F.gelu(_linear_fp32(self.fc1, centres))
         return self.fc2(hidden.to(self.fc2.weight.dtype))
 
@@ -108,6 +110,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, D] -> [B, T, D]."""
         batch, length, dim = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, D / heads]
@@ -124,6 +127,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, D] -> [B, T, D]."""
         return self.fc2(F.gelu(self.fc1(tokens)))
 
 
@@ -138,6 +142,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, D] -> [B, T, D]."""
         tokens = tokens + self.attn(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))
 

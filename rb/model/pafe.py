@@ -1,0 +1,48 @@
+"""What a region adds to the Q-Former: the position-assisted feature of its box going in, the box regression coming out.
+
+PaFE is the paper's (section 3.2): the box's feature is added to every query token. Both run in float32 outside autocast: a coordinate in
+bfloat16 is off by up to 0.002, half a pixel of 224. Shape letters: B micro-batch, Q query tokens, D Q-Former width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PaFE(nn.Module):
+    """Box [B, box_dim] in [0, 1] -> feature [B, 1, D], to be added to the query tokens.
+
+    Args:
+        box_dim: 4 for images, 6 for clouds.
+        width: D.
+        hidden: between the two layers.
+        zero_last: start the last layer at zero, so that training starts with queries that ignore the box.
+    """
+
+    def __init__(self, box_dim: int, width: int, hidden: int = 128, zero_last: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(box_dim, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        if zero_last:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """Boxes [B, box_dim] -> [B, 1, D] float32."""
+        with torch.autocast(boxes.device.type, enabled=False):
+            return self.fc2(F.gelu(self.fc1(boxes.float()))).unsqueeze(1)
+
+
+class BoxHead(nn.Module):
+    """Query output [B, Q, D] -> box [B, box_dim]: one Linear on the mean over queries."""
+
+    def __init__(self, width: int, box_dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, box_dim)
+
+    def forward(self, query_output: Tensor) -> Tensor:
+        """Query output [B, Q, D] -> [B, box_dim] float32, meant for [0, 1] but not clamped."""
+        with torch.autocast(query_output.device.type, enabled=False):
+            return self.fc(query_output.float().mean(dim=1))

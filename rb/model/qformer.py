@@ -1,0 +1,164 @@
+"""How BLIP-2's Q-Former is called: queries, texts and both together, on transformers' own `Blip2QFormerModel`.
+
+Holds the text branch that transformers' generation models lack (embeddings and the head of image-grounded text
+generation) and the masks. Used by region_blip.py for training, prediction and zero-shot classification; the losses are
+in losses.py, LoRA in adapters.py (the Q-Former may carry it: everything here only calls modules).
+
+The three stage-1 tasks of BLIP-2 (arXiv 2301.12597, figure 2) need two calls, not LAVIS's four: one over
+[queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Shape letters: B micro-batch, P patches, Q query tokens,
+T text tokens, D Q-Former width, V vision width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+# Additive, in a 4-D float mask: the only form that eager and SDPA attention both take unchanged (bool is silently wrong
+# under eager, 3-D crashes, 2-D is inspected on the host). LAVIS's value: exp(-10000) is 0 and it exists in every float type.
+MASKED = -10000.0
+
+
+class TextBranch(nn.Module):
+    """Token embeddings [B, T] -> [B, T, D] and the language head [..., D] -> [..., vocabulary], tied by construction.
+
+    The head is BERT's: transform, then the word embeddings as output matrix plus `bias`. The feed-forward layers for text are inside the
+    Q-Former (`use_qformer_text_input=True`), as is the LayerNorm of the embeddings.
+
+    Args:
+        config: of the Q-Former; `vocab_size` counts [DEC].
+        dec_token_id: the id that starts a text to be generated; BLIP-2's [DEC] is the last one, 30522.
+    """
+
+    def __init__(self, config: Blip2QFormerConfig, dec_token_id: int) -> None:
+        super().__init__()
+        if not 0 <= dec_token_id < config.vocab_size:
+            raise ValueError(
+                f"dec_token_id {dec_token_id} is outside the Q-Former's vocabulary of {config.vocab_size}; "
+                "add [DEC] to the tokenizer and set vocab_size to the tokenizer's length"
+            )
+        self.dec_token_id = dec_token_id
+        self.embeddings = Blip2TextEmbeddings(config)
+        self.transform = BertPredictionHeadTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
+            nn.init.normal_(table.weight, std=config.initializer_range)
+
+    def forward(self, text_ids: Tensor) -> Tensor:
+        """Embeddings [B, T, D] of tokens [B, T]; positions start at 0."""
+        if text_ids.shape[1] > self.embeddings.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"a text of {text_ids.shape[1]} tokens is longer than the Q-Former's "
+                f"{self.embeddings.position_embeddings.num_embeddings} positions; lower max_text_tokens"
+            )
+        return self.embeddings(text_ids)
+
+    def generation_ids(self, text_ids: Tensor) -> Tensor:
+        """The ids [B, T] with the first one ([CLS]) replaced by [DEC]: input of image-grounded text generation."""
+        return torch.cat((torch.full_like(text_ids[:, :1], self.dec_token_id), text_ids[:, 1:]), dim=1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., vocabulary] of hidden states [..., D]."""
+        return F.linear(self.transform(hidden), self.embeddings.word_embeddings.weight, self.bias)
+
+
+class TextPass(NamedTuple):
+    """What one masked pass gives; see `query_and_text_pass`."""
+
+    query_output: Tensor  # [B, Q, D]
+    text_cls: Tensor  # [B, D]
+    itg_hidden: Tensor  # [B, T, D]
+
+
+def block_mask(num_queries: int, text_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, S, S] over [queries | ITC text | ITG text], S = Q + 2T, from `text_mask` [B, T] (1 = token).
+
+    Queries see queries; the ITC text sees itself; the ITG text sees the queries and its own past. Nothing sees padding.
+    """
+    batch, length = text_mask.shape
+    size = num_queries + 2 * length
+    present = text_mask.bool()[:, None, :]  # [B, 1, T]
+    itc, itg = slice(num_queries, num_queries + length), slice(num_queries + length, size)
+    seen = torch.zeros(batch, size, size, dtype=torch.bool, device=text_mask.device)
+    seen[:, :num_queries, :num_queries] = True
+    seen[:, itc, itc] = present
+    seen[:, itg, :num_queries] = True
+    seen[:, itg, itg] = present & torch.ones(length, length, dtype=torch.bool, device=text_mask.device).tril()
+    return _additive(seen, dtype).unsqueeze(1)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, MASKED)
+
+
+def query_pass(qformer: Blip2QFormerModel, query_tokens: Tensor, image_embeds: Tensor) -> Tensor:
+    """Query output [B, Q, D] of query tokens [B, Q, D] and an image [B, P, V]; no text. What the LLM reads."""
+    return qformer(query_embeds=query_tokens, encoder_hidden_states=image_embeds).last_hidden_state
+
+
+def text_pass(qformer: Blip2QFormerModel, text_branch: TextBranch, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """The text's [CLS] state [B, D], without any image: class names in zero-shot classification."""
+    embeds = text_branch(text_ids)
+    mask = _additive(text_mask.bool()[:, None, None, :], embeds.dtype)  # [B, 1, 1, T]
+    return qformer(query_embeds=embeds, query_length=0, attention_mask=mask).last_hidden_state[:, 0]
+
+
+def query_and_text_pass(
+    qformer: Blip2QFormerModel,
+    text_branch: TextBranch,
+    query_tokens: Tensor,
+    image_embeds: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+) -> TextPass:
+    """Query output, ITC text and ITG text in one forward; equal to LAVIS's three passes with cached keys and values.
+
+    Args:
+        qformer: with `use_qformer_text_input=True`.
+        text_branch: embeds the text.
+        query_tokens: [B, Q, D], with the box's features added for regions.
+        image_embeds: [B, P, V].
+        text_ids: [B, T], [CLS] first.
+        text_mask: [B, T], 1 where there is a token.
+
+    Returns:
+        `query_output` [B, Q, D], `text_cls` [B, D] and `itg_hidden` [B, T, D]: `text_branch.logits(itg_hidden[:, :-1])` predict
+        `text_ids[:, 1:]`.
+    """
+    num_queries, length = query_tokens.shape[1], text_ids.shape[1]
+    itc_embeds, itg_embeds = text_branch(text_ids), text_branch(text_branch.generation_ids(text_ids))
+    hidden = qformer(
+        query_embeds=torch.cat((query_tokens.to(itc_embeds.dtype), itc_embeds, itg_embeds), dim=1),
+        query_length=num_queries,
+        attention_mask=block_mask(num_queries, text_mask, itc_embeds.dtype),
+        encoder_hidden_states=image_embeds,
+    ).last_hidden_state
+    query_output, itc_hidden, itg_hidden = hidden.split((num_queries, length, length), dim=1)
+    return TextPass(query_output, itc_hidden[:, 0], itg_hidden)
+
+
+def joint_pass(
+    qformer: Blip2QFormerModel,
+    text_branch: TextBranch,
+    query_tokens: Tensor,
+    image_embeds: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+) -> Tensor:
+    """Query states [B, Q, D] after queries and text saw each other: input of the ITM head. Arguments as above."""
+    num_queries = query_tokens.shape[1]
+    text_embeds = text_branch(text_ids)
+    seen = F.pad(text_mask.bool(), (num_queries, 0), value=True)  # [B, Q + T]
+    hidden = qformer(
+        query_embeds=torch.cat((query_tokens.to(text_embeds.dtype), text_embeds), dim=1),
+        query_length=num_queries,
+        attention_mask=_additive(seen[:, None, None, :], text_embeds.dtype),
+        encoder_hidden_states=image_embeds,
+    ).last_hidden_state
+    return hidden[:, :num_queries]
