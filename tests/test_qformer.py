@@ -194,7 +194,7 @@ def test_pafe_and_box_head() -> None:
     assert sum(p.numel() for p in PaFE(6, 768).parameters()) == 99_968
     assert sum(p.numel() for p in BoxHead(768, 6).parameters()) == 4_614
     boxes = torch.rand(3, 6)
-    assert torch.equal(PaFE(6, 16, zero_last=True)(boxes), torch.zeros(3, 1, 16))
+    assert torch.equal(PaFE(6, 16, init="zero")(boxes), torch.zeros(3, 1, 16))
     pafe, head = PaFE(6, 16), BoxHead(16, 6)
     exact = pafe(boxes)
     assert exact.abs().sum() > 0
@@ -205,3 +205,5 @@ def test_pafe_and_box_head() -> None:
     assert predicted.dtype == torch.float32
     predicted.sum().backward()
     assert pafe.fc1.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"init\.pafe"):
+        PaFE(4, 16, init="ones")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INITS = ("default", "zero")
+
 
 class PaFE(nn.Module):
     """Box [B, box_dim] in [0, 1] -> feature [B, 1, D], to be added to the query tokens.
@@ -18,14 +20,19 @@ class PaFE(nn.Module):
         box_dim: 4 for images, 6 for clouds.
         width: D.
         hidden: between the two layers.
-        zero_last: start the last layer at zero, so that training starts with queries that ignore the box.
+        init: "default", or "zero" for a last layer of zeros: training then starts with queries that ignore the box.
+
+    Raises:
+        ValueError: unknown `init`.
     """
 
-    def __init__(self, box_dim: int, width: int, hidden: int = 128, zero_last: bool = False) -> None:
+    def __init__(self, box_dim: int, width: int, hidden: int = 128, init: str = "default") -> None:
         super().__init__()
+        if init not in INITS:
+            raise ValueError(f"init.pafe is {init!r}; use one of {', '.join(INITS)}")
         self.fc1 = nn.Linear(box_dim, hidden)
         self.fc2 = nn.Linear(hidden, width)
-        if zero_last:
+        if init == "zero":
             nn.init.zeros_(self.fc2.weight)
             nn.init.zeros_(self.fc2.bias)
 
