@@ -1,0 +1,157 @@
+"""Finds Java and pycocoevalcap's jars and runs one Java tool as a separate process that cannot hang, shift or outlive us.
+
+Used by the tokeniser, METEOR, SPICE and ``rb metrics doctor``. Holds nothing about what the tools compute.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+HOW_TO_GET_JAVA = (
+    "install a Java runtime, 17 to 25 (Debian, Ubuntu: apt-get install default-jre-headless), or point JAVA_HOME at one"
+)
+
+# Without these a German JVM writes "0,5" and an ASCII one loses accents; both are the tools' own habits, not ours.
+LOCALE_OPTIONS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
+
+
+class JavaMissingError(ValueError):
+    """No usable Java; the message says how to get one."""
+
+
+class JavaToolError(RuntimeError):
+    """A Java tool ended badly, took too long or answered something we cannot read."""
+
+
+@dataclass(frozen=True)
+class Java:
+    """One Java runtime: path of its executable and its version, such as ``17.0.15``."""
+
+    path: str
+    version: str
+
+    @property
+    def major(self) -> int:
+        """8 for ``1.8.0_292``, 17 for ``17.0.15``, 25 for ``25-ea``."""
+        numbers = [int(n) for n in re.findall(r"\d+", self.version)]
+        return numbers[1] if numbers[0] == 1 and len(numbers) > 1 else numbers[0]
+
+
+def find_java() -> Java:
+    """The Java of ``JAVA_HOME``, else the one on ``PATH``; raises ``JavaMissingError`` with the remedy."""
+    home = os.environ.get("JAVA_HOME")
+    path = shutil.which("java", path=str(Path(home) / "bin")) if home else None
+    path = path or shutil.which("java")
+    if path is None:
+        raise JavaMissingError(f"no Java found; {HOW_TO_GET_JAVA}")
+    try:
+        answer = subprocess.run(
+            [path, "-version"], capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JavaMissingError(f"{path} does not start ({error}); {HOW_TO_GET_JAVA}") from error
+    found = re.search(r'version "([^"]*\d[^"]*)"', answer.stderr + answer.stdout)
+    if answer.returncode != 0 or found is None:
+        raise JavaMissingError(f"{path} -version failed: {_tail(answer.stderr)}; {HOW_TO_GET_JAVA}")
+    return Java(path, found.group(1))
+
+
+def coco_jars() -> Path:
+    """Folder of the installed ``pycocoevalcap``, whose sub-folders hold the jars (it is a namespace package without ``__file__``)."""
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("pycocoevalcap is not installed; pip install pycocoevalcap")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def heap_option(wanted_gb: int) -> str:
+    """``-Xmx`` of at most ``wanted_gb``, at most half of what this machine or container may use, at least 1 GB."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = min(limit, int(Path(path).read_text()))
+        except (OSError, ValueError):  # not this kind of cgroup, or "max"
+            continue
+    return f"-Xmx{max(1, min(wanted_gb, limit // 2**31))}G"
+
+
+def java_command(java: Java, heap_gb: int, options: Sequence[str], temp: Path, call: Sequence[str]) -> list[str]:
+    """A command line; what the tool unpacks goes to ``temp`` (ours, removed afterwards), never into site-packages."""
+    return [java.path, *LOCALE_OPTIONS, heap_option(heap_gb), f"-Djava.io.tmpdir={temp}", *options, *call]
+
+
+def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = "") -> str:
+    """Runs a tool to its end and returns what it wrote to stdout.
+
+    Output goes to files, so that no full pipe can block it; it is killed at the time limit and when we are interrupted.
+    With ``show`` a clock with that text appears on stderr after 5 seconds.
+
+    Raises:
+        JavaToolError: bad exit status or time limit, with the end of its stderr.
+    """
+    deadline = time.monotonic() + timeout_s
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with started(command, name, stdin=None, stdout=out, stderr=err) as process:
+            clock = tqdm(desc=show, bar_format="{desc}: {elapsed}", delay=5, disable=not show)
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise JavaToolError(
+                        f"{name} did not finish in {timeout_s:.0f} s; its stderr ends: {_tail(read_back(err))}"
+                    )
+                try:
+                    process.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    clock.update()
+            clock.close()
+        if process.returncode != 0:
+            raise JavaToolError(f"{name} ended with status {process.returncode}: {_tail(read_back(err))}")
+        return read_back(out)
+
+
+@contextmanager
+def started(
+    command: Sequence[str], name: str, stdin: int | None, stdout: int | IO[bytes], stderr: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A started tool that is gone when the block is left, however that happens."""
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=stdout, stderr=stderr
+        )
+    except OSError as error:
+        raise JavaToolError(f"{name} does not start: {error}") from error
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # what was still unwritten goes to a process that is gone
+                    continue
+
+
+def read_back(file: IO[bytes]) -> str:
+    """All that was written to a temporary file."""
+    file.seek(0)
+    return file.read().decode("utf-8", errors="replace")
+
+
+def _tail(text: str, characters: int = 300) -> str:
+    """The end of a tool's output on one line, where the cause stands."""
+    return " ".join(text.split())[-characters:] or "(nothing)"

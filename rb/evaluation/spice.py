@@ -1,0 +1,162 @@
+"""SPICE 1.0 as a separate process, on Java 8 to 25.
+
+The wheel of ``pycocoevalcap`` brings SPICE's jar (AGPL-3) and most of its libraries; Stanford CoreNLP 3.6.0 and its models (GPL-3) are the
+user's to fetch, found through ``RB_SPICE_JARS``. None of them is part of this project. What is ours: ``spice_engine/``, the stand-in
+for the JavaScript engine that Java 15 removed and that SPICE prints through. Rebuild it (any JDK), in that folder, with
+
+    javac --release 8 -d out JsonPassthrough.java && mkdir -p out/META-INF/services
+    echo JsonPassthrough > out/META-INF/services/javax.script.ScriptEngineFactory && jar -c -f json-engine.jar -C out .
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rb.evaluation.java import Java, JavaToolError, coco_jars, java_command, run_tool
+
+LOG = logging.getLogger(__name__)
+
+JARS_VARIABLE = "RB_SPICE_JARS"
+HOW_TO_GET_JARS = (
+    "put stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (Maven Central, edu.stanford.nlp:stanford-corenlp:3.6.0, "
+    f"the second with classifier models) into one folder and set {JARS_VARIABLE} to it"
+)
+ENGINE = Path(__file__).parent / "spice_engine" / "json-engine.jar"
+OPENED = (
+    "lang",
+    "math",
+    "util",
+    "util.concurrent",
+    "net",
+    "text",
+)  # what fst-2.47 reaches into; all six, with a cache or without
+
+# {"All": {"pr": .., "re": .., "f": ..}, "Object": {..}, ...}; None where a category has no tuple.
+SpiceRow = dict[str, dict[str, float | None]]
+
+
+class SpiceMissingError(ValueError):
+    """SPICE's libraries are not there; the message says how to get them."""
+
+
+def spice_jars() -> list[Path]:
+    """The CoreNLP jars in the folder that ``RB_SPICE_JARS`` names: code, then models. Raises ``SpiceMissingError``."""
+    folder = os.environ.get(JARS_VARIABLE)
+    if not folder:
+        raise SpiceMissingError(f"{JARS_VARIABLE} is not set; {HOW_TO_GET_JARS}")
+    code = Path(folder) / "stanford-corenlp-3.6.0.jar"
+    models = sorted(Path(folder).glob("stanford-corenlp-3.6.0-models*.jar"))
+    lacking = [
+        name
+        for name, there in ((code.name, code.is_file()), ("stanford-corenlp-3.6.0-models*.jar", models))
+        if not there
+    ]
+    if lacking:
+        raise SpiceMissingError(f"{JARS_VARIABLE}={folder} has no {' and no '.join(lacking)}; {HOW_TO_GET_JARS}")
+    return [code, models[0]]
+
+
+def default_cache() -> Path:
+    """Where parsed captions are kept between scorings: ``$XDG_CACHE_HOME/regionblip/spice`` or ``~/.cache/regionblip/spice``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regionblip" / "spice"
+
+
+def spice_scores(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    java: Java,
+    jars: Sequence[Path],
+    cache: Path | None = None,
+) -> tuple[float, list[SpiceRow]]:
+    """SPICE of the corpus (mean of the captions' f) and of each caption in detail; texts are tokenised ones.
+
+    Cold 36 captions a second on 2 cores (predictions and references counted) after 8 s; with all captions in ``cache`` 2 s in all.
+    SPICE merges synonyms in hash order, so that about 1 caption of 1,000 may change between runs; a cache freezes the first parse.
+    A ``cache`` that another process uses, or that cannot be used, is passed by.
+
+    Raises:
+        JavaToolError: SPICE died or took too long.
+    """
+    with _locked(cache, jars) as folder:
+        if folder is not None:
+            try:
+                return _run(predictions, references, java, jars, ["-cache", str(folder)])
+            except JavaToolError as error:
+                # Its LMDB refuses some file systems and full disks; the result does not depend on it.
+                LOG.warning("SPICE without its cache %s: %s", folder, error)
+    return _run(predictions, references, java, jars, [])
+
+
+def _run(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java, jars: Sequence[Path], extra: list[str]
+) -> tuple[float, list[SpiceRow]]:
+    rows = [
+        {"image_id": str(i), "test": text, "refs": list(refs)}
+        for i, (text, refs) in enumerate(zip(predictions, references, strict=True))
+    ]
+    num_texts = len(predictions) + sum(len(refs) for refs in references)
+    home = coco_jars() / "spice"
+    options = ["-XX:+UseParallelGC"]
+    if java.major >= 9:
+        options += [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED]
+    if java.major >= 22:
+        options += ["--enable-native-access=ALL-UNNAMED"]
+    classpath = ":".join(str(path) for path in (home / "spice-1.0.jar", ENGINE, home / "lib" / "*", *jars))
+    with tempfile.TemporaryDirectory(prefix="rb-spice-") as temp:
+        source, target = Path(temp) / "in.json", Path(temp) / "out.json"
+        source.write_text(json.dumps(rows), encoding="ascii")
+        call = [
+            "-cp",
+            classpath,
+            "edu.anu.spice.SpiceScorer",
+            str(source),
+            "-out",
+            str(target),
+            "-subset",
+            "-silent",
+            *extra,
+        ]
+        command = java_command(java, 8, options, Path(temp), call)
+        run_tool(command, "SPICE", timeout_s=600 + num_texts, show=f"SPICE of {num_texts:,} texts")
+        try:
+            found = {item["image_id"]: item["scores"] for item in json.loads(target.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise JavaToolError(f"SPICE wrote no readable result ({error})") from error
+    if set(found) != {row["image_id"] for row in rows}:
+        raise JavaToolError(f"SPICE answered {len(found)} of {len(rows)} captions")
+    detailed: list[SpiceRow] = [
+        {category: {k: found[str(i)][category][k] for k in ("pr", "re", "f")} for category in found[str(i)]}
+        for i in range(len(rows))
+    ]
+    return sum(row["All"]["f"] or 0.0 for row in detailed) / len(detailed), detailed
+
+
+@contextmanager
+def _locked(cache: Path | None, jars: Sequence[Path]) -> Iterator[Path | None]:
+    """The cache's folder for these jars, ours alone while in the block (a shared LMDB freezes both), or None."""
+    if cache is None:
+        yield None
+        return
+    identity = hashlib.sha256(repr([(jar.name, jar.stat().st_size) for jar in jars]).encode()).hexdigest()[:12]
+    folder = cache / identity
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError:
+        yield None
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        yield folder
