@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from rb.model.losses import (
     box_regression_loss,
@@ -22,6 +20,7 @@ from rb.model.losses import (
     own_column,
     token_loss,
 )
+from tests.host_waits import host_waits
 
 TEMPERATURE = torch.tensor([0.07])
 
@@ -249,14 +248,6 @@ def test_token_loss_without_tokens_is_zero() -> None:
 def test_box_loss_is_the_mean_absolute_error() -> None:
     loss = box_regression_loss(torch.tensor([[0.0, 0.5, 1.0, 1.0]]), torch.tensor([[0.5, 0.5, 0.5, 1.0]]))
     assert float(loss) == pytest.approx(0.25)
-
-
-def host_waits(work: Callable[[], object]) -> list[str]:
-    """Operators in `work` that make the host wait for a GPU."""
-    with profile(activities=[ProfilerActivity.CPU]) as record:
-        work()
-    waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select"}
-    return [event.key for event in record.key_averages() if event.key in waiting]
 
 
 def test_no_loss_makes_the_host_wait() -> None:

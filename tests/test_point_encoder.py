@@ -13,6 +13,7 @@ from torch import Tensor
 from rb.model import grouping
 from rb.model.grouping import farthest_point_sample, knn_group, sampling_backends
 from rb.model.point_encoder import PointBert, PointBertConfig, from_original, infer_config, original_names, to_original
+from tests.host_waits import host_waits
 
 GOLDEN = Path(__file__).parent / "golden" / "point_bert.safetensors"
 CONFIG = PointBertConfig(
@@ -103,6 +104,7 @@ def test_golden_grouping_and_tokens(encoder: PointBert, golden: dict[str, Tensor
     torch.testing.assert_close(ours, golden["group_patches"].flatten(2).sort().values, rtol=0, atol=1e-6)
     embedding = encoder.patch_embed(patches)
     torch.testing.assert_close(embedding, golden["group_embedding"], rtol=0, atol=1e-5)
+    assert host_waits(lambda: encoder(golden["points"])) == []
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     torch.testing.assert_close(encoder(golden["points"]), golden["tokens"], rtol=0, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -146,6 +148,7 @@ def test_full_size_is_the_public_network() -> None:
         model = PointBert(PointBertConfig())
     assert sum(p.numel() for p in model.parameters()) == 21_858_816
     assert len(model.state_dict()) == 160
+    assert infer_config(model.state_dict()) == PointBertConfig()
     names = to_original(model.state_dict())
     assert names["encoder.first_conv.0.weight"].shape == (128, 3, 1)
     assert names["blocks.blocks.11.attn.qkv.weight"].shape == (1152, 384)
@@ -186,9 +189,9 @@ def test_every_container_gives_the_same_weights(original: dict[str, Tensor]) -> 
         assert list(got) == list(own), name
         assert all(torch.equal(got[k], own[k]) for k in own if "num_batches" not in k), name
     assert "pc_projection" in original_names(containers["ULIP"])[1]
-    assert infer_config(own, num_heads=6, group_size=8, num_group=16) == dataclasses.replace(
-        CONFIG, skip_near_origin=False
-    )
+    assert infer_config(own, (16, 8, 6)) == dataclasses.replace(CONFIG, skip_near_origin=False)
+    with pytest.raises(ValueError, match="num_heads, group_size and num_group of a width of 48"):
+        infer_config(own)
     back = to_original(own)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[k], tensors[k]) for k in tensors)

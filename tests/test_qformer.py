@@ -16,6 +16,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from rb.model.losses import itc_loss, itm_loss, itm_row_weights, token_loss
 from rb.model.pafe import BoxHead, PaFE
 from rb.model.qformer import TextBranch, joint_pass, query_and_text_pass, query_pass, text_pass
+from tests.host_waits import host_waits
 
 GOLDEN = Path(__file__).parent / "golden" / "lavis_stage1.safetensors"
 
@@ -171,6 +172,21 @@ def test_gradients_reach_lora_and_queries_alike_in_one_pass_or_three(golden: Gol
         rounded = query_and_text_pass(qformer, branch, golden.queries(), embeds, ids, mask)
     for one, other in zip(exact, rounded, strict=True):
         assert F.cosine_similarity(one, other.float(), dim=-1).min() > 0.99
+
+
+def test_no_pass_makes_the_host_wait(golden: Golden) -> None:
+    qformer, branch = golden.build()
+    embeds, ids, mask = (golden.data[name] for name in ("image_embeds", "input_ids", "attention_mask"))
+    queries = golden.queries().clone().requires_grad_()
+
+    def step() -> None:
+        out = query_and_text_pass(qformer, branch, queries, embeds, ids, mask)
+        joint = joint_pass(qformer, branch, queries, embeds, ids, mask)
+        loss = out.query_output.sum() + branch.logits(out.itg_hidden[:, :-1]).sum() + joint.sum()
+        (loss + query_pass(qformer, queries, embeds).sum() + text_pass(qformer, branch, ids, mask).sum()).backward()
+
+    assert host_waits(step) == []
+    assert queries.grad.abs().sum() > 0
 
 
 def test_text_branch_errors_and_one_row(golden: Golden) -> None:

@@ -270,14 +270,25 @@ def original_names(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], tu
     return encoder, tuple(dropped)
 
 
-def infer_config(
-    own: Mapping[str, Tensor], num_heads: int = 6, group_size: int = 32, num_group: int = 512
-) -> PointBertConfig:
-    """Sizes from the shapes of our own state dict; heads and groups leave no trace there and are given."""
+def infer_config(own: Mapping[str, Tensor], groups_and_heads: tuple[int, int, int] | None = None) -> PointBertConfig:
+    """Sizes from the shapes of our own state dict.
+
+    Args:
+        own: names to tensors.
+        groups_and_heads: (num_group, group_size, num_heads), which leave no trace in the shapes. None: RegionBLIP's (512, 32, 6), for
+            the public networks of width 384 only.
+
+    Raises:
+        ValueError: not a Point-BERT, or another width without `groups_and_heads`.
+    """
     try:
+        width = own["cls_token"].shape[-1]
+        if groups_and_heads is None and width != PointBertConfig.trans_dim:
+            raise ValueError(f"num_heads, group_size and num_group of a width of {width} are unknown; give its config")
+        num_group, group_size, num_heads = groups_and_heads or (512, 32, 6)
         return PointBertConfig(
-            trans_dim=own["cls_token"].shape[-1],
-            depth=1 + max(int(name.split(".")[1]) for name in own if re.match(r"blocks\.\d+\.", name)),
+            trans_dim=width,
+            depth=1 + max((int(name.split(".")[1]) for name in own if re.match(r"blocks\.\d+\.", name)), default=-1),
             num_heads=num_heads,
             group_size=group_size,
             num_group=num_group,
@@ -285,9 +296,7 @@ def infer_config(
             in_channels=own["patch_embed.fc1.weight"].shape[1],
         )
     except KeyError as error:
-        raise ValueError(f"not a Point-BERT: {error} is missing; names start with {sorted(own)[:5]}") from error
-    except ValueError as error:
-        raise ValueError(f"not a Point-BERT: {error}; names start with {sorted(own)[:5]}") from error
+        raise ValueError(f"not a Point-BERT: {error} is missing; its names start with {sorted(own)[:5]}") from error
 
 
 def from_original(checkpoint: Mapping[str, Any], config: PointBertConfig | None = None) -> dict[str, Tensor]:
@@ -311,7 +320,7 @@ def from_original(checkpoint: Mapping[str, Any], config: PointBertConfig | None 
         own[name] = value.squeeze(-1) if _POINTWISE.fullmatch(name) and value.ndim == 3 else value
     for norm in ("bn1", "bn2"):  # a counter that older files lack and that eval mode never reads
         own.setdefault(f"patch_embed.{norm}.num_batches_tracked", torch.tensor(0))
-    found = infer_config(own, num_heads=config.num_heads if config else 1)
+    found = infer_config(own, groups_and_heads=(1, 1, 1))  # only what shapes tell
     if config is not None:
         wrong = [
             f"{name} {getattr(found, name)} (not {getattr(config, name)})"
