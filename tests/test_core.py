@@ -17,7 +17,9 @@ def test_draws_are_keyed() -> None:
     assert draws.min() >= 0
     assert np.float32(draws).max() < 1
     assert abs(draws.mean() - 0.5) < 0.02
-    assert seeding.generator("g", 1).random() == seeding.generator("g", 1).random() != seeding.generator("g", 2).random()
+    assert (
+        seeding.generator("g", 1).random() == seeding.generator("g", 1).random() != seeding.generator("g", 2).random()
+    )
 
 
 def test_image_boxes() -> None:

@@ -26,7 +26,9 @@ DOORS = {("rb.evaluation", "rb.drawing"), ("rb.toy", "rb.train"), ("rb.toy", "ev
 
 
 def room_of(module: str) -> str | None:
-    return next((room for room in sorted(LAYER, key=len, reverse=True) if module == room or module.startswith(room + ".")), None)
+    return next(
+        (room for room in sorted(LAYER, key=len, reverse=True) if module == room or module.startswith(room + ".")), None
+    )
 
 
 def imports_of(path: Path) -> set[str]:

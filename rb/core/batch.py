@@ -84,7 +84,9 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by the data loader, so that copies to the device need not wait."""
         pinned = {
-            f.name: value.pin_memory() for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+            f.name: value.pin_memory()
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **pinned)
 

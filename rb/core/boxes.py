@@ -62,7 +62,9 @@ def cloud_box_corners(box: Sequence[float]) -> NDArray[np.float64]:
     return np.where(picks == 1, high, low)
 
 
-def transform_cloud_box(box: Sequence[float], matrix: NDArray[np.floating], offset: NDArray[np.floating]) -> list[float]:
+def transform_cloud_box(
+    box: Sequence[float], matrix: NDArray[np.floating], offset: NDArray[np.floating]
+) -> list[float]:
     """The axis-aligned hull of ``box`` after x -> matrix @ x + offset ([3, 3] and [3])."""
     corners = cloud_box_corners(box) @ np.asarray(matrix, dtype=np.float64).T + np.asarray(offset, dtype=np.float64)
     return [*corners.min(0).tolist(), *corners.max(0).tolist()]

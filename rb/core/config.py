@@ -116,7 +116,9 @@ class ModelConfig:
             _at_least(f"model.loss_weights.{name}", weight, 0.0)
         object.__setattr__(self, "loss_weights", {name: float(self.loss_weights.get(name, 1.0)) for name in LOSS_NAMES})
         if not any(self.loss_weights.values()):
-            raise ValueError("model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight")
+            raise ValueError(
+                "model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight"
+            )
         _one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
         _one_of("model.numerics", self.numerics, ("hf",))
         _one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))
@@ -222,7 +224,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("train.schedule", self.schedule, SCHEDULES)
-        for name in ("global_batch_size", "micro_batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "global_batch_size",
+            "micro_batch_size",
+            "epochs",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         if self.max_steps is not None:
             _at_least("train.max_steps", self.max_steps, 1)

@@ -79,12 +79,12 @@ class _AllGather(torch.autograd.Function):
     """Concatenate over ranks; the gradient of this rank's slice is the sum of what every rank's loss sends to it."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:  # noqa: ANN401 (autograd's context has no public type)
+    def forward(ctx: Any, local: Tensor) -> Tensor:
         ctx.rows = local.shape[0]
         return all_gather(local)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         torch_dist.all_reduce(grad)
         start = rank() * ctx.rows
@@ -131,7 +131,7 @@ def gather_objects(value: object) -> list[Any] | None:
     return gathered
 
 
-def broadcast_object(value: Any) -> Any:  # noqa: ANN401 (any picklable value of our own)
+def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value`` on every rank."""
     if world_size() == 1:
         return value

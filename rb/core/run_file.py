@@ -65,7 +65,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[key] = value
 
 
-def from_tree(cls: type[T], tree: Any, where: str = "") -> T:  # noqa: ANN401 (a parsed YAML node)
+def from_tree(cls: type[T], tree: Any, where: str = "") -> T:
     """A config dataclass from plain dicts and lists; errors name the dotted key."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where or 'config'}: must be a mapping of keys, got {tree!r}")
@@ -82,7 +82,7 @@ def from_tree(cls: type[T], tree: Any, where: str = "") -> T:  # noqa: ANN401 (a
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401, PLR0911 (types as data; one return per kind)
+def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -102,7 +102,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401, PLR0911
     return _scalar(hint, value, where)
 
 
-def _scalar(hint: type, value: Any, where: str) -> Any:  # noqa: ANN401
+def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
@@ -129,7 +129,7 @@ def _expand(text: str, where: str) -> str:
     return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", lookup, text)
 
 
-def to_tree(config: Any) -> Any:  # noqa: ANN401 (any config dataclass)
+def to_tree(config: Any) -> Any:
     """The inverse of ``from_tree``: plain dicts and lists, every field present."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -145,6 +145,6 @@ def dump_run(config: RunConfig) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def digest(config: Any) -> str:  # noqa: ANN401 (any config dataclass)
+def digest(config: Any) -> str:
     """sha256 of a config's canonical form; equal configs have equal digests."""
     return hashlib.sha256(json.dumps(to_tree(config), sort_keys=True).encode()).hexdigest()

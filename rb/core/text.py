@@ -24,7 +24,7 @@ MAX_WORDS = 50  # BLIP's caption processor
 
 
 def one_line(text: str) -> str:
-    """``text`` on one line: separators (\\n, \\v, U+2028, ...) and control characters become spaces, runs of spaces one, ends stripped."""
+    r"""``text`` on one line: separators (\\n, \\v, U+2028, ...) and control characters become spaces, runs of spaces one, ends stripped."""
     spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Zs", "Cs") else c for c in text)
     return re.sub(" +", " ", spaced).strip()
 
@@ -57,7 +57,9 @@ class TextProcessor:
             raise ValueError(f"llm_kind must be 'decoder' or 'encoder_decoder', got {self.llm_kind!r}")
         for name in ("cls_token_id", "sep_token_id", "pad_token_id", "bos_token_id"):
             if getattr(self.qformer_tokenizer, name) is None:
-                raise ValueError(f"the Q-Former's tokenizer has no {name}; it must be BERT's with '[DEC]' added as bos token")
+                raise ValueError(
+                    f"the Q-Former's tokenizer has no {name}; it must be BERT's with '[DEC]' added as bos token"
+                )
         if self.max_text_tokens < 4:
             raise ValueError(f"max_text_tokens must be at least 4, got {self.max_text_tokens}")
 
@@ -110,7 +112,10 @@ class TextProcessor:
         """The context between soft prompt and caption, [1, Tp] int64."""
         if self.llm_kind == "encoder_decoder":
             text = self.prompt or modality_spec(modality).t5_prefix
-            ids = list(self.llm_tokenizer(text, add_special_tokens=False)["input_ids"]) + [self.llm_tokenizer.eos_token_id]
+            ids = [
+                *list(self.llm_tokenizer(text, add_special_tokens=False)["input_ids"]),
+                self.llm_tokenizer.eos_token_id,
+            ]
         else:
             bos = self.llm_tokenizer.bos_token_id
             ids = [] if bos is None else [bos]
@@ -126,10 +131,13 @@ class TextProcessor:
         if self.llm_kind == "decoder":
             budget -= self.encode_prompt("image").shape[1]
             if budget < 1:
-                raise ValueError(f"prompt {self.prompt!r} leaves no room for a caption in {self.max_text_tokens} tokens")
+                raise ValueError(
+                    f"prompt {self.prompt!r} leaves no room for a caption in {self.max_text_tokens} tokens"
+                )
         lead = " " if self.llm_kind == "decoder" and self.prompt and not self.prompt.endswith(" ") else ""
         rows = [
-            [*self.llm_tokenizer(lead + text, add_special_tokens=False)["input_ids"][:budget], self.end_token_id] for text in captions
+            [*self.llm_tokenizer(lead + text, add_special_tokens=False)["input_ids"][:budget], self.end_token_id]
+            for text in captions
         ]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.int64)

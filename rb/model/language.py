@@ -37,21 +37,18 @@ def caption_logits(language_model: nn.Module, soft_prompt: Tensor, batch: Batch)
         batch: its ``llm_ids`` [B, T] are both input and target; the caller weighs padding out.
     """
     context = _context(language_model, soft_prompt, batch.prompt_ids)  # [B, Q + Tp, L]
-    context_mask = context.new_ones(context.shape[:2], dtype=torch.int64)
     if llm_kind(language_model) == "encoder_decoder":
         start = torch.full_like(batch.llm_ids[:, :1], language_model.config.decoder_start_token_id)
         return language_model(
             inputs_embeds=context,
-            attention_mask=context_mask,
             decoder_input_ids=torch.cat([start, batch.llm_ids[:, :-1]], dim=1),
-            decoder_attention_mask=batch.llm_mask,
             use_cache=False,
         ).logits
+    # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
     inputs = torch.cat([context, language_model.get_input_embeddings()(batch.llm_ids)], dim=1)  # [B, Q + Tp + T, L]
     num_targets = batch.llm_ids.shape[1]
     logits = language_model(
         inputs_embeds=inputs,
-        attention_mask=torch.cat([context_mask, batch.llm_mask], dim=1),
         use_cache=False,
         # The token at place i is predicted at place i - 1; the last place predicts nothing we know.
         logits_to_keep=num_targets + 1,
@@ -61,7 +58,12 @@ def caption_logits(language_model: nn.Module, soft_prompt: Tensor, batch: Batch)
 
 @torch.no_grad()
 def generate(
-    language_model: nn.Module, soft_prompt: Tensor, prompt_ids: Tensor, decode: DecodeConfig, end_token_id: int, pad_token_id: int
+    language_model: nn.Module,
+    soft_prompt: Tensor,
+    prompt_ids: Tensor,
+    decode: DecodeConfig,
+    end_token_id: int,
+    pad_token_id: int,
 ) -> Tensor:
     """Generated token ids [B, <= max_new_tokens], padded right, by beam search (greedy with one beam)."""
     context = _context(language_model, soft_prompt, prompt_ids)

@@ -6,7 +6,6 @@ micro-batch, W gathered batch, P patches, Q query tokens, T text tokens, D Q-For
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,7 @@ class ModalityParts(nn.Module):
         # Shape [1]: DeepSpeed's initialize crashes on a 0-dim parameter.
         self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
         self.pafe = (
-            PaFE(spec.box_dim, config.pafe_hidden, sizes.qformer_width, zero_last=config.init.pafe == "zero")
+            PaFE(spec.box_dim, sizes.qformer_width, config.pafe_hidden, config.init.pafe)
             if spec.regional and config.pafe
             else None
         )
@@ -109,11 +108,13 @@ class RegionBLIP(nn.Module):
             )
         self.parts = nn.ModuleDict({spec.name: ModalityParts(spec, config, sizes) for spec in trained})
         # One for both point modalities: it belongs to the encoder, not to what is asked of it.
-        self.point_projection = nn.Linear(point_encoder.config.trans_dim, sizes.vision_width) if points and point_encoder else None
+        self.point_projection = (
+            nn.Linear(point_encoder.config.trans_dim, sizes.vision_width) if points and point_encoder else None
+        )
         self.adapters = Adapters(blip2, config.train_modalities, config.lora, seed)
         self.train(False)
 
-    def train(self, mode: bool = True) -> RegionBLIP:
+    def train(self, mode: bool = True) -> RegionBLIP:  # noqa: ARG002 (nn.Module's signature)
         """Frozen parts stay in eval mode for good (no dropout, fixed BatchNorm), and what trains has no dropout either."""
         return super().train(False)
 
@@ -201,16 +202,20 @@ class RegionBLIP(nn.Module):
             queries = self.query_tokens(batch.modality, batch.boxes, len(batch))  # [B, Q, D]
             qformer = self.blip2.qformer
             if wants_text:
-                passed = query_and_text_pass(qformer, self.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask)
+                passed = query_and_text_pass(
+                    qformer, self.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
+                )
                 query_output = passed.query_output  # [B, Q, D]
-                terms |= self._text_losses(batch, passed.query_output, passed.text_cls, passed.itg_hidden, queries, image_embeds, features)
+                terms |= self._text_losses(
+                    batch, passed.query_output, passed.text_cls, passed.itg_hidden, queries, image_embeds, features
+                )
             else:
                 query_output = query_pass(qformer, queries, image_embeds)
             if weights["llm"] > 0:
                 terms["llm"] = self._llm_loss(batch, parts.language_projection(query_output))
             if parts.box_head is not None and weights["reg"] > 0:
                 assert batch.boxes is not None
-                terms["reg"] = losses.box_regression_loss(parts.box_head(query_output).float(), batch.boxes)
+                terms["reg"] = losses.box_regression_loss(parts.box_head(query_output), batch.boxes)
         assert terms, f"no loss applies to {batch.modality} ({spec})"
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return LossTerms(terms, total)
@@ -230,7 +235,6 @@ class RegionBLIP(nn.Module):
         terms: dict[str, Tensor] = {}
         gathered = _GatheredText.of(batch)
         row_offset = dist.rank() * len(batch)
-        own = torch.arange(len(batch), device=self.device)[:, None] + row_offset == torch.arange(gathered.rows, device=self.device)
         exclude = losses.duplicate_mask(
             batch.object_keys, batch.caption_keys, gathered.object_keys, gathered.caption_keys, row_offset
         )  # [B, W]
@@ -252,6 +256,7 @@ class RegionBLIP(nn.Module):
             if weights["itc"] > 0:
                 terms["itc"] = itc
         if wants_itm:
+            own = losses.own_column(exclude, row_offset)
             forbidden = own | exclude if self.config.itc_mask_duplicates else own
             if self.config.itm_negatives == "local":
                 forbidden = forbidden | ~_same_rank(own)
@@ -296,7 +301,7 @@ class RegionBLIP(nn.Module):
             torch.cat([batch.text_mask, batch.text_mask, gathered.text_mask[text_index]]),
         )  # [3B, Q, D]
         logits = self.parts[batch.modality].itm_head(joint).float().mean(dim=1)  # [3B, 2]
-        valid = torch.cat([torch.ones_like(image_valid), image_valid, text_valid])
+        valid = losses.itm_row_weights(image_valid, text_valid)
         return losses.itm_loss(logits, valid, dist.all_reduce_sum(valid.sum()), dist.world_size())
 
     def _llm_loss(self, batch: Batch, soft_prompt: Tensor) -> Tensor:
@@ -337,7 +342,9 @@ class RegionBLIP(nn.Module):
         """
         with self._autocast():
             soft_prompt = self.soft_prompt(modality, inputs, boxes)
-            return language.generate(self.blip2.language_model, soft_prompt, prompt_ids, decode, end_token_id, pad_token_id)
+            return language.generate(
+                self.blip2.language_model, soft_prompt, prompt_ids, decode, end_token_id, pad_token_id
+            )
 
 
 @dataclass
@@ -348,10 +355,6 @@ class _GatheredText:
     caption_keys: Tensor  # [W]
     text_ids: Tensor  # [W, T]
     text_mask: Tensor  # [W, T]
-
-    @property
-    def rows(self) -> int:
-        return self.object_keys.shape[0]
 
     @classmethod
     def of(cls, batch: Batch) -> _GatheredText:
@@ -369,8 +372,3 @@ def _take(local: Tensor, index: Tensor) -> Tensor:
 def _same_rank(own: Tensor) -> Tensor:
     """[B, W] -> which columns are rows of this rank."""
     return own.any(dim=0).expand_as(own)
-
-
-def trained_sources(modalities: Iterable[str]) -> set[str]:
-    """The encoders that a set of modalities needs: ``"image"``, ``"points"``."""
-    return {modality_spec(name).source for name in modalities}

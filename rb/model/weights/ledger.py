@@ -39,7 +39,7 @@ class Ledger:
         Raises:
             CheckpointError: lists those that have none.
         """
-        expected = set(model.state_dict())
+        expected = {plain_name(name) for name in model.state_dict()}
         missing, extra = sorted(expected - set(self.origins)), sorted(set(self.origins) - expected)
         if missing:
             raise CheckpointError(f"no file or rule gives these weights: {listing(missing)}")
@@ -50,11 +50,21 @@ class Ledger:
         rows: dict[str, Any] = {}
         parts: dict[str, Counter[str]] = {}
         for name, tensor in model.state_dict().items():
+            name = plain_name(name)
             origin = self.origins[name]
-            rows[name] = {"origin": origin, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            rows[name] = {
+                "origin": origin,
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+            }
             part = ".".join(name.split(".")[:2])
             parts.setdefault(part, Counter())[origin.split(" : ")[0]] += tensor.numel()
         return {"parts": {part: dict(count) for part, count in parts.items()}, "unused": self.unused, "weights": rows}
+
+
+def plain_name(name: str) -> str:
+    """PEFT wraps a layer that it adapts: ``...query.base_layer.weight`` is still the checkpoint's ``...query.weight``."""
+    return name.replace(".base_layer.", ".")
 
 
 def listing(names: Iterable[str], most: int = 12) -> str:

@@ -35,7 +35,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} cannot be read as plain tensors ({error}); files that need to run code are refused") from error
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({error}); files that need to run code are refused"
+        ) from error
     for container in ("model", "base_model", "state_dict"):
         if isinstance(tree, dict) and isinstance(tree.get(container), dict):
             tree = tree[container]
