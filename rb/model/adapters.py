@@ -32,7 +32,11 @@ def lora_targets(blip2: Blip2ForConditionalGeneration) -> str:
     Raises:
         ValueError: the LLM names its query and value projections in none of the known ways; lists its linear layers.
     """
-    linear = {name.rsplit(".", 1)[-1] for name, module in blip2.language_model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in blip2.language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
     for query, value in LLM_QUERY_VALUE:
         if query in linear and value in linear:
             return rf"{QFORMER_TARGETS}|language_model\..*\.(?:{re.escape(query)}|{re.escape(value)})"
@@ -85,7 +89,10 @@ class Adapters:
                 if weight.is_meta:
                     continue
                 bound = 1.0 / math.sqrt(weight.shape[1])  # kaiming_uniform with a = sqrt(5)
-                draw = torch.rand(weight.shape, generator=torch_generator(seed, "lora", modality, index)) * (2 * bound) - bound
+                draw = (
+                    torch.rand(weight.shape, generator=torch_generator(seed, "lora", modality, index)) * (2 * bound)
+                    - bound
+                )
                 with torch.no_grad():
                     weight.copy_(draw)
                     layer.lora_B[modality].weight.zero_()

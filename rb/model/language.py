@@ -8,19 +8,19 @@ T caption tokens with the end token, L LLM width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from rb.core.batch import Batch
 from rb.core.config import DecodeConfig
 
 
-def llm_kind(language_model: nn.Module) -> str:
+def llm_kind(language_model: PreTrainedModel) -> str:
     """``"encoder_decoder"`` or ``"decoder"``, as ``rb.core.text`` names them."""
     return "encoder_decoder" if language_model.config.is_encoder_decoder else "decoder"
 
 
-def _context(language_model: nn.Module, soft_prompt: Tensor, prompt_ids: Tensor) -> Tensor:
+def _context(language_model: PreTrainedModel, soft_prompt: Tensor, prompt_ids: Tensor) -> Tensor:
     """[soft prompt | prompt] as embeddings [B, Q + Tp, L]."""
     embed = language_model.get_input_embeddings()
     soft_prompt = soft_prompt.to(embed.weight.dtype)
@@ -29,7 +29,7 @@ def _context(language_model: nn.Module, soft_prompt: Tensor, prompt_ids: Tensor)
     return torch.cat([soft_prompt, embed(prompt_ids).expand(soft_prompt.shape[0], -1, -1)], dim=1)
 
 
-def caption_logits(language_model: nn.Module, soft_prompt: Tensor, batch: Batch) -> Tensor:
+def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: Batch) -> Tensor:
     """Logits of every caption token given what comes before it, [B, T, vocabulary]; nothing is computed at other positions.
 
     Args:
@@ -58,7 +58,7 @@ def caption_logits(language_model: nn.Module, soft_prompt: Tensor, batch: Batch)
 
 @torch.no_grad()
 def generate(
-    language_model: nn.Module,
+    language_model: PreTrainedModel,
     soft_prompt: Tensor,
     prompt_ids: Tensor,
     decode: DecodeConfig,

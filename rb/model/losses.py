@@ -1,9 +1,9 @@
 """The losses of RegionBLIP (paper, equation 2) as pure functions of tensors: ITC, ITM, tokens (ITG and LLM) and boxes.
 
-No modules, no communication, no host synchronisation: what other ranks contribute is an argument, and every loss is scaled so that its
-mean over ranks is the value over the global micro-batch. ITC and ITM follow BLIP-2's stage 1 (arXiv 2301.12597, section 3.2). Shape
-letters: B micro-batch, W gathered batch (all ranks), Q query tokens, T text tokens, E width of the contrastive space. Row b of a rank is
-global row `row_offset + b`.
+No modules, no communication, no host synchronisation: what other ranks contribute is an argument, and every loss is
+scaled so that its mean over ranks is the value over the global micro-batch. ITC and ITM follow BLIP-2's stage 1 (arXiv
+2301.12597, section 3.2). Shape letters: B micro-batch, W gathered batch (all ranks), Q query tokens, T text tokens, E
+width of the contrastive space. Row b of a rank is global row `row_offset + b`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ def itc_loss(
         all_text_features: [W, E], gathered with gradient.
         temperature: [1], divides the similarities.
         row_offset: global row of this rank's first row.
-        exclude: [B, W] bool, columns that take no part in a row, not in the label smoothing either; see `duplicate_mask`. None: all do.
+        exclude: [B, W] bool, columns that take no part in a row, not in the label smoothing either; see
+            `duplicate_mask`. None: all take part.
         label_smoothing: share of the target spread evenly over the columns that take part.
 
     Returns:
-        The loss (0-dim), the similarities image to text and text to image [B, W] (maximum over queries, over temperature, nothing
-        masked): `choose_negatives` draws from them.
+        The loss (0-dim), the similarities image to text and text to image [B, W] (maximum over queries, divided by the
+        temperature, nothing masked): `choose_negatives` draws from them.
     """
     with torch.autocast(text_features.device.type, enabled=False):  # bfloat16 similarities over 0.07 would be 0.06 off
         queries, texts = query_features.float(), text_features.float()

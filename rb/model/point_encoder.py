@@ -1,7 +1,7 @@
 """Point-BERT: a point cloud [B, N, C] becomes one class token and one token per group of points [B, 1+G, D].
 
 The network of Yu et al. 2022 (arXiv 2111.14819), written with Linear and SDPA, with the names of its public weights
-mapped both ways (`from_original`, `to_original`): Point-BERT's own pre-training and fine-tuned files, ULIP and PointLLM.
+mapped both ways (`from_original`, `to_original`): Point-BERT's own pre-training and fine-tuned files, ULIP, PointLLM.
 Reading files is rb/model/weights' business. Shape letters: B micro-batch, N points, G groups, K points per group, D
 `trans_dim`.
 """
@@ -59,7 +59,7 @@ def _gather_points(points: Tensor, index: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """The mini-PointNet: groups of points [B, G, K, C] -> [B, G, encoder_dims], a maximum over the points of a group."""
+    """The mini-PointNet: groups of points [B, G, K, C] -> [B, G, encoder_dims], a maximum over a group's points."""
 
     def __init__(self, in_channels: int, encoder_dims: int) -> None:
         super().__init__()
@@ -275,8 +275,8 @@ def infer_config(own: Mapping[str, Tensor], groups_and_heads: tuple[int, int, in
 
     Args:
         own: names to tensors.
-        groups_and_heads: (num_group, group_size, num_heads), which leave no trace in the shapes. None: RegionBLIP's (512, 32, 6), for
-            the public networks of width 384 only.
+        groups_and_heads: (num_group, group_size, num_heads), which leave no trace in the shapes. None: RegionBLIP's
+            (512, 32, 6), for the public networks of width 384 only.
 
     Raises:
         ValueError: not a Point-BERT, or another width without `groups_and_heads`.
@@ -307,7 +307,7 @@ def from_original(checkpoint: Mapping[str, Any], config: PointBertConfig | None 
         config: if given, the sizes must be these.
 
     Raises:
-        ValueError: a size that differs from `config`; a tensor missing, unexpected or of a wrong shape (all are listed).
+        ValueError: a size that differs from `config`; tensors missing, unexpected or of a wrong shape (all listed).
     """
     encoder, _ = original_names(checkpoint)
     own: dict[str, Tensor] = {}

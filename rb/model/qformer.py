@@ -5,8 +5,8 @@ generation) and the masks. Used by region_blip.py for training, prediction and z
 in losses.py, LoRA in adapters.py (the Q-Former may carry it: everything here only calls modules).
 
 The three stage-1 tasks of BLIP-2 (arXiv 2301.12597, figure 2) need two calls, not LAVIS's four: one over
-[queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Shape letters: B micro-batch, P patches, Q query tokens,
-T text tokens, D Q-Former width, V vision width.
+[queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Shape letters: B micro-batch,
+P patches, Q query tokens, T text tokens, D Q-Former width, V vision width.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 # Additive, in a 4-D float mask: the only form that eager and SDPA attention both take unchanged (bool is silently wrong
-# under eager, 3-D crashes, 2-D is inspected on the host). LAVIS's value: exp(-10000) is 0 and it exists in every float type.
+# under eager, 3-D crashes, 2-D is inspected on the host). LAVIS's value: exp(-10000) is 0, and every float type has it.
 MASKED = -10000.0
 
 
 class TextBranch(nn.Module):
     """Token embeddings [B, T] -> [B, T, D] and the language head [..., D] -> [..., vocabulary], tied by construction.
 
-    The head is BERT's: transform, then the word embeddings as output matrix plus `bias`. The feed-forward layers for text are inside the
-    Q-Former (`use_qformer_text_input=True`), as is the LayerNorm of the embeddings.
+    The head is BERT's: transform, then the word embeddings as output matrix plus `bias`. The feed-forward layers for
+    text are inside the Q-Former (`use_qformer_text_input=True`), as is the LayerNorm of the embeddings.
 
     Args:
         config: of the Q-Former; `vocab_size` counts [DEC].
@@ -128,8 +128,8 @@ def query_and_text_pass(
         text_mask: [B, T], 1 where there is a token.
 
     Returns:
-        `query_output` [B, Q, D], `text_cls` [B, D] and `itg_hidden` [B, T, D]: `text_branch.logits(itg_hidden[:, :-1])` predict
-        `text_ids[:, 1:]`.
+        `query_output` [B, Q, D], `text_cls` [B, D] and `itg_hidden` [B, T, D]; of the last,
+        `text_branch.logits(itg_hidden[:, :-1])` predict `text_ids[:, 1:]`.
     """
     num_queries, length = query_tokens.shape[1], text_ids.shape[1]
     itc_embeds, itg_embeds = text_branch(text_ids), text_branch(text_branch.generation_ids(text_ids))

@@ -7,6 +7,7 @@ micro-batch, W gathered batch, P patches, Q query tokens, T text tokens, D Q-For
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,9 @@ class RegionBLIP(nn.Module):
         """Where the model lives."""
         return self.blip2.query_tokens.device
 
+    def _parts_of(self, modality: str) -> ModalityParts:
+        return cast("ModalityParts", self.parts[modality])
+
     def _autocast(self) -> torch.autocast:
         """bf16 where the frozen parts are bf16: what trains and the Q-Former stay in fp32 and are cast per operation."""
         dtype = self.blip2.language_model.get_input_embeddings().weight.dtype
@@ -174,7 +178,7 @@ class RegionBLIP(nn.Module):
         """
         if modality not in self.parts:
             return self.blip2.query_tokens.expand(batch_size, -1, -1)
-        spec, parts = modality_spec(modality), self.parts[modality]
+        spec, parts = modality_spec(modality), self._parts_of(modality)
         queries = parts.query_tokens.expand(batch_size, -1, -1)
         if not spec.regional:
             return queries
@@ -191,7 +195,7 @@ class RegionBLIP(nn.Module):
         Every term is scaled so that its mean over ranks is its value over the global micro-batch: token and ITM losses are sums over
         global counts. Terms of weight 0 are not computed.
         """
-        weights, parts, spec = self.config.loss_weights, self.parts[batch.modality], modality_spec(batch.modality)
+        weights, parts, spec = self.config.loss_weights, self._parts_of(batch.modality), modality_spec(batch.modality)
         self.adapters.activate(batch.modality)
         wants_itm = weights["itm"] > 0 and batch.modality in self.config.itm_modalities
         wants_text = weights["itc"] > 0 or weights["itg"] > 0 or wants_itm
@@ -231,7 +235,7 @@ class RegionBLIP(nn.Module):
         features: Tensor,
     ) -> dict[str, Tensor]:
         """ITC, ITM and ITG (BLIP-2's stage-1 losses; LAVIS blip2_qformer), negatives from all ranks."""
-        weights, parts = self.config.loss_weights, self.parts[batch.modality]
+        weights, parts = self.config.loss_weights, self._parts_of(batch.modality)
         terms: dict[str, Tensor] = {}
         gathered = _GatheredText.of(batch)
         row_offset = dist.rank() * len(batch)
@@ -300,7 +304,7 @@ class RegionBLIP(nn.Module):
             torch.cat([batch.text_ids, batch.text_ids, gathered.text_ids[text_index]]),  # [3B, T]
             torch.cat([batch.text_mask, batch.text_mask, gathered.text_mask[text_index]]),
         )  # [3B, Q, D]
-        logits = self.parts[batch.modality].itm_head(joint).float().mean(dim=1)  # [3B, 2]
+        logits = self._parts_of(batch.modality).itm_head(joint).float().mean(dim=1)  # [3B, 2]
         valid = losses.itm_row_weights(image_valid, text_valid)
         return losses.itm_loss(logits, valid, dist.all_reduce_sum(valid.sum()), dist.world_size())
 
@@ -319,7 +323,7 @@ class RegionBLIP(nn.Module):
         image_embeds = self._image_embeds(modality, self.encode(modality, inputs))
         queries = self.query_tokens(modality, boxes, inputs.shape[0])
         query_output = query_pass(self.blip2.qformer, queries, image_embeds)
-        projection = self.parts[modality].language_projection if trained else self.blip2.language_projection
+        projection = self._parts_of(modality).language_projection if trained else self.blip2.language_projection
         return projection(query_output)
 
     @torch.no_grad()
