@@ -1,4 +1,4 @@
-"""The losses against brute-force loops, over one and two ranks, with duplicates and padding, and without host synchronisation."""
+"""The losses against brute-force loops, over one and two ranks, with duplicates and padding, and without host waits."""
 
 from __future__ import annotations
 
