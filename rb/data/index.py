@@ -1,0 +1,276 @@
+"""The binary index beside a folder of shards, and reading through it: number of a sample -> its record, checked.
+
+The index makes every row one look-up, so the order of training is ours (`order.py`) and a resume costs nothing. WebDataset's own reader
+loses data silently: after one altered header byte the rest of its shard is gone. Here a digest covers each record's whole byte range in
+its tar, headers too, and is checked whenever the record is read.
+
+Layout, little-endian: header [64 bytes], records [R x 32 bytes], samples [S x 12 bytes], source ids (UTF-8, one after another). The
+manifest holds the size and sha256 of the whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rb.core.modality import modality_spec
+from rb.data.formats import IndexEntry, ObjectAnnotation, Record, find_manifest, manifest_digest, read_manifest
+from rb.data.predictions import sample_id
+from rb.data.tars import split_members
+
+_MAGIC = b"RBINDEX1"
+_HEADER = struct.Struct("<8s I 4x Q Q Q 24x")  # magic, shards, records, samples, bytes of ids
+_RECORDS = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("id_end", "<u8"), ("length", "<u4"), ("shard", "<u4")])
+_SAMPLES = np.dtype([("record", "<u4"), ("object", "<i4"), ("caption", "<u4")])
+_OPEN_FILES = 64  # shards a process keeps open; large sets have more shards than a process may open files
+_WHOLE = -1  # object number of a sample that is the whole source
+
+
+class ShardCorruptionError(ValueError):
+    """A shard no longer holds what was indexed; the message names the file, the byte, the record and the remedy."""
+
+
+def range_digest(data: bytes) -> int:
+    """The 64-bit digest of a record's byte range."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def file_sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """sha256 of a whole file, in pieces; ``progress`` is told the bytes of each."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+class IndexBuilder:
+    """Collects what a scan of shards finds and writes the index. One sample per caption: of the source, or of each object."""
+
+    def __init__(self, modality: str) -> None:
+        self._regional = modality_spec(modality).regional
+        self._records = array("Q")  # five numbers a record
+        self._samples = array("q")  # three numbers a sample
+        self._ids: list[bytes] = []
+        self._ids_bytes = 0
+        self.num_objects = 0
+
+    @property
+    def num_records(self) -> int:
+        """Records so far."""
+        return len(self._ids)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples so far."""
+        return len(self._samples) // 3
+
+    def add(self, record: Record, shard: int, offset: int, data: bytes) -> None:
+        """One record whose byte range ``data`` starts at ``offset`` of shard number ``shard``."""
+        number = len(self._ids)
+        self._ids.append(record.source_id.encode())
+        self._ids_bytes += len(self._ids[-1])
+        self._records.extend((offset, range_digest(data), self._ids_bytes, len(data), shard))
+        if self._regional:
+            for i, item in enumerate(record.objects):
+                for j in range(len(item.captions)):
+                    self._samples.extend((number, i, j))
+            self.num_objects += len(record.objects)
+        else:
+            for j in range(len(record.captions)):
+                self._samples.extend((number, _WHOLE, j))
+
+    def write(self, path: Path, num_shards: int) -> IndexEntry:
+        """The finished index under ``path``, in one step."""
+        records = np.frombuffer(self._records, np.uint64).reshape(-1, 5)
+        table = np.empty(self.num_records, _RECORDS)
+        for column, name in enumerate(("offset", "digest", "id_end", "length", "shard")):
+            table[name] = records[:, column]
+        samples = np.frombuffer(self._samples, np.int64).reshape(-1, 3)
+        rows = np.empty(self.num_samples, _SAMPLES)
+        for column, name in enumerate(("record", "object", "caption")):
+            rows[name] = samples[:, column]
+        header = _HEADER.pack(_MAGIC, num_shards, self.num_records, self.num_samples, self._ids_bytes)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                for piece in (header, table.tobytes(), rows.tobytes(), b"".join(self._ids)):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return IndexEntry(path.name, path.stat().st_size, file_sha256(path))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The three tables, memory-mapped: records [R], samples [S] and the source ids' bytes."""
+
+    records: NDArray[np.void]
+    samples: NDArray[np.void]
+    ids: NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, manifest_path: Path, verify: bool = True) -> Index:
+        """Map the index of a manifest, after comparing its size, counts and sha256 with the manifest (``verify``)."""
+        path = find_manifest(manifest_path)
+        manifest = read_manifest(path)
+        file = path.parent / manifest.index.file
+        remedy = f"make it again: `rb data index {path.parent}`"
+        if not file.is_file():
+            raise ValueError(f"{file}: the index that {path} names is missing; {remedy}")
+        size = file.stat().st_size
+        if size != manifest.index.bytes or size < _HEADER.size:
+            raise ValueError(f"{file}: {size} bytes, but {path} says {manifest.index.bytes}; {remedy}")
+        if verify and file_sha256(file) != manifest.index.sha256:
+            raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
+        with file.open("rb") as stream:
+            magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(stream.read(_HEADER.size))
+        starts = np.cumsum([_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes])
+        counted = (len(manifest.shards), manifest.counts["records"], manifest.counts["samples"], size)
+        if magic != _MAGIC or (num_shards, num_records, num_samples, int(starts[3])) != counted:
+            raise ValueError(f"{file}: does not fit {path} (another version or another folder's index); {remedy}")
+        if not num_samples:
+            raise ValueError(
+                f"{path}: holds no sample; check what {path.parent / 'rejected.jsonl'} says was left out, and why"
+            )
+        return cls(
+            np.memmap(file, _RECORDS, "r", int(starts[0]), (num_records,)),
+            np.memmap(file, _SAMPLES, "r", int(starts[1]), (num_samples,)),
+            np.memmap(file, np.uint8, "r", int(starts[2]), (ids_bytes,)),
+        )
+
+    def source_id(self, record: int) -> str:
+        """The source id of record number ``record``, without reading its shard."""
+        start = int(self.records[record - 1]["id_end"]) if record else 0
+        return self.ids[start : int(self.records[record]["id_end"])].tobytes().decode()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension."""
+
+    record: Record
+    item: ObjectAnnotation | None
+    caption: str
+    media: bytes
+    extension: str
+    where: str
+
+    @property
+    def id(self) -> str:
+        """The sample id."""
+        return sample_id(self.record.source_id, self.item.object_id if self.item else None)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Everything said of this source or object."""
+        return tuple(self.item.captions if self.item else self.record.captions)
+
+
+class ManifestReader:
+    """Random access to the samples and the examples of one manifest.
+
+    A sample is (record, object or none, caption), for training; an example is (record, object or none), for prediction, with all its
+    captions as references. Safe to use after a fork: reads name their place and share no file position.
+
+    Raises:
+        ValueError: at once, if a shard is missing or has another size, or the index does not fit.
+    """
+
+    def __init__(self, path: Path, verify: bool = True) -> None:
+        self.path = find_manifest(path)
+        self.manifest = read_manifest(self.path)
+        self.index = Index.open(self.path, verify)
+        self.digest = manifest_digest(self.path)
+        self._examples: NDArray[np.int64] | None = None
+        self._files: OrderedDict[int, int] = OrderedDict()
+        for entry in self.manifest.shards:
+            file = self.path.parent / entry.file
+            if not file.is_file():
+                raise ValueError(
+                    f"{file}: the shard that {self.path} names is missing; bring it back, or make the shards again"
+                )
+            if file.stat().st_size != entry.bytes:
+                raise ShardCorruptionError(
+                    f"{file}: {file.stat().st_size} bytes, but {self.path} says {entry.bytes}: cut or replaced; "
+                    "bring the right file back, or make the shards again with `rb prepare`"
+                )
+
+    def __reduce__(self) -> tuple[type[ManifestReader], tuple[Path, bool]]:
+        # A worker process that does not fork opens the files itself; they were verified here.
+        return ManifestReader, (self.path, False)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.index.samples)
+
+    @property
+    def num_examples(self) -> int:
+        """Number of (record, object or none)."""
+        return len(self._example_rows())
+
+    def sample(self, number: int) -> Loaded:
+        """Sample ``number`` of 0 .. len - 1; ``ShardCorruptionError`` if its record was altered."""
+        row = self.index.samples[number]
+        record_number, item_number, caption_number = int(row["record"]), int(row["object"]), int(row["caption"])
+        record, media, extension, where = self._read(record_number)
+        item = None if item_number == _WHOLE else record.objects[item_number]
+        captions = record.captions if item is None else item.captions
+        return Loaded(record, item, captions[caption_number], media, extension, where)
+
+    def example(self, number: int) -> Loaded:
+        """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
+        return self.sample(int(self._example_rows()[number]))
+
+    def close(self) -> None:
+        """Close the shards; a later read opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _example_rows(self) -> NDArray[np.int64]:
+        if self._examples is None:
+            self._examples = np.flatnonzero(self.index.samples["caption"] == 0)
+        return self._examples
+
+    def _read(self, number: int) -> tuple[Record, bytes, str, str]:
+        row = self.index.records[number]
+        offset, length, shard = int(row["offset"]), int(row["length"]), int(row["shard"])
+        file = self.path.parent / self.manifest.shards[shard].file
+        where = f"{file}: record {self.index.source_id(number)!r} at byte {offset}"
+        try:
+            data = os.pread(self._descriptor(shard, file), length, offset)
+        except OSError as error:
+            raise ShardCorruptionError(
+                f"{where}: cannot be read ({error}); check the disk, or bring the shard back"
+            ) from error
+        if len(data) != length or range_digest(data) != int(row["digest"]):
+            problem = (
+                f"only {len(data)} of {length} bytes are left" if len(data) != length else "its bytes were altered"
+            )
+            raise ShardCorruptionError(
+                f"{where}: {problem}; bring the shard back, or make it again with `rb prepare` "
+                f"(`rb data verify {self.path.parent}` checks all)"
+            )
+        record, media, extension = split_members(data, where)
+        return record, media, extension, where
+
+    def _descriptor(self, shard: int, file: Path) -> int:
+        if shard not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(file, os.O_RDONLY)
+        self._files.move_to_end(shard)
+        return self._files[shard]

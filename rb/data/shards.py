@@ -1,0 +1,307 @@
+"""Writing shards: plain WebDataset tars, the index beside them and the manifest last, all or nothing; and adopting others' tars.
+
+The same records give the same bytes. Converters (`rb/data/prepare`) use `ShardWriter`; `rb data index` uses `adopt`, `rb data verify` uses
+`verify_shards`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from rb.core.modality import modality_spec
+from rb.data.formats import (
+    FORMAT_VERSION,
+    IMAGE_EXTENSIONS,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    POINTS_EXTENSION,
+    RECORD_EXTENSION,
+    REJECTED_FILE,
+    FormatError,
+    Manifest,
+    Record,
+    Rejected,
+    ShardEntry,
+    check_record,
+    find_manifest,
+    read_manifest,
+    rejected_row,
+)
+from rb.data.images import image_size
+from rb.data.index import IndexBuilder, ShardCorruptionError, file_sha256
+from rb.data.points import decode_points
+from rb.data.strict_json import write_atomic
+from rb.data.tars import scan_shard
+
+_MEMBER_OVERHEAD = 2 * 512  # header and padding, at most
+
+
+class _Collector:
+    """What shards hold, gathered shard by shard; turns into index and manifest."""
+
+    def __init__(self, modality: str, split: str | None) -> None:
+        self.modality = modality
+        self.split = split
+        self.builder = IndexBuilder(modality)
+        self.shards: list[ShardEntry] = []
+        self._seen: set[int] = set()
+
+    def check(self, record: Record, media: bytes, extension: str, where: str) -> None:
+        """``FormatError`` unless this record and its media fit the format, the modality, the split and the records before."""
+        spec = modality_spec(self.modality)
+        check_record(record, self.modality, where)
+        allowed = IMAGE_EXTENSIONS if spec.source == "image" else (POINTS_EXTENSION,)
+        if extension not in allowed:
+            raise FormatError(
+                f"{where}: media {extension!r} does not fit {self.modality}: it reads {', '.join(allowed)}"
+            )
+        if self.split is None:
+            self.split = record.split
+        if record.split != self.split:
+            raise FormatError(
+                f"{where}: split {record.split!r} in a set of {self.split!r}; one manifest holds one split"
+            )
+        if spec.source == "image":
+            size = image_size(media, where)
+            if size != (record.width, record.height):
+                raise FormatError(
+                    f"{where}: the record says {record.width} x {record.height}, the image has {size[0]} x {size[1]}"
+                )
+        else:
+            decode_points(media, where)
+
+    def remember(self, record: Record, where: str) -> None:
+        """``FormatError`` if this source id came before."""
+        key = int.from_bytes(hashlib.blake2b(record.source_id.encode(), digest_size=8).digest(), "little")
+        if key in self._seen:
+            raise FormatError(
+                f"{where}: source_id {record.source_id!r} comes twice; put everything said of a source into one record"
+            )
+        self._seen.add(key)
+
+    def add_shard(self, path: Path, checked: bool) -> None:
+        """Index a finished tar by reading it back. ``checked``: its records went through ``check`` and ``remember`` when written."""
+        digest = hashlib.sha256()
+        before, end = self.builder.num_records, 0
+        with path.open("rb") as file:
+            for found in scan_shard(path):
+                if not checked:
+                    self.check(found.record, found.media, found.extension, found.where)
+                    self.remember(found.record, found.where)
+                self.builder.add(found.record, len(self.shards), found.offset, found.data)
+                digest.update(file.read(found.offset - end))
+                digest.update(found.data)
+                end = found.offset + len(found.data)
+                file.seek(end)
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        self.shards.append(
+            ShardEntry(path.name, path.stat().st_size, digest.hexdigest(), self.builder.num_records - before)
+        )
+
+    def finish(self, folder: Path, name: str, rejected: dict[str, int]) -> Manifest:
+        """Write the index, then the manifest, into ``folder``."""
+        if not self.builder.num_samples:
+            left_out = ", ".join(f"{reason}: {count}" for reason, count in rejected.items()) or "nothing was offered"
+            raise FormatError(f"{name}, split {self.split!r}: no record could be used ({left_out})")
+        assert self.split is not None
+        entry = self.builder.write(folder / INDEX_FILE, len(self.shards))
+        counts = {
+            "records": self.builder.num_records,
+            "objects": self.builder.num_objects,
+            "samples": self.builder.num_samples,
+        }
+        manifest = Manifest(FORMAT_VERSION, name, self.modality, self.split, counts, rejected, self.shards, entry)
+        write_atomic(folder / MANIFEST_FILE, manifest.to_json())
+        return manifest
+
+
+class ShardWriter:
+    """Writes one manifest's folder, as a context manager.
+
+    Everything is written into a hidden folder beside ``out_dir``, which gets its name when all is done: after an error, or a kill,
+    there is nothing under ``out_dir``.
+
+    Args:
+        name: of the data set, and of its shards: ``NAME-000000.tar``.
+        overwrite: replace an older set in ``out_dir`` (only a folder with a manifest).
+
+    Raises:
+        ValueError: ``out_dir`` is not empty.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        name: str,
+        modality: str,
+        split: str,
+        max_shard_bytes: int = 500_000_000,
+        max_shard_records: int = 100_000,
+        overwrite: bool = False,
+    ) -> None:
+        modality_spec(modality)
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"name {name!r} cannot name a file; use letters, digits and hyphens")
+        if max_shard_bytes < 1 or max_shard_records < 1:
+            raise ValueError(
+                f"max_shard_bytes {max_shard_bytes} and max_shard_records {max_shard_records} must be at least 1"
+            )
+        self.out_dir, self.name = Path(out_dir), name
+        self.max_shard_bytes, self.max_shard_records = max_shard_bytes, max_shard_records
+        self.overwrite = overwrite
+        self.manifest: Manifest | None = None
+        self._check_target()
+        self._collector = _Collector(modality, split)
+        self._rejected: Counter[str] = Counter()
+        self._tar: TarWriter | None = None
+        self._file: BinaryIO | None = None
+        self._bytes = self._in_shard = self._number = 0
+
+    def __enter__(self) -> ShardWriter:
+        self.out_dir.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(
+            tempfile.mkdtemp(prefix=f".{self.out_dir.name}.", suffix=".partial", dir=self.out_dir.parent)
+        )
+        self._rejects = (self._folder / REJECTED_FILE).open("w", encoding="ascii")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._rejects.close()
+            if self._file is not None:
+                self._file.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def num_records(self) -> int:
+        """Records written so far."""
+        return self._number
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rejections so far, by reason."""
+        return dict(sorted(self._rejected.items()))
+
+    def write(self, record: Record, media: bytes, extension: str) -> None:
+        """One record. ``extension``: ``jpg``, ``png``, ``webp`` (original bytes) or ``points.npy`` (`rb.data.points.encode_points`).
+
+        Raises:
+            FormatError: the record does not fit; a converter should have rejected it. Nothing was written of it.
+        """
+        extension = extension.lower().lstrip(".")
+        where = f"record {record.source_id!r}"
+        self._collector.check(record, media, extension, where)
+        self._collector.remember(record, where)
+        text = record.to_json()
+        size = len(media) + len(text) + 2 * _MEMBER_OVERHEAD
+        if self._in_shard and (self._in_shard >= self.max_shard_records or self._bytes + size > self.max_shard_bytes):
+            self._close_shard()
+        if self._tar is None:
+            self._file = (self._folder / f"{self.name}-{len(self._collector.shards):06d}.tar").open("wb")
+            # Fixed owner, mode and time: the same records give the same bytes.
+            self._tar = TarWriter(self._file, user="rb", group="rb", mode=0o444, encoder=False, mtime=0.0)
+        # A running number as the key: a source id may hold dots and slashes, which mean something to tar and WebDataset.
+        self._tar.write({"__key__": f"{self._number:09d}", extension: media, RECORD_EXTENSION: text})
+        self._number += 1
+        self._in_shard += 1
+        self._bytes += size
+
+    def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
+        """A source, or one of its objects, that cannot be used. ``reason``: a short fixed word that is counted."""
+        self._rejects.write(rejected_row(Rejected(source, object_id, reason, detail)))
+        self._rejected[reason] += 1
+
+    def _check_target(self) -> None:
+        if not self.out_dir.exists() or (self.out_dir.is_dir() and not any(self.out_dir.iterdir())):
+            return
+        if not self.overwrite:
+            raise ValueError(f"{self.out_dir}: is not empty; choose another folder, or remove it first")
+        if not (self.out_dir / MANIFEST_FILE).is_file():
+            raise ValueError(
+                f"{self.out_dir}: is not a folder of shards (no {MANIFEST_FILE}), so it is not overwritten; choose another folder"
+            )
+
+    def _close_shard(self) -> None:
+        assert self._tar is not None
+        assert self._file is not None
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._collector.add_shard(Path(self._file.name), checked=True)
+        self._tar = self._file = None
+        self._bytes = self._in_shard = 0
+
+    def _finish(self) -> None:
+        if self._tar is not None:
+            self._close_shard()
+        self._rejects.close()
+        self.manifest = self._collector.finish(self._folder, self.name, self.rejected)
+        umask = os.umask(0)
+        os.umask(umask)
+        self._folder.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
+        self._check_target()
+        if self.out_dir.exists() and any(self.out_dir.iterdir()):
+            old = self._folder.with_name(self._folder.name + ".old")
+            self.out_dir.rename(old)
+            self._folder.rename(self.out_dir)
+            shutil.rmtree(old)
+        else:
+            self._folder.rename(self.out_dir)
+
+
+def adopt(folder: Path, modality: str, name: str | None = None, overwrite: bool = False) -> Manifest:
+    """Index the WebDataset tars of ``folder`` that others made: reads and checks every record, writes index and manifest.
+
+    The tars stay as they are; their members must be records as docs/formats.md describes. ``overwrite``: replace an older manifest.
+    """
+    folder = Path(folder)
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ValueError(
+            f"{folder}: holds no .tar file; give the folder of the shards (compressed tars must be unpacked to .tar)"
+        )
+    if (folder / MANIFEST_FILE).exists() and not overwrite:
+        raise ValueError(f"{folder / MANIFEST_FILE}: exists already; remove it to index the folder again")
+    collector = _Collector(modality, None)
+    for path in tqdm(tars, desc="indexing", unit="shard", delay=5):
+        collector.add_shard(path, checked=False)
+    return collector.finish(folder, name or folder.resolve().name, {})
+
+
+def verify_shards(path: Path) -> Manifest:
+    """Compare every shard of a manifest with its sha256; ``ShardCorruptionError`` lists those that differ."""
+    path = find_manifest(path)
+    manifest = read_manifest(path)
+    total = sum(entry.bytes for entry in manifest.shards) + manifest.index.bytes
+    wrong = []
+    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, delay=5) as bar:
+        for name, sha256 in [(e.file, e.sha256) for e in manifest.shards] + [
+            (manifest.index.file, manifest.index.sha256)
+        ]:
+            file = path.parent / name
+            if not file.is_file():
+                wrong.append(f"{name} (missing)")
+            elif file_sha256(file, bar.update) != sha256:
+                wrong.append(f"{name} (altered)")
+    if wrong:
+        raise ShardCorruptionError(
+            f"{path}: {len(wrong)} files are not as written: {', '.join(wrong)}; bring them back, or prepare the set again"
+        )
+    return manifest
