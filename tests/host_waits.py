@@ -1,4 +1,4 @@
-"""Finds operators that make the host wait for a GPU; the CPU's profile shows them as well. For tests of whole passes."""
+"""Finds operators that make the host wait for a GPU; the CPU's profile shows them as well. For whole passes."""
 
 from __future__ import annotations
 
