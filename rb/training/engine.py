@@ -1,0 +1,300 @@
+"""The DeepSpeed engine: one optimizer step under ZeRO-2, and the whole training state in and out. The only user of deepspeed.
+
+Holds: the settings file, the optimizer's kernel, forward - backward - step, gathering and scattering of parameters and moments. Not:
+what is trained when (`schedule.py`), files (`checkpoint.py`). Besides the public API it reads a few attributes of DeepSpeed's ZeRO
+optimizer; `_check_contract` names them, so that another version fails at the start and not in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rb.core import dist
+from rb.core.batch import Batch, LossTerms
+from rb.core.config import OptimConfig, TrainConfig
+from rb.training import optim as groups
+from rb.training.checkpoint import EXP_AVG, EXP_AVG_SQ, PARAMETER, UPDATES, TrainState, check_names
+
+TESTED_VERSION = "0.19.8"
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Sections that would change what the project has decided and tested: see docs/architecture.md.
+FORBIDDEN_SECTIONS = {
+    "fp16": "what trains is fp32, frozen parts have model.frozen_dtype",
+    "bf16": "what trains is fp32, frozen parts have model.frozen_dtype",
+    "optimizer": "use the run's optim section",
+    "scheduler": "use the run's optim section",
+}
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        terms: every loss term and "total", 0-dim on the device, this rank's mean over the step's micro-batches.
+        applied: whether parameters moved; false on all ranks where any loss or gradient on any rank was not finite.
+        grad_norm: norm over all ranks before clipping; infinite where not applied.
+        ids: sample ids of this rank.
+        positions: their positions in the modality's stream.
+    """
+
+    terms: dict[str, Tensor]
+    applied: bool
+    grad_norm: Tensor | float
+    ids: list[str]
+    positions: list[int]
+
+
+class _TotalLoss(nn.Module):
+    """What DeepSpeed wraps: batch -> total loss. DeepSpeed hooks the output, so it must be a plain tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        losses: LossTerms = self.model(batch)
+        self.terms = {name: value.detach() for name, value in losses.terms.items()} | {"total": losses.total.detach()}
+        # A loss that is not finite may still have a finite gradient (an L1 of infinity). Make that NaN, so that DeepSpeed's own
+        # check skips the step on all ranks; without a host sync, and bit-equal where the loss is finite.
+        finite = torch.isfinite(torch.stack(list(self.terms.values()))).all()
+        return losses.total * torch.where(finite, 1.0, float("nan"))
+
+
+class Engine:
+    """A model under DeepSpeed ZeRO-2 whose step moves one modality's parameters.
+
+    Args:
+        model: `model(batch) -> LossTerms`; parameters that train are float32 and require gradients.
+        modalities_of: for every parameter that trains, the modalities that use it.
+        optim: rate (its peak), betas, decay, clipping, kernel.
+        train: batch sizes, DeepSpeed's file, timeout.
+
+    Raises:
+        ValueError: batch sizes do not divide; the settings file is missing or asks for what is not supported; the kernel cannot run.
+    """
+
+    def __init__(
+        self, model: nn.Module, modalities_of: Mapping[str, Iterable[str]], optim: OptimConfig, train: TrainConfig
+    ) -> None:
+        self.model = model
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for name, parameter in self.parameters.items():
+            assert parameter.dtype == torch.float32, f"{name} trains in {parameter.dtype}"
+            assert parameter.ndim > 0, f"{name} is 0-dim, which DeepSpeed cannot take; give it shape [1]"
+        self.grad_accum_steps = train.grad_accum_steps(dist.world_size())
+        settings = ds_settings(train, optim, dist.world_size())
+        deepspeed = import_deepspeed()
+        device = next(iter(self.parameters.values())).device
+        param_groups = groups.parameter_groups(self.parameters, modalities_of, optim)
+        self.kernel = choose_kernel(optim.kernel, device)
+        self.optimizer = _build_optimizer(self.kernel, param_groups, optim)
+        self._loss = _TotalLoss(model)
+        with _quiet():
+            self._engine, *_ = deepspeed.initialize(model=self._loss, optimizer=self.optimizer, config=settings)
+        dist.set_timeout(train.timeout_s)
+        self._zero = self._engine.optimizer
+        _check_contract(self._zero, deepspeed.__version__)
+        groups.prefill(self.optimizer)
+        self._slices = self._locate()
+
+    def train_step(self, modality: str, rate: float, batches: Iterator[Batch]) -> StepResult:
+        """One optimizer step: as many micro-batches as accumulate, backward through each, one update of `modality`'s groups.
+
+        Collective: all ranks call it with the same modality and rate.
+        """
+        sums: dict[str, Tensor] = {}
+        ids: list[str] = []
+        positions: list[int] = []
+        self.optimizer.set_active(modality)
+        self.optimizer.set_rate(rate)
+        for _ in range(self.grad_accum_steps):
+            batch = next(batches)
+            assert batch.modality == modality, f"the schedule says {modality}, the data are {batch.modality}"
+            ids += batch.ids
+            positions += batch.positions
+            self._engine.backward(self._engine(batch))
+            for name, value in self._loss.terms.items():
+                sums[name] = sums[name] + value if name in sums else value
+            self._engine.step()  # DeepSpeed wants one a micro-batch; it moves parameters at the last of them
+        norm = self._engine.get_global_grad_norm()
+        terms = {name: value / self.grad_accum_steps for name, value in sums.items()}
+        return StepResult(terms, self._engine.was_step_applied(), norm, ids, positions)
+
+    def gather_state(self) -> TrainState | None:
+        """The whole training state on rank 0, none elsewhere. Collective."""
+        state = TrainState() if dist.is_main() else None
+        for index, group in enumerate(self.optimizer.param_groups):
+            updates = groups.step_count(self.optimizer, group)
+            for kind, piece in self._pieces(index).items():
+                whole = dist.all_gather(piece)  # [all of the group, padded]
+                if state is None:
+                    continue
+                for name, (start, shape) in self._slices[index].items():
+                    part = whole[start : start + shape.numel()].view(shape)
+                    state.tensors[kind][name] = part.to("cpu", copy=True)
+                    state.tensors[UPDATES][name] = torch.tensor([updates])
+        return state
+
+    def scatter_state(self, state: TrainState, where: str) -> None:
+        """Take over a whole training state, the same on all ranks. Collective.
+
+        Raises:
+            CheckpointError: names of `state` (read from `where`) and of the model differ.
+        """
+        check_names(where, state.names, self.parameters)
+        for index, group in enumerate(self.optimizer.param_groups):
+            for kind, piece in self._pieces(index).items():
+                # Beyond the last parameter there is only padding, which stays as it is: zero.
+                whole = torch.zeros(piece.numel() * dist.world_size())
+                for name, (start, shape) in self._slices[index].items():
+                    assert state.tensors[kind][name].shape == shape, f"{where}: {kind} {name} has another shape"
+                    whole[start : start + shape.numel()] = state.tensors[kind][name].flatten()
+                piece.copy_(whole[dist.rank() * piece.numel() : (dist.rank() + 1) * piece.numel()])
+            counts = {int(state.tensors[UPDATES][name]) for name in self._slices[index]}
+            assert len(counts) == 1, f"{where}: parameters of one group with different update counts {counts}"
+            groups.set_step_count(self.optimizer, group, counts.pop())
+        self._zero.update_lp_params()  # the model's own copies of the parameters, from the pieces just written
+
+    def close(self) -> None:
+        """Give back what DeepSpeed holds."""
+        self._engine.destroy()
+
+    def _pieces(self, index: int) -> dict[str, Tensor]:
+        """This rank's equal share of a group's flat parameters and moments, 1-dim; writing to them writes the state."""
+        piece = self._zero.single_partition_of_fp32_groups[index]
+        moments = self.optimizer.state[piece]
+        return {PARAMETER: piece.data, EXP_AVG: moments["exp_avg"], EXP_AVG_SQ: moments["exp_avg_sq"]}
+
+    def _locate(self) -> list[dict[str, tuple[int, torch.Size]]]:
+        """For each group: parameter name -> (start in the group's flat buffer, shape)."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        located = []
+        for parameters, starts in zip(
+            self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets, strict=True
+        ):
+            located.append({names[id(p)]: (start, p.shape) for p, start in zip(parameters, starts, strict=True)})
+        assert sorted(name for group in located for name in group) == sorted(self.parameters), (
+            "DeepSpeed lost parameters"
+        )
+        return located
+
+
+def ds_settings(train: TrainConfig, optim: OptimConfig, num_ranks: int) -> dict[str, Any]:
+    """DeepSpeed's settings: the file, with its "auto" numbers filled from the run.
+
+    Raises:
+        ValueError: the file is missing or not JSON; a number contradicts the run; a section would change what the project relies on.
+    """
+    path = Path(train.ds_config)
+    if not path.is_absolute() and not path.is_file():
+        path = REPOSITORY / path
+    if not path.is_file():
+        raise ValueError(f"train.ds_config: {train.ds_config} does not exist; the project's own are in ds_configs/")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"train.ds_config: {path} is not JSON: {error}") from error
+    for section, instead in FORBIDDEN_SECTIONS.items():
+        if section in settings:
+            raise ValueError(f"{path}: section {section!r} is not supported: {instead}")
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") != 2 or "offload_optimizer" in zero or "offload_param" in zero:
+        raise ValueError(
+            f"{path}: zero_optimization must be stage 2 without offload (offload re-applies stale gradients)"
+        )
+    numbers = {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.grad_accum_steps(num_ranks),
+        "gradient_clipping": optim.grad_clip,
+    }
+    for key, value in numbers.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            raise ValueError(f'{path}: {key} is {settings[key]}, the run says {value}; write "auto" there')
+        settings[key] = value
+    settings["zero_allow_untested_optimizer"] = True  # our subclass of AdamW, which has the tests DeepSpeed asks for
+    return settings
+
+
+def choose_kernel(wanted: str, device: torch.device) -> str:
+    """The optimizer kernel that `optim.kernel` means on this device: "torch", "torch_fused" or "deepspeed_fused".
+
+    Raises:
+        ValueError: DeepSpeed's kernel is asked for where it cannot be built.
+    """
+    if wanted == "auto":
+        return "torch_fused" if device.type == "cuda" else "torch"
+    if wanted == "deepspeed_fused":
+        compiler = os.environ.get("CXX", "g++")
+        needed = [compiler, "ninja"] + (["nvcc"] if device.type == "cuda" else [])
+        missing = [program for program in needed if shutil.which(program) is None]
+        if missing:
+            raise ValueError(
+                f"optim.kernel: deepspeed_fused is compiled when first used and needs {', '.join(missing)}, not found on PATH; "
+                "install a C++ compiler and ninja (and the CUDA toolkit), or use optim.kernel=auto"
+            )
+    return wanted
+
+
+def import_deepspeed() -> Any:
+    """The deepspeed module, without its compiled shared-memory collective.
+
+    On a CPU DeepSpeed compiles that at every first start (half a minute, needs a C++ compiler), for inference only; without it
+    training runs on any machine.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with _quiet():
+        import deepspeed
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What DeepSpeed prints while it starts goes to the error stream, where logs belong, not into a command's output."""
+    import sys
+
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _build_optimizer(kernel: str, param_groups: list[dict[str, Any]], optim: OptimConfig) -> groups.ActiveGroups:
+    if kernel != "deepspeed_fused":
+        return groups.torch_adamw(param_groups, optim, fused=kernel == "torch_fused")
+    from deepspeed.ops.adam import FusedAdam
+
+    class ModalityFusedAdam(groups.ActiveGroups, FusedAdam):
+        """DeepSpeed's fused AdamW, moving only the active modality's groups."""
+
+    return ModalityFusedAdam(param_groups, lr=optim.lr, betas=optim.betas, adam_w_mode=True)  # type: ignore[call-arg]
+
+
+def _check_contract(zero: Any, version: str) -> None:
+    """What `Engine` reads of DeepSpeed's ZeRO optimizer beyond its public API."""
+    needed = (
+        "single_partition_of_fp32_groups",
+        "round_robin_bit16_groups",
+        "round_robin_bit16_offsets",
+        "update_lp_params",
+    )
+    missing = [name for name in needed if not hasattr(zero, name)]
+    if missing:
+        raise RuntimeError(
+            f"DeepSpeed {version}: {type(zero).__name__} has no {', '.join(missing)}, which this project reads to save and load "
+            f"training; it is tested with {TESTED_VERSION}"
+        )
