@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rb.core.boxes import EDGE_TOLERANCE, cloud_box_problem, image_box_problem
 from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
+from rb.core.text import clean_caption
 from rb.data import strict_json as strict
 from rb.data.predictions import (
     Prediction,
@@ -246,10 +247,10 @@ def check_record(record: Record, modality: str, where: str) -> None:
         problem = _box_problem(item.box, record, spec)
         if problem:
             raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
-        if not all(caption.strip() for caption in item.captions) or (spec.regional and not item.captions):
-            raise FormatError(f"{place}: an empty caption, or none; reject the object")
-    if not all(caption.strip() for caption in record.captions):
-        raise FormatError(f"{where}: an empty caption; leave it out")
+        if not all(clean_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
+            raise FormatError(f"{place}: a caption without words, or none at all; reject the object")
+    if not all(clean_caption(caption) for caption in record.captions):
+        raise FormatError(f"{where}: a caption without words; leave it out")
     if spec.regional and not record.objects:
         raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
     if not spec.regional and not record.captions:
@@ -263,7 +264,7 @@ def _box_problem(box: Sequence[float], record: Record, spec: ModalitySpec) -> st
     return f"{problem} (image {record.width} x {record.height}, tolerance {EDGE_TOLERANCE} px)" if problem else None
 
 
-def find_manifest(path: Path) -> Path:
+def find_manifest(path: Path | str) -> Path:
     """``path`` itself, or ``path/manifest.json`` where it is a folder; ``ValueError`` if there is none."""
     path = Path(path)
     found = path / MANIFEST_FILE if path.is_dir() else path

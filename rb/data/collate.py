@@ -1,0 +1,43 @@
+"""Decoded samples to a ``Batch``: stacked inputs, tokenised captions, keys of equal objects and captions, draws for ITM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rb.core.batch import Batch, Sample
+from rb.core.seeding import hash_key, uniform
+from rb.core.text import TextProcessor
+
+
+def collate(samples: Sequence[Sample], text: TextProcessor, seed: int) -> Batch:
+    """Training samples of one modality to its batch.
+
+    Object keys are of the sample id alone, not of the data set: RefCOCO, RefCOCO+ and RefCOCOg share objects, and one object must never
+    be another's negative. ITM's draws are a function of (seed, modality, position), so they do not depend on ranks or resumes.
+    """
+    modality = samples[0].modality
+    assert all(sample.modality == modality and sample.position >= 0 for sample in samples)
+    captions = [sample.caption for sample in samples]
+    boxes = [sample.box for sample in samples if sample.box is not None]
+    assert len(boxes) in (0, len(samples))
+    text_ids, text_mask = text.encode_qformer(captions)
+    llm_ids, llm_mask = text.encode_llm(captions)
+    draws = [[uniform("itm", seed, modality, sample.position, d) for d in range(2)] for sample in samples]
+    return Batch(
+        modality=modality,
+        ids=[sample.id for sample in samples],
+        inputs=torch.stack([sample.inputs for sample in samples]),
+        boxes=torch.stack(boxes) if boxes else None,
+        text_ids=text_ids,
+        text_mask=text_mask,
+        llm_ids=llm_ids,
+        llm_mask=llm_mask,
+        prompt_ids=text.encode_prompt(modality),
+        object_keys=torch.tensor([hash_key("object", sample.id) for sample in samples], dtype=torch.int64),
+        caption_keys=torch.tensor([hash_key("caption", caption) for caption in captions], dtype=torch.int64),
+        itm_uniforms=torch.tensor(draws, dtype=torch.float32),
+        captions=captions,
+        positions=[sample.position for sample in samples],
+    )

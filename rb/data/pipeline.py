@@ -1,0 +1,213 @@
+"""Loaders: batches of a training run from any step on, and every example of a manifest exactly once for prediction.
+
+What a batch holds is a function of (configuration, step, micro-step, rank), so worker processes only decide how fast it comes. The schedule
+is handed in; this file does not know which orders there are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rb.core.batch import Batch, Sample
+from rb.core.config import DataSource
+from rb.core.text import TextProcessor
+from rb.data.collate import collate
+from rb.data.formats import find_manifest
+from rb.data.index import ManifestReader
+from rb.data.order import Place, Stream
+from rb.data.samples import SampleDecoder, check_fits
+
+
+class Turn(Protocol):
+    """What the schedule says of a step: the modality it trains and how many steps that modality made before."""
+
+    @property
+    def modality(self) -> str:
+        """Name of the modality."""
+
+    @property
+    def modality_step(self) -> int:
+        """From 0."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """One modality's manifests and the endless stream over them."""
+
+    readers: list[ManifestReader]
+    stream: Stream
+
+    def place(self, position: int) -> tuple[ManifestReader, Place]:
+        """The manifest and the place in it of ``position``."""
+        place = self.stream.locate(position)
+        return self.readers[place.manifest], place
+
+
+def open_training_data(sources: Mapping[str, Sequence[DataSource]], seed: int) -> dict[str, TrainingData]:
+    """Open and verify the manifests of ``data.train``; ``ValueError`` names a missing, altered or unfit one."""
+    opened = {}
+    for modality, listed in sources.items():
+        readers = [ManifestReader(find_manifest(source.manifest)) for source in listed]
+        for reader in readers:
+            check_fits(reader, modality, predicting=False)
+        repeats = [source.repeat for source in listed]
+        opened[modality] = TrainingData(readers, Stream(modality, [len(reader) for reader in readers], repeats, seed))
+    return opened
+
+
+class TrainDataset(Dataset[Batch]):
+    """Item ``step * grad_accum_steps + micro_step`` is this rank's micro-batch of it.
+
+    The k-th step of a modality holds the positions [k * G, (k + 1) * G) of its stream, G being the global batch size; its micro-steps, and
+    within them the ranks, take consecutive parts. So the same positions meet in a step on any number of ranks.
+
+    Args:
+        turn_at: the schedule, step -> modality and its step.
+        total_steps: of the run; the dataset ends there.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, TrainingData],
+        turn_at: Callable[[int], Turn],
+        decoder: SampleDecoder,
+        text: TextProcessor,
+        *,
+        total_steps: int,
+        micro_batch_size: int,
+        grad_accum_steps: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        assert 0 <= rank < world_size, (rank, world_size)
+        self.data, self.turn_at, self.decoder, self.text = dict(data), turn_at, decoder, text
+        self.total_steps, self.grad_accum_steps = total_steps, grad_accum_steps
+        self.micro_batch_size, self.rank, self.world_size = micro_batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        """Micro-batches of the whole run."""
+        return self.total_steps * self.grad_accum_steps
+
+    def positions(self, item: int) -> tuple[str, range]:
+        """(modality, positions in its stream) of a micro-batch, without reading it."""
+        step, micro_step = divmod(item, self.grad_accum_steps)
+        turn = self.turn_at(step)
+        per_pass = self.micro_batch_size * self.world_size
+        start = (turn.modality_step * self.grad_accum_steps + micro_step) * per_pass + self.rank * self.micro_batch_size
+        return turn.modality, range(start, start + self.micro_batch_size)
+
+    def __getitem__(self, item: int) -> Batch:
+        """Read, decode and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
+        modality, positions = self.positions(item)
+        samples = []
+        for position in positions:
+            reader, place = self.data[modality].place(position)
+            samples.append(self.decoder.training_sample(reader.sample(place.sample), modality, position))
+        return collate(samples, self.text, self.decoder.seed)
+
+
+@dataclass(frozen=True)
+class PredictionBatch:
+    """Examples of one prediction step with their inputs stacked: [B, ...], and boxes [B, box_dim] or none."""
+
+    samples: list[Sample]
+    inputs: Tensor
+    boxes: Tensor | None
+
+    def pin_memory(self) -> PredictionBatch:
+        """Called by the data loader, so that copies to the device need not wait."""
+        return PredictionBatch(
+            self.samples, self.inputs.pin_memory(), None if self.boxes is None else self.boxes.pin_memory()
+        )
+
+
+class PredictDataset(Dataset[PredictionBatch]):
+    """Item i is the i-th batch of this rank's examples: rank, rank + world_size, ... of the manifest (or of its first ``limit``)."""
+
+    def __init__(
+        self,
+        reader: ManifestReader,
+        modality: str,
+        decoder: SampleDecoder,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        crop_boxes: bool = False,
+        crop_context: float = 0.0,
+        limit: int | None = None,
+    ) -> None:
+        check_fits(reader, modality, predicting=True)
+        if batch_size < 1:
+            raise ValueError(f"batch size must be at least 1, got {batch_size}")
+        self.reader, self.modality, self.decoder = reader, modality, decoder
+        self.batch_size, self.crop_boxes, self.crop_context = batch_size, crop_boxes, crop_context
+        total = reader.num_examples if limit is None else min(limit, reader.num_examples)
+        self.examples = range(rank, total, world_size)
+
+    def __len__(self) -> int:
+        """Batches of this rank; the last may be smaller."""
+        return -(-len(self.examples) // self.batch_size)
+
+    def __getitem__(self, item: int) -> PredictionBatch:
+        """Read and decode one batch; the same errors as in training."""
+        numbers = self.examples[item * self.batch_size : (item + 1) * self.batch_size]
+        samples = [
+            self.decoder.prediction_sample(self.reader.example(n), self.modality, self.crop_boxes, self.crop_context)
+            for n in numbers
+        ]
+        boxes = [sample.box for sample in samples if sample.box is not None]
+        return PredictionBatch(samples, torch.stack([s.inputs for s in samples]), torch.stack(boxes) if boxes else None)
+
+
+def _start_worker(_worker: int) -> None:
+    """Make a worker process outlive the signals that tell the trainer to stop: it still needs data to finish and save its step.
+
+    Launchers send SIGINT and SIGTERM to the whole process group. Only the trainer's own SIGTERM, sent when it leaves, ends a worker; if the
+    trainer dies, torch's watchdog in the worker notices.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_sigterm, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_sigterm(parent: int) -> None:
+    while True:
+        info = signal.sigwaitinfo({signal.SIGTERM})
+        if info.si_pid == parent:
+            os._exit(0)
+
+
+def _loader(dataset: Dataset, items: range, num_workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=items,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def train_loader(
+    dataset: TrainDataset, start_step: int = 0, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """The run's micro-batches from optimizer step ``start_step`` on, in order, whatever the number of workers."""
+    return _loader(dataset, range(start_step * dataset.grad_accum_steps, len(dataset)), num_workers, pin_memory)
+
+
+def predict_loader(
+    dataset: PredictDataset, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[PredictionBatch]:
+    """This rank's examples, in the manifest's order; over all ranks each example once."""
+    return _loader(dataset, range(len(dataset)), num_workers, pin_memory)

@@ -1,0 +1,115 @@
+"""From a stored row to a decoded ``Sample``: media decoded and transformed, box normalised, caption cleaned.
+
+Training and prediction differ here and nowhere else: training draws points and augments, keyed by (seed, modality, position);
+prediction is the same every time, and knows all references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rb.core.batch import Sample
+from rb.core.boxes import normalise_image_box
+from rb.core.modality import ModalitySpec, modality_spec
+from rb.core.seeding import generator
+from rb.core.text import clean_caption
+from rb.data.images import ImageTransform, crop_to_box, decode_image
+from rb.data.index import Loaded, ManifestReader
+from rb.data.points import PointTransform, decode_points
+
+
+@dataclass(frozen=True)
+class SampleDecoder:
+    """How stored rows become a model's inputs.
+
+    Attributes:
+        images: for image modalities; the foundation's size, mean and standard deviation.
+        points: for point modalities.
+        augment: augment points when training.
+        seed: of the run; keys every draw.
+    """
+
+    images: ImageTransform | None = None
+    points: PointTransform | None = None
+    augment: bool = True
+    seed: int = 0
+
+    def training_sample(self, loaded: Loaded, modality: str, position: int) -> Sample:
+        """The sample at ``position`` of the modality's stream; ``FormatError`` if its media cannot be used."""
+        spec = modality_spec(modality)
+        if spec.source == "image":
+            inputs, box = self._image(loaded, spec, crop=False, context=0.0)
+        else:
+            key = (self.seed, modality, position)
+            inputs, box = self._points(loaded, spec, key, augment=self.augment)
+        return _sample(loaded, spec, inputs, box, position)
+
+    def prediction_sample(
+        self, loaded: Loaded, modality: str, crop_boxes: bool = False, context: float = 0.0
+    ) -> Sample:
+        """One example without any draw of the run. ``crop_boxes``: the image inside the object's box instead of the whole image."""
+        spec = modality_spec(modality)
+        if spec.source == "image":
+            inputs, box = self._image(loaded, spec, crop_boxes, context)
+        else:
+            inputs, box = self._points(loaded, spec, ("predict", loaded.record.source_id), augment=False)
+        return _sample(loaded, spec, inputs, box, position=-1)
+
+    def _image(self, loaded: Loaded, spec: ModalitySpec, crop: bool, context: float) -> tuple[Tensor, Tensor | None]:
+        if self.images is None:
+            raise ValueError(f"{loaded.where}: images need the foundation's image settings (SampleDecoder.images)")
+        record = loaded.record
+        image = decode_image(loaded.media, loaded.where, (record.width, record.height))
+        if crop:
+            image = crop_to_box(image, _box_of(loaded), context)
+        box = None
+        if spec.regional:
+            box = torch.tensor(normalise_image_box(_box_of(loaded), record.width, record.height), dtype=torch.float32)
+        return self.images(image), box
+
+    def _points(
+        self, loaded: Loaded, spec: ModalitySpec, key: tuple[object, ...], augment: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.points is None:
+            raise ValueError(f"{loaded.where}: point clouds need the point encoder's settings (SampleDecoder.points)")
+        points = decode_points(loaded.media, loaded.where)
+        box = _box_of(loaded) if spec.regional else None
+        return self.points(points, box, loaded.where, key, generator("augment", *key) if augment else None)
+
+
+def _box_of(loaded: Loaded) -> Sequence[float]:
+    if loaded.item is None:
+        raise ValueError(f"{loaded.where}: has no box; regional modalities and crops need a manifest of regions")
+    return loaded.item.box
+
+
+def _sample(loaded: Loaded, spec: ModalitySpec, inputs: Tensor, box: Tensor | None, position: int) -> Sample:
+    item, record = loaded.item, loaded.record
+    return Sample(
+        id=loaded.id,
+        source_id=record.source_id,
+        object_id=item.object_id if item else None,
+        modality=spec.name,
+        dataset=record.dataset,
+        split=record.split,
+        inputs=inputs,
+        box=box,
+        caption=clean_caption(loaded.caption) if position >= 0 else "",
+        references=loaded.references,
+        raw_box=tuple(map(float, item.box)) if item else None,
+        position=position,
+    )
+
+
+def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:
+    """Whether a manifest can serve ``modality``: the same modality to train on; the same source, and boxes if regional, to predict."""
+    own, asked = modality_spec(reader.manifest.modality), modality_spec(modality)
+    fits = own.source == asked.source and (own.regional or not asked.regional) if predicting else own.name == asked.name
+    if not fits:
+        raise ValueError(
+            f"{reader.path}: holds {own.name}, which cannot serve {asked.name}; give a manifest prepared for {asked.name}"
+        )
