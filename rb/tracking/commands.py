@@ -1,0 +1,79 @@
+"""``rb track sync RUN_DIR``: send to MLflow what the journals of a run and of its evaluations hold and MLflow lacks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rb.tracking.evaluations import EVALUATIONS
+from rb.tracking.journal import JOURNAL_NAME, Journal, read_rows
+from rb.tracking.lock import FolderLock
+from rb.tracking.mlflow_copy import JournalCopier, retry_errors
+from rb.tracking.mlflow_store import TrackingError
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``track``."""
+    track = subparsers.add_parser("track", help="journals and MLflow")
+    actions = track.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command = actions.add_parser("sync", help="copy what MLflow lacks; safe to repeat")
+    command.add_argument("run_dir", type=Path, help="run folder")
+    command.add_argument(
+        "--store", type=Path, default=None, help="folder of mlflow.db (default: the run folder's parent)"
+    )
+    command.set_defaults(run=_sync)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    for line in sync(args.run_dir, args.store):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+def sync(run_dir: str | Path, root: str | Path | None = None) -> list[str]:
+    """Copy a run folder's journal and those of its evaluations; one line on each.
+
+    A run whose process is gone without having said how it ended is marked KILLED.
+
+    Raises:
+        TrackingError: no journal in ``run_dir``, or MLflow cannot be reached or refuses.
+    """
+    run_dir = Path(run_dir).resolve()
+    if not (run_dir / JOURNAL_NAME).exists():
+        raise TrackingError(f"{run_dir}: no {JOURNAL_NAME} in it; give a run folder")
+    root = root or run_dir.parent
+    jobs = sorted(path.parent for path in (run_dir / EVALUATIONS).glob(f"*/{JOURNAL_NAME}"))
+    return [_sync_one(folder, root) for folder in (run_dir, *jobs)]
+
+
+def _sync_one(folder: Path, root: str | Path) -> str:
+    lock = FolderLock(folder)
+    if not lock.acquire():
+        return f"{folder}: a live process tracks it and copies by itself"
+    try:
+        if lock.certain:
+            _mark_killed(folder)
+        copier = JournalCopier(folder, root)
+        try:
+            copier.pump()
+        except TrackingError:
+            raise
+        except retry_errors() as error:
+            reason = (str(error).splitlines() or [repr(error)])[0][:300]
+            raise TrackingError(f"MLflow at {copier.uri} cannot be reached; try again later ({reason})") from error
+        return f"{folder}: {copier.points} points sent, MLflow run {copier.run_id} in {copier.uri} is complete"
+    finally:
+        lock.release()
+
+
+def _mark_killed(folder: Path) -> None:
+    """We hold the lock of the folder, so a run that says RUNNING was killed."""
+    last = ""
+    for row, _ in read_rows(folder / JOURNAL_NAME):
+        if row["kind"] == "status":
+            last = row.get("status", "")
+    if last == "RUNNING":
+        journal = Journal(folder / JOURNAL_NAME)
+        journal.write("status", status="KILLED")
+        journal.close()

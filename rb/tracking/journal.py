@@ -1,0 +1,182 @@
+"""The journal of a run: an append-only JSONL file that every event goes to first. MLflow and the report only read it.
+
+One row a line, written whole by one system call under a lock, so that threads and processes (an evaluation job beside the training) may
+append to the same file and a kill leaves at most one torn line, at the end. Rows:
+
+    {"kind": "metrics", "time": s, "step": n, "values": {name: float}}      NaN and infinities as "NaN", "Infinity", "-Infinity"
+    {"kind": "params" | "tags", "time": s, "values": {name: str}}
+    {"kind": "input", "time": s, "name": str, "digest": str, "source": str}
+    {"kind": "artifact", "time": s, "path": str}                            relative to the run folder where it lies in it
+    {"kind": "status", "time": s, "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED"}
+    {"kind": "resume", "time": s, "step": n}                                metrics above step n, written before this row, are superseded
+
+``time`` is in seconds since 1970. Nothing here knows MLflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+JOURNAL_NAME = "journal.jsonl"
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume")
+
+_log = logging.getLogger(__name__)
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    step: int
+    time: float
+    value: float
+
+
+class Journal:
+    """Writes rows to ``path`` (made with its folder where missing). Thread-safe; several processes may write one file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of one step."""
+        self.write("metrics", step=int(step), values={name: _encode(float(value)) for name, value in values.items()})
+
+    def truncate_after(self, step: int) -> None:
+        """Mark that the run goes on from ``step``: what was written so far of later steps will be written again."""
+        self.write("resume", step=int(step))
+
+    def write(self, kind: str, **fields: object) -> None:
+        """Append one row of any kind. ``OSError`` where the disk refuses; a line cut off by that is dropped by the next write."""
+        assert kind in KINDS, kind
+        row = {"kind": kind, "time": time.time(), **fields}
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
+        with self._lock, _file_lock(self._fd):
+            self._drop_torn_tail()
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, f"{self.path}: a row was written in part only; is the disk full?")
+
+    def close(self) -> None:
+        """Close the file; closing twice is fine."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def _drop_torn_tail(self) -> None:
+        """Cut what a killed writer left behind the last line end, or the next row would be glued to it."""
+        size = os.fstat(self._fd).st_size
+        if size == 0 or os.pread(self._fd, 1, size - 1) == b"\n":
+            return
+        keep, block = size, 65536
+        while keep > 0:
+            start = max(0, keep - block)
+            found = os.pread(self._fd, keep - start, start).rfind(b"\n")
+            if found >= 0:
+                keep = start + found + 1
+                break
+            keep = start
+        os.ftruncate(self._fd, keep)
+
+
+def _encode(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+@contextlib.contextmanager
+def _file_lock(fd: int) -> Iterator[None]:
+    """Hold the file against other processes. Where the file system has no locks, whole-line appends must do."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def warn_bad_line(message: str) -> None:
+    """What readers do by default with a line that is no row: log it and read on."""
+    _log.warning("%s", message)
+
+
+def read_rows(
+    path: str | Path, start: int = 0, on_bad: Callable[[str], None] = warn_bad_line
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield (row, byte offset after it) from byte ``start`` on.
+
+    A last line without its line end is still being written, or torn, and is left out. Any other line that is no row is skipped and
+    reported through ``on_bad`` (which may raise). A file that is not there has no rows.
+    """
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 (closed by the with below; the try is for a missing file only)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(start)
+        offset = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            begin, offset = offset, offset + len(line)
+            try:
+                row = _decode(line)
+            except (ValueError, KeyError, TypeError) as error:
+                on_bad(f"{path}: the line at byte {begin} is not a journal row and is skipped ({error!r})")
+                continue
+            yield row, offset
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if row["kind"] not in KINDS:
+        raise ValueError(f"unknown kind {row['kind']!r}")
+    row["time"] = float(row["time"])
+    if row["kind"] in ("metrics", "resume"):
+        row["step"] = int(row["step"])
+    if row["kind"] == "metrics":
+        row["values"] = {str(name): float(value) for name, value in row["values"].items()}
+    return row
+
+
+def metric_points(path: str | Path, on_bad: Callable[[str], None] = warn_bad_line) -> dict[str, list[Point]]:
+    """Every metric as the run stands now, by step: of each (name, step) the last value, without what a resume superseded."""
+    found: dict[str, dict[int, Point]] = {}
+    for row, _ in read_rows(path, on_bad=on_bad):
+        if row["kind"] == "metrics":
+            for name, value in row["values"].items():
+                found.setdefault(name, {})[row["step"]] = Point(row["step"], row["time"], value)
+        elif row["kind"] == "resume":
+            for points in found.values():
+                for step in [s for s in points if s > row["step"]]:
+                    del points[step]
+    return {name: [points[step] for step in sorted(points)] for name, points in found.items() if points}
+
+
+def merged_values(path: str | Path, kind: str) -> dict[str, str]:
+    """All ``params`` or ``tags`` of a journal, the last value of each name."""
+    merged: dict[str, str] = {}
+    for row, _ in read_rows(path):
+        if row["kind"] == kind:
+            merged.update(row["values"])
+    return merged
