@@ -64,6 +64,7 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every table it makes
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry; we do once
     with _creation_lock(uri):
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
