@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
-from rb.evaluation.meteor import meteor_scores
+from rb.evaluation.meteor import Meteor
 from rb.evaluation.spice import SpiceMissingError, SpiceRow, spice_jars, spice_scores
 from rb.evaluation.tokenise import ptb_tokenise, simple_tokenise
 
@@ -58,6 +59,7 @@ def score_captions(
     use_java: bool = True,
     spice_cache: Path | None = None,
     metrics: Sequence[str] = METRICS,
+    meteor: Meteor | None = None,
 ) -> CaptionScores:
     """Scores one prediction per id against that id's references. Texts are raw; they are tokenised here, in the order of the ids.
 
@@ -67,6 +69,7 @@ def score_captions(
         use_java: without it METEOR and SPICE are skipped and the ``simple`` tokeniser serves the rest.
         spice_cache: folder in which SPICE keeps parsed captions.
         metrics: which of ``METRICS`` are wanted; METEOR and SPICE cost seconds to minutes.
+        meteor: a METEOR process to share between sets; by default one is started for this one.
 
     Raises:
         ValueError: no captions, ids that are not the same in both, an id without references, an unknown metric.
@@ -87,7 +90,8 @@ def score_captions(
     texts, sets = [given[i][0] for i in ids], [wanted[i] for i in ids]
     if java and "METEOR" in metrics and "METEOR" not in skipped:
         try:
-            scores["METEOR"] = meteor_scores(texts, sets, java)[0]
+            with nullcontext(meteor) if meteor else Meteor() as scorer:
+                scores["METEOR"] = scorer.scores(texts, sets, java)[0]
         except JavaToolError as error:
             skipped["METEOR"] = str(error)
     details: list[SpiceRow] = []

@@ -1,0 +1,71 @@
+"""``rb metrics doctor``: runs two captions through every metric and says of each whether it works or what to do."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+
+from rb.evaluation.caption_metrics import METRICS, score_captions
+from rb.evaluation.java import JavaMissingError, coco_jars, find_java
+from rb.evaluation.spice import SpiceMissingError, spice_jars
+
+TESTED_JAVA = range(17, 26)
+# Captions equal to their references: each metric's best value is known. Two, as CIDEr is 0 for one.
+CAPTIONS = {"1": "a small red cube stands left of the green ball", "2": "two brown dogs run along an empty beach"}
+EXPECTED = {"CIDEr": 10.0, **dict.fromkeys(METRICS[1:], 1.0)}
+
+
+def diagnose() -> list[tuple[bool, str, str]]:
+    """(works, what, answer or remedy) for Java, the jars and each metric; takes 10 to 30 s."""
+    report = []
+    try:
+        java = find_java()
+        tested = "" if java.major in TESTED_JAVA else "; tested are 17 to 25"
+        report.append((True, "Java", f"{java.version} ({java.path}){tested}"))
+    except JavaMissingError as error:
+        report.append((False, "Java", str(error)))
+    report.append((True, "pycocoevalcap", str(coco_jars())))
+    jars_remedy = ""
+    try:
+        report.append((True, "SPICE's jars", ", ".join(str(jar) for jar in spice_jars())))
+    except SpiceMissingError as error:
+        jars_remedy = str(error)
+        report.append((False, "SPICE's jars", jars_remedy))
+
+    found = score_captions(CAPTIONS, {i: [text] for i, text in CAPTIONS.items()})
+    tokeniser = (
+        "Stanford's PTB"
+        if found.tokeniser == "ptb"
+        else "the simple one: scores are not comparable with published ones"
+    )
+    report.append((found.tokeniser == "ptb", "tokeniser", tokeniser))
+    for name in METRICS:
+        value = found.scores[name]
+        if value is None:
+            reason = found.skipped[name]
+            report.append((False, name, "see SPICE's jars" if reason == jars_remedy else reason))
+        elif math.isclose(value, EXPECTED[name], rel_tol=0.01):
+            report.append((True, name, f"{value:.3f}"))
+        else:
+            remedy = "reinstall pycocoevalcap" + (" and fetch the jars again" if name == "SPICE" else "")
+            report.append((False, name, f"gave {value:.3f} where {EXPECTED[name]:.3f} is right; {remedy}"))
+    return report
+
+
+def run_doctor(_: argparse.Namespace) -> int:
+    """Prints the report; exit code 1 if anything does not work."""
+    report = diagnose()
+    for works, what, answer in report:
+        sys.stdout.write(f"{'ok     ' if works else 'MISSING'} {what:<14} {answer}\n")
+    return 0 if all(works for works, _, _ in report) else 1
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``rb metrics doctor``."""
+    metrics = commands.add_parser("metrics", help="check the caption metrics")
+    actions = metrics.add_subparsers(dest="action", required=True, metavar="ACTION")
+    doctor = actions.add_parser(
+        "doctor", help="run two captions through every metric; say what is missing and how to get it"
+    )
+    doctor.set_defaults(run=run_doctor)

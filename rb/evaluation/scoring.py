@@ -1,0 +1,180 @@
+"""Scores a predictions file: reads it, computes its caption metrics, writes ``metrics.json``, logs to MLflow.
+
+Used by ``python -m eval.score``. Needs no model, no GPU and no data but the file. One file is one set: one modality, one dataset, one
+split; the metrics mean nothing over a mixture (CIDEr weighs words by the set they come from), so a mixed file is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rb.data.formats import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
+from rb.data.strict_json import FormatError, dumps, write_atomic
+from rb.evaluation.caption_metrics import METRICS, CaptionScores, score_captions
+from rb.evaluation.meteor import Meteor
+from rb.tracking import log_evaluation
+
+VARIANTS = (
+    "base",
+    "crops",
+    "checkpoint",
+)  # who wrote the captions: the frozen model, the same on cut-out regions, a trained one
+
+
+def score_file(
+    predictions: Path,
+    out: Path | None = None,
+    use_java: bool = True,
+    use_mlflow: bool = True,
+    spice_cache: Path | None = None,
+    metrics: Sequence[str] = METRICS,
+    meteor: Meteor | None = None,
+) -> dict[str, Any]:
+    """Scores one predictions file and returns what ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
+
+    Args:
+        predictions: a file that ``rb.data.formats.write_predictions`` wrote.
+        out: where ``metrics.json`` goes; see ``metrics_path`` for the default. Scores per example go beside it, to ``*.examples.jsonl``.
+        use_java: without it METEOR and SPICE are skipped.
+        use_mlflow: log to a run of its own and, where the predictions belong to a training run, to that one at the checkpoint's step.
+        spice_cache: folder for SPICE's parsed captions.
+        metrics: names out of ``METRICS``.
+        meteor: a METEOR process that several files share.
+
+    Raises:
+        FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
+    """
+    predictions = Path(predictions)
+    rows, meta = read_predictions(predictions)
+    modality, dataset, split = _one_set(rows, predictions)
+    for row in rows:
+        if not row.references:
+            raise FormatError(
+                f"{predictions}: id {row.id!r} has no references to score against; predict on data that has captions"
+            )
+    found = score_captions(
+        {row.id: row.prediction for row in rows},
+        {row.id: row.references for row in rows},
+        use_java=use_java,
+        spice_cache=spice_cache,
+        metrics=metrics,
+        meteor=meteor,
+    )
+    result = {
+        "modality": modality,
+        "dataset": dataset,
+        "split": split,
+        "variant": _variant(meta, predictions),
+        "scores": found.scores,
+        "attainable": found.attainable,
+        "skipped": found.skipped,
+        "tokeniser": found.tokeniser,
+        "num_examples": len(rows),
+        "num_references": sum(len(row.references) for row in rows),
+        "set_sha256": set_digest(rows),
+        "reference_policy": meta.get("reference_policy"),
+        "decoding": meta.get("decoding"),
+        "checkpoint": meta.get("checkpoint"),
+        "step": _step(meta),
+        "predictions": str(predictions.resolve()),
+        "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+        "versions": {**found.versions, "predicted_with": meta.get("versions")},
+    }
+    out = metrics_path(predictions) if out is None else Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(examples_path(out), _examples(found).encode())
+    write_atomic(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    if use_mlflow:
+        _log(result, predictions, out, meta)
+    return result
+
+
+def metrics_path(predictions: Path) -> Path:
+    """Where a file's scores go.
+
+    ``RUN_DIR/predictions/X.jsonl`` -> ``RUN_DIR/metrics/X.json``; elsewhere, beside it, ``predictions.jsonl`` -> ``metrics.json`` and
+    ``X.jsonl`` -> ``X.metrics.json``.
+    """
+    path = Path(predictions).resolve()
+    if path.parent.name == RUN_PREDICTIONS:
+        return path.parent.parent / RUN_METRICS / f"{path.stem}.json"
+    return path.with_name("metrics.json" if path.stem == "predictions" else f"{path.stem}.metrics.json")
+
+
+def examples_path(metrics: Path) -> Path:
+    """``X.json`` -> ``X.examples.jsonl``: one row per id with its ``CIDEr``, ``SPICE`` and SPICE's categories."""
+    return Path(metrics).with_suffix(".examples.jsonl")
+
+
+def set_digest(rows: Sequence[Prediction]) -> str:
+    """sha256 of the ids with their references, whatever the order of the rows: only scores of equal sets are compared."""
+    content = dumps(sorted([row.id, *row.references] for row in rows))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _one_set(rows: Sequence[Prediction], path: Path) -> tuple[str, str, str]:
+    sets = sorted({(row.modality, row.dataset, row.split) for row in rows})
+    if not sets:
+        raise FormatError(f"{path}: no predictions in it; predict again")
+    if len(sets) > 1:
+        listed = "; ".join(" ".join(one) for one in sets)
+        raise FormatError(
+            f"{path}: rows of {len(sets)} sets ({listed}); a file is scored as one set: write one file for each"
+        )
+    return sets[0]
+
+
+def _variant(meta: Mapping[str, Any], path: Path) -> str:
+    variant = meta.get("variant", "checkpoint")
+    if variant not in VARIANTS:
+        raise FormatError(f"{path}: its meta file says variant {variant!r}; known: {', '.join(VARIANTS)}")
+    return str(variant)
+
+
+def _examples(found: CaptionScores) -> str:
+    return "".join(
+        dumps({"id": i, **row, "SPICE_details": found.spice_details.get(i)}) + "\n"
+        for i, row in found.per_example.items()
+    )
+
+
+def _step(meta: Mapping[str, Any]) -> int | None:
+    """The checkpoint's step: said by the meta file, or part of the checkpoint's name (``.../checkpoints/step_0001200``)."""
+    if isinstance(meta.get("step"), int):
+        return int(meta["step"])
+    found = re.search(r"step_(\d+)", str(meta.get("checkpoint") or ""))
+    return int(found.group(1)) if found else None
+
+
+def _log(result: Mapping[str, Any], predictions: Path, out: Path, meta: Mapping[str, Any]) -> None:
+    """To MLflow by way of the journals. Scores of the base model get names of their own: a training run has the trained ones beside them."""
+    variant = result["variant"]
+    step = result["step"] if variant == "checkpoint" else 0
+    prefix = "" if variant == "checkpoint" else f"{variant}/"
+    run_dir = Path(meta["run_dir"]) if meta.get("run_dir") else predictions.resolve().parent.parent
+    in_run = step is not None and (run_dir / RUN_JOURNAL).is_file()
+    tags = (
+        "modality",
+        "variant",
+        "checkpoint",
+        "decoding",
+        "reference_policy",
+        "set_sha256",
+        "tokeniser",
+        "num_examples",
+    )
+    log_evaluation(
+        {prefix + name: value for name, value in result["scores"].items() if value is not None},
+        name=predictions.stem,
+        dataset=result["dataset"],
+        split=result["split"],
+        run_dir=run_dir if in_run else None,
+        job_dir=None if in_run else out.resolve().parent / "evaluations" / predictions.stem,
+        step=step,
+        tags={tag: result[tag] for tag in tags},
+    )

@@ -1,0 +1,153 @@
+"""The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set CIDEr and SPICE, times 100.
+
+Used by ``python -m eval.table`` and the report page. A column is one set, told apart by its digest: scores of unequal sets never
+share a column. What the scores depend on stands in the notes below the table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rb.core.modality import MODALITIES
+from rb.data.formats import RUN_METRICS
+from rb.data.strict_json import FormatError, parse
+
+COLUMN_METRICS = ("CIDEr", "SPICE")
+ROW_NAMES = {"base": "base", "crops": "base on crops", "checkpoint": "RegionBLIP"}
+ABSENT = "-"
+_NEEDED = ("modality", "dataset", "split", "variant", "scores", "num_examples", "set_sha256", "tokeniser")
+
+ColumnKey = tuple[str, str, str, str, str]  # modality, dataset, split, digest of the set, tokeniser
+RowKey = tuple[str, str]  # variant and, of a trained model, its checkpoint
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table 1 as texts, ready to print or to put into a page.
+
+    Attributes:
+        columns: per set its heading: modality, and dataset with split.
+        rows: name, then per column the texts of ``COLUMN_METRICS`` (times 100, one decimal, ``-`` where absent).
+        notes: what the numbers depend on, one line each.
+    """
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[tuple[str, ...]]]]
+    notes: list[str]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All ``RUN_DIR/metrics/*.json``; a ``FormatError`` names a file that is none of ours."""
+    folder = Path(run_dir) / RUN_METRICS
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ValueError(
+            f"{folder}: no metrics there; `python -m eval.score {run_dir}/predictions/*.jsonl` writes them"
+        )
+    found = []
+    for path in paths:
+        metrics = parse(path.read_bytes(), str(path))
+        lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or name not in metrics]
+        if lacking:
+            raise FormatError(f"{path}: no metrics file (it has no {lacking[0]!r}); score the predictions again")
+        found.append({**metrics, "file": str(path)})
+    return found
+
+
+def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of ``metrics.json`` contents. ``ValueError`` where two files claim the same cell."""
+    cells: dict[tuple[RowKey, ColumnKey], Mapping[str, Any]] = {}
+    for one in metrics:
+        key = (_row_key(one), _column_key(one))
+        if key in cells:
+            files = " and ".join(str(m.get("file", "one")) for m in (cells[key], one))
+            raise ValueError(
+                f"{files} score the same captions' set with the same model; keep one of them in the folder"
+            )
+        cells[key] = one
+    rows = sorted({row for row, _ in cells}, key=lambda row: (list(ROW_NAMES).index(row[0]), row[1]))
+    columns = sorted({column for _, column in cells}, key=lambda c: (list(MODALITIES).index(c[0]), c))
+    return Table(
+        columns=[(column[0].replace("_", " "), f"{column[1]} {column[2]}") for column in columns],
+        rows=[(_row_name(row, rows), [_texts(cells.get((row, column))) for column in columns]) for row in rows],
+        notes=[
+            "CIDEr and SPICE times 100.",
+            *(
+                line
+                for column in columns
+                for line in _notes([(r, cells[r, column]) for r in rows if (r, column) in cells], rows)
+            ),
+        ],
+    )
+
+
+def format_table(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The table of ``metrics.json`` contents as plain text with its notes."""
+    table = build_table(metrics)
+    widths = [max(len(heading) for heading in (*column, "CIDEr  SPICE")) for column in table.columns]
+    first = max(len(name) for name in ("", *(name for name, _ in table.rows)))
+    lines = [
+        " | ".join(
+            [" " * first, *(column[i].center(width) for column, width in zip(table.columns, widths, strict=True))]
+        )
+        for i in (0, 1)
+    ]
+    lines.append(" | ".join([" " * first, *(_pair(COLUMN_METRICS, width) for width in widths)]))
+    lines.append("-+-".join(["-" * first, *("-" * width for width in widths)]))
+    for name, cells in table.rows:
+        lines.append(" | ".join([name.ljust(first), *(_pair(c, w) for c, w in zip(cells, widths, strict=True))]))
+    return "\n".join(line.rstrip() for line in [*lines, "", *table.notes]) + "\n"
+
+
+def _pair(texts: Sequence[str], width: int) -> str:
+    half = width // 2
+    return texts[0].rjust(half - 1) + texts[1].rjust(width - half + 1)
+
+
+def _row_key(one: Mapping[str, Any]) -> RowKey:
+    # The frozen model is the same whichever checkpoint folder it was reached through.
+    return one["variant"], str(one.get("checkpoint") or "") if one["variant"] == "checkpoint" else ""
+
+
+def _column_key(one: Mapping[str, Any]) -> ColumnKey:
+    return one["modality"], one["dataset"], one["split"], one["set_sha256"], one["tokeniser"]
+
+
+def _row_name(row: RowKey, rows: Sequence[RowKey]) -> str:
+    several = sum(other[0] == row[0] for other in rows) > 1
+    return f"{ROW_NAMES[row[0]]} {'/'.join(Path(row[1]).parts[-3:])}" if several else ROW_NAMES[row[0]]
+
+
+def _texts(one: Mapping[str, Any] | None) -> tuple[str, ...]:
+    values = [None if one is None else one["scores"].get(name) for name in COLUMN_METRICS]
+    return tuple(ABSENT if value is None else f"{100 * value:.1f}" for value in values)
+
+
+def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[RowKey]) -> list[str]:
+    """What the numbers of one column depend on, and what differs between its rows."""
+    one = scored[0][1]
+    name = f"{one['modality'].replace('_', ' ')} ({one['dataset']} {one['split']})"
+    facts = [f"{one['num_examples']:,} captions, {one.get('num_references', '?')} references"]
+    if one.get("reference_policy"):
+        facts.append(f"reference policy: {one['reference_policy']}")
+    attainable = one.get("attainable") or {}
+    if "CIDEr" in attainable:
+        facts.append(f"CIDEr of a perfect captioner {100 * attainable['CIDEr']:.1f}")
+    if one["tokeniser"] != "ptb":
+        facts.append("tokenised without Java: not comparable with published scores")
+    decodings = {_row_name(row, rows): _flat(m.get("decoding")) for row, m in scored if m.get("decoding")}
+    if len(set(decodings.values())) == 1:
+        facts.append(f"decoding {next(iter(decodings.values()))}")
+    lines = [f"{name}: {'; '.join(facts)}."]
+    if len(set(decodings.values())) > 1:
+        lines += [f"{name}, {row}: decoding {decoding}." for row, decoding in decodings.items()]
+    skipped = {f"{metric} skipped: {reason}" for _, m in scored for metric, reason in (m.get("skipped") or {}).items()}
+    return lines + [f"{name}: {line}" for line in sorted(skipped) if line.startswith(COLUMN_METRICS)]
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else json.dumps(value)
