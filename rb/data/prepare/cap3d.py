@@ -1,0 +1,68 @@
+"""Cap3D's captions: ``uid,caption`` lines without a header, captions with commas in quotes. Used by `objaverse.py`.
+
+A quote that is never closed would swallow the lines behind it without a word; here it costs its own line only, and that one is listed.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# A line that begins like this is a new row, even where the row before has an open quote.
+_ROW_START = re.compile(r'"?[A-Za-z0-9_-]{8,64}"?,')
+_QUOTED = re.compile(r'\s*"|[^",]*,"')  # elsewhere a quote is a sign like any other: ``a 12" pipe``
+
+
+@dataclass
+class CaptionTable:
+    """``captions``: uid -> its first caption, in the file's order. ``malformed``: (line, what is wrong); ``repeated``: (uid, line)."""
+
+    captions: dict[str, str] = field(default_factory=dict)
+    malformed: list[tuple[int, str]] = field(default_factory=list)
+    repeated: list[tuple[str, int]] = field(default_factory=list)
+
+
+def read_captions(file: Path) -> CaptionTable:
+    """All rows of ``file``, read line by line. Bytes that are not UTF-8 become spaces. A comma without quotes belongs to the caption."""
+    table = CaptionTable()
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        for number, text in _rows(lines):
+            if not text.strip():
+                continue
+            try:
+                cells = next(csv.reader([text]))
+            except csv.Error as error:
+                table.malformed.append((number, f"not a row of CSV ({error})"))
+                continue
+            uid = cells[0].strip()
+            if len(cells) < 2 or not uid or _open(text):
+                table.malformed.append((number, f"not 'uid,caption': {text.strip()!r:.100}"))
+            elif uid in table.captions:
+                table.repeated.append((uid, number))
+            else:
+                table.captions[uid] = ",".join(cells[1:])
+    return table
+
+
+def _open(text: str) -> bool:
+    return bool(_QUOTED.match(text)) and text.count('"') % 2 == 1
+
+
+def _rows(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """(number of its first line, text) of every row; a row goes on while a quote is open, but not over the start of another."""
+    pending, start = "", 0
+    for number, line in enumerate(lines, 1):
+        if pending and _ROW_START.match(line):
+            yield start, pending
+            pending = ""
+        if not pending:
+            start = number
+        pending += line
+        if not _open(pending):
+            yield start, pending
+            pending = ""
+    if pending:
+        yield start, pending

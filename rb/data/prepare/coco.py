@@ -1,0 +1,124 @@
+"""COCO captions in Karpathy's split (``dataset_coco.json`` and the JPEG files) to shards of whole images. Knows no boxes.
+
+Source ids are ``coco/<image id>``, the same as RefCOCO's, so that one image is one source in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rb.core.modality import IMAGE
+from rb.data.formats import Record
+from rb.data.prepare import common
+from rb.data.prepare.common import CheckedImage, Conversion, RejectedError, Tally
+from rb.data.shards import ShardWriter
+
+NAME = "coco"
+SPLITS = ("train", "val", "test")
+LAYOUT = """  RAW/dataset_coco.json        Karpathy's file
+  RAW/train2014/COCO_train2014_000000000009.jpg ...
+  RAW/val2014/COCO_val2014_000000000042.jpg ...   (or --images DIR, the folder that holds train2014 and val2014)"""
+_FIELDS = frozenset({"images", "filepath", "filename", "cocoid", "split", "sentences", "raw"})
+
+
+def convert(
+    raw: Path,
+    out: Path,
+    split: str,
+    restval: bool = True,
+    images: Path | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+) -> Tally:
+    """One record per image with all its captions, original bytes kept; an item is an image.
+
+    Args:
+        restval: count Karpathy's ``restval`` as ``train``, as everybody does (113,287 images).
+        images: the folder of ``train2014`` and ``val2014``, if it is not ``raw``.
+
+    Raises:
+        ValueError: a raw file or folder is missing or another than expected, no item could be used, ``out`` is not empty.
+    """
+    file = common.require(raw / "dataset_coco.json", LAYOUT)
+    root = images or raw
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    content = common.read_json(file, _FIELDS)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: must be an object with the field 'images'")
+    entries = common.objects_of(content.get("images"), f"{file}: images")
+    wanted = {split, "restval"} if split == "train" and restval else {split}
+    entries = [entry for entry in entries if entry.get("split") in wanted]
+    if not entries:
+        raise ValueError(f"{file}: no image of split {split!r}")
+    _check_folders(root, entries)
+    with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite) as writer:
+        conversion = Conversion(writer, "images")
+        seen: set[int] = set()
+
+        def read(entry: dict[str, Any]) -> CheckedImage:
+            return common.read_image(common.safe_path(root, *_parts(entry)))
+
+        for entry, image in common.attempt(read, entries, len(entries), f"{NAME} {split}", workers):
+            conversion.tally.read += 1
+            source = f"{NAME}/{entry.get('cocoid')}"
+            try:
+                _write(conversion, entry, image, split, seen)
+            except RejectedError as error:
+                conversion.reject(source, error.reason, error.detail)
+    return conversion.finish()
+
+
+def _write(
+    conversion: Conversion, entry: dict[str, Any], image: CheckedImage | RejectedError, split: str, seen: set[int]
+) -> None:
+    number = entry.get("cocoid")
+    if not common.is_id(number):
+        raise RejectedError(common.UNKNOWN_IMAGE, f"cocoid must be a whole number, got {number!r:.80}")
+    assert isinstance(number, int)
+    if number in seen:
+        raise RejectedError(common.DUPLICATE_SOURCE, f"image {number} comes twice; the first is kept")
+    if isinstance(image, RejectedError):
+        raise image
+    sentences = entry.get("sentences")
+    texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences] if isinstance(sentences, list) else []
+    source = f"{NAME}/{number}"
+    captions = conversion.captions(source, texts)
+    record = Record(source, NAME, split, image.width, image.height, captions)
+    conversion.writer.write(record, image.data, image.extension)
+    seen.add(number)
+    conversion.keep(1, len(captions))
+
+
+def _parts(entry: dict[str, Any]) -> list[object]:
+    """Folder and file name of an entry; the folder may be left out."""
+    return [part for part in (entry.get("filepath"), entry.get("filename")) if part is not None]
+
+
+def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
+    """A whole folder of images that is not there is a mistake of the call, not a hundred thousand rejected items."""
+    folders = Counter(entry.get("filepath", "") for entry in entries if isinstance(entry.get("filepath", ""), str))
+    for folder, count in folders.items():
+        if count * 100 >= len(entries):
+            try:
+                path = common.safe_path(root, folder) if folder else root
+            except RejectedError:
+                continue  # its images are rejected one by one
+            common.require(path, LAYOUT)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``rb prepare coco``."""
+    parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
+    parser.add_argument("--images", type=Path, help="the folder that holds train2014 and val2014 (default: RAW)")
+    parser.add_argument("--no-restval", action="store_true", help="train without Karpathy's restval images")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``rb prepare coco``."""
+    tally = convert(args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers)
+    common.report(tally, f"coco, split {args.split}", args.out)
+    return 0

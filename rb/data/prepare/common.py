@@ -1,0 +1,224 @@
+"""What all converters share: reasons, the count of what was read, used and rejected, reading JSON and text, safe paths, checked images.
+
+Knows no data set; each has its own file beside this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from rb.core.text import clean_caption, one_line
+from rb.data.formats import MANIFEST_FILE
+from rb.data.images import ImageError, decode_image
+from rb.data.shards import ShardWriter
+
+# Reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION: one caption of an item that has others.
+ANNOTATION_OF_OTHER_IMAGE = "annotation_of_other_image"
+BOX_EMPTY = "box_empty"
+BOX_OUTSIDE_IMAGE = "box_outside_image"
+DUPLICATE_SOURCE = "duplicate_source"
+EMPTY_CAPTION = "empty_caption"
+IMAGE_MISSING = "image_missing"
+IMAGE_SIZE_MISMATCH = "image_size_mismatch"
+MALFORMED_ROW = "malformed_row"
+NO_CAPTION = "no_caption"
+POINTS_DEGENERATE = "points_degenerate"
+POINTS_MISSING = "points_missing"
+POINTS_NOT_FINITE = "points_not_finite"
+POINTS_UNREADABLE = "points_unreadable"
+SHARED_IMAGE = "shared_image"
+TOO_FEW_POINTS = "too_few_points"
+UNKNOWN_ANNOTATION = "unknown_annotation"
+UNKNOWN_IMAGE = "unknown_image"
+UNREADABLE_IMAGE = "unreadable_image"
+UNSAFE_NAME = "unsafe_name"
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class RejectedError(Exception):
+    """An item that cannot be used: ``reason`` is one of the words above, ``detail`` a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass
+class Tally:
+    """The count of one conversion. An item (image, reference, object) is either used or rejected, so read = used + rejected."""
+
+    unit: str
+    read: int = 0
+    used: int = 0
+    captions: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def table(self, title: str) -> str:
+        """The counts as lines for people."""
+        rows = [(f"{self.unit} read", self.read), ("used", self.used), ("rejected", sum(self.rejected.values()))]
+        rows += [(f"  {reason}", count) for reason, count in sorted(self.rejected.items())]
+        rows += [("captions", self.captions), *sorted(self.notes.items())]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([title, *(f"  {name:<{width}}  {count:>9,}" for name, count in rows)])
+
+
+class Conversion:
+    """One conversion under way: passes records and rejects on to the shards, and counts them."""
+
+    def __init__(self, writer: ShardWriter, unit: str) -> None:
+        self.writer = writer
+        self.tally = Tally(unit)
+
+    def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
+        """One item that is not used."""
+        self.writer.reject(one_line(source), reason, one_line(detail), object_id)
+        self.tally.rejected[reason] += 1
+
+    def captions(self, source: str, raw: Sequence[object], object_id: str | None = None) -> list[str]:
+        """``raw`` on one line each; the empty ones are left out, and listed unless all are (``RejectedError``: no_caption).
+
+        Empty means: nothing is left after the cleaning that training does.
+        """
+        kept = [one_line(text) for text in raw if isinstance(text, str) and clean_caption(text)]
+        if not kept:
+            raise RejectedError(NO_CAPTION, "no caption" if not raw else "every caption is empty after cleaning")
+        for _ in range(len(raw) - len(kept)):
+            self.writer.reject(
+                one_line(source), EMPTY_CAPTION, "one of its captions is empty after cleaning", object_id
+            )
+            self.tally.notes["empty captions left out"] += 1
+        return kept
+
+    def keep(self, items: int, captions: int) -> None:
+        """``items`` that went into a record, with so many captions."""
+        self.tally.used += items
+        self.tally.captions += captions
+
+    def finish(self) -> Tally:
+        """The counts, which must add up."""
+        tally = self.tally
+        assert tally.read == tally.used + sum(tally.rejected.values()), tally
+        return tally
+
+
+def report(tally: Tally, title: str, out: Path) -> None:
+    """Print the counts, and where the rows are."""
+    sys.stdout.write(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it\n")
+
+
+def require(path: Path, layout: str) -> Path:
+    """``path`` if it exists; else a ``ValueError`` that names it and shows how the folder should look."""
+    if not path.exists():
+        raise ValueError(f"{path}: not found. The raw folder should look like this:\n{layout}")
+    return path
+
+
+def read_json(path: Path, fields: frozenset[str]) -> Any:
+    """A large JSON file with only ``fields`` of its objects kept while it is read: polygons and token lists never fill the memory.
+
+    Raises:
+        ValueError: no JSON, named by file.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file, object_hook=lambda item: {k: v for k, v in item.items() if k in fields})
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); download it again") from error
+
+
+def objects_of(value: object, where: str) -> list[dict[str, Any]]:
+    """``value`` if it is a list of JSON objects; else a ``ValueError`` that says where they should be."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{where}: must be a list of objects; this is another file than the one the data set ships")
+    return value
+
+
+def is_id(value: object) -> bool:
+    """Whether ``value`` can be a data set's running number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def safe_path(root: Path, *parts: object) -> Path:
+    """``root`` with parts that a file of the data set names. ``RejectedError`` where they would leave ``root``.
+
+    Links inside ``root`` are the user's own and are followed.
+    """
+    if not all(isinstance(part, str) for part in parts):
+        raise RejectedError(UNSAFE_NAME, f"a file name must be a text, got {parts!r:.80}")
+    relative = PurePosixPath(*(str(part) for part in parts))
+    bad = relative.is_absolute() or ".." in relative.parts or not relative.name
+    if bad or not str(relative).isprintable() or "\\" in str(relative):
+        raise RejectedError(UNSAFE_NAME, f"{str(relative)!r:.200} is no file name inside the raw folder")
+    return root / relative
+
+
+def read_file(path: Path, missing: str) -> bytes:
+    """The bytes of ``path``; ``RejectedError`` with reason ``missing`` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RejectedError(missing, f"{path}: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that decodes: its original bytes, the extension that fits them, its size in pixels as stored."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+def read_image(path: Path) -> CheckedImage:
+    """An image, decoded in full once to know that it can be. ``RejectedError`` where it is missing or cannot."""
+    data = read_file(path, IMAGE_MISSING)
+    try:
+        image = decode_image(data, str(path))
+    except ImageError as error:
+        raise RejectedError(UNREADABLE_IMAGE, str(error)) from None
+    # By content: some files of COCO are PNGs under a name that ends in jpg.
+    extension = "png" if data.startswith(b"\x89PNG") else "webp" if data.startswith(b"RIFF") else "jpg"
+    return CheckedImage(data, extension, image.width, image.height)
+
+
+def attempt(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], total: int, title: str, workers: int
+) -> Iterator[tuple[_Item, _Result | RejectedError]]:
+    """``work`` on every item by threads, in order, a few ahead only; a rejection is handed back in place of the result."""
+
+    def one(item: _Item) -> _Result | RejectedError:
+        try:
+            return work(item)
+        except RejectedError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=title, delay=5) as bar:
+        waiting: deque[tuple[_Item, Any]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(one, item)))
+            if len(waiting) >= 4 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+                bar.update()
+        for first, future in waiting:
+            yield first, future.result()
+            bar.update()
+
+
+def default_workers() -> int:
+    """Threads that read and decode: Pillow and NumPy release Python's lock while they do."""
+    return min(8, os.cpu_count() or 1)

@@ -1,0 +1,268 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg as the refer tool has them (``instances.json``, ``refs(<split by>).p``) to shards of image regions.
+
+One record per image with all its objects of a split, each with all its sentences. Source ids are ``coco/<image id>``, object ids the
+annotation's id. Images are found by ``instances.json``: a reference's own ``file_name`` has a running number in it and is no file of COCO.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rb.core.boxes import clip_xyxy, image_box_problem, xywh_to_xyxy
+from rb.core.modality import IMAGE_REGION
+from rb.data.formats import ObjectAnnotation, Record
+from rb.data.prepare import common
+from rb.data.prepare.common import CheckedImage, Conversion, RejectedError, Tally
+from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.shards import ShardWriter
+
+NAMES = ("refcoco", "refcoco+", "refcocog")
+SPLITS_BY = ("google", "unc", "umd")
+LAYOUT = """  RAW/instances.json           (or RAW/refcoco/instances.json and so on, as the refer tool has them)
+  RAW/refs(google).p           or refs(unc).p, refs(umd).p by --split-by; refs(...).json with the same content is read too
+  RAW/images/train2014/COCO_train2014_000000000009.jpg ...   (or --images DIR, the folder of the files themselves)"""
+_FIELDS = frozenset(
+    {"images", "annotations", "id", "image_id", "file_name", "width", "height", "bbox"}  # no polygons
+)
+_REF_FIELDS = frozenset({"ref_id", "ann_id", "image_id", "split", "sentences", "sent", "raw"})
+_Json = dict[str, Any]
+
+
+@dataclass
+class _Region:
+    """One annotation of a split: its box in pixels and everything said of it, of ``refs`` references."""
+
+    box: list[float]
+    captions: list[str] = field(default_factory=list)
+    refs: int = 0
+
+
+def convert(
+    raw: Path,
+    out: Path,
+    split: str,
+    name: str = "refcoco",
+    split_by: str = "google",
+    sentence: str = "sent",
+    drop_shared_images: bool = False,
+    images: Path | None = None,
+    **writing: Any,
+) -> Tally:
+    """One record per image; an item is a reference (one object in one person's choice; 50,000 in RefCOCO).
+
+    Args:
+        split: as in the file. ``test`` means all splits whose name holds it where none is called so (UNC's testA and testB), as in refer.
+        sentence: ``sent`` (cleaned) or ``raw`` (as typed).
+        drop_shared_images: of ``train``, leave out the images that also occur in another split (google's splits share images).
+        images: the folder of the image files, if not ``raw/images/train2014``.
+        writing: ``overwrite`` and ``workers``.
+
+    Raises:
+        ValueError: a raw file is missing, damaged or unsafe, the split is unknown, no item could be used, ``out`` is not empty.
+    """
+    folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
+    instances = common.read_json(common.require(folder / "instances.json", LAYOUT), _FIELDS)
+    if not isinstance(instances, dict):
+        raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
+    table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
+    file, refs = _read_refs(folder, split_by)
+    chosen, shared = _choose(refs, split, file)
+    if drop_shared_images and split != "train":
+        raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
+    root = common.require(images, LAYOUT) if images else _image_folder(raw, folder)
+    dataset = f"{name.replace('+', '_plus')}_{split_by}"
+    with ShardWriter(out, dataset, IMAGE_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
+        conversion = Conversion(writer, "references")
+        other = "another split" if split == "train" else "train"
+        conversion.tally.notes[f"images shared with {other}"] = len(shared)
+        regions = _collect(conversion, chosen, *table, sentence, shared if drop_shared_images else set())
+
+        def read(image_id: int) -> CheckedImage:
+            return common.read_image(common.safe_path(root, table[0][image_id].get("file_name")))
+
+        workers = writing.get("workers", 1)
+        for image_id, image in common.attempt(read, regions, len(regions), f"{dataset} {split}", workers):
+            _write(conversion, image_id, image, table[0][image_id], regions[image_id], dataset, split)
+    return conversion.finish()
+
+
+def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
+    rows = common.objects_of(instances.get(kind), f"{folder / 'instances.json'}: {kind}")
+    return {row["id"]: row for row in rows if common.is_id(row.get("id"))}
+
+
+def _read_refs(folder: Path, split_by: str) -> tuple[Path, list[_Json]]:
+    """The references, from JSON where someone converted them, else from the pickle."""
+    converted = folder / f"refs({split_by}).json"
+    if converted.is_file():
+        return converted, common.objects_of(common.read_json(converted, _REF_FIELDS), str(converted))
+    file = common.require(folder / f"refs({split_by}).p", LAYOUT)
+    return file, common.objects_of(load_plain_pickle(file), str(file))
+
+
+def _choose(refs: list[_Json], split: str, file: Path) -> tuple[list[_Json], set[int]]:
+    """The references of a split, and the ids of the images that it shares: of train with any other split, of another split with train."""
+    names = {str(ref.get("split")) for ref in refs}
+    wanted = {split} if split in names else {name for name in names if split == "test" and "test" in name}
+    if not wanted:
+        raise ValueError(f"{file}: no split {split!r}; it has {', '.join(sorted(names))}")
+    rest = names - wanted if split == "train" else {"train"} - wanted
+    images: defaultdict[bool, set[int]] = defaultdict(set)
+    for ref in refs:
+        own, foreign = str(ref.get("split")) in wanted, str(ref.get("split")) in rest
+        if (own or foreign) and common.is_id(ref.get("image_id")):
+            images[own].add(ref["image_id"])
+    return [ref for ref in refs if str(ref.get("split")) in wanted], images[True] & images[False]
+
+
+def _image_folder(raw: Path, folder: Path) -> Path:
+    """Where the refer tool and its users keep COCO's train2014."""
+    places = [
+        base / inner
+        for base in (raw, folder, raw.parent)
+        for inner in ("images/train2014", "images/mscoco/images/train2014")
+    ]
+    found = [place for place in (*places, raw / "train2014") if place.is_dir()]
+    return found[0] if found else common.require(places[0], LAYOUT)
+
+
+def _collect(
+    conversion: Conversion,
+    refs: list[_Json],
+    images: dict[int, _Json],
+    annotations: dict[int, _Json],
+    sentence: str,
+    dropped: set[int],
+) -> dict[int, dict[int, _Region]]:
+    """Image id -> annotation id -> region, of the references that can be used as far as the annotations say."""
+    regions: dict[int, dict[int, _Region]] = {}
+    seen: set[int] = set()
+    for ref in refs:
+        conversion.tally.read += 1
+        image_id, object_id = ref.get("image_id"), str(ref.get("ann_id"))
+        source = f"coco/{image_id}"
+        try:
+            ref_id, ann_id = ref.get("ref_id"), ref.get("ann_id")
+            if not (common.is_id(image_id) and image_id in images):
+                raise RejectedError(
+                    common.UNKNOWN_IMAGE, f"reference {ref_id}: image {image_id!r:.80} is not in instances.json"
+                )
+            if not (common.is_id(ann_id) and ann_id in annotations):
+                raise RejectedError(
+                    common.UNKNOWN_ANNOTATION, f"reference {ref_id}: ann_id {ann_id!r:.80} is not in instances.json"
+                )
+            assert isinstance(image_id, int)
+            assert isinstance(ann_id, int)
+            if common.is_id(ref_id) and ref_id in seen:
+                raise RejectedError(common.DUPLICATE_SOURCE, f"reference {ref_id} comes twice; the first is kept")
+            if image_id in dropped:
+                raise RejectedError(common.SHARED_IMAGE, "the image also occurs in another split")
+            box = _box(annotations[ann_id], image_id, images[image_id])
+            sentences = ref.get("sentences")
+            rows = sentences if isinstance(sentences, list) else []
+            texts = [row.get(sentence) if isinstance(row, dict) else None for row in rows]
+            captions = conversion.captions(source, texts, object_id)
+        except RejectedError as error:
+            conversion.reject(source, error.reason, error.detail, object_id)
+            continue
+        if common.is_id(ref_id):
+            seen.add(ref["ref_id"])
+        in_image = regions.setdefault(image_id, {})
+        if ann_id in in_image:
+            conversion.tally.notes["references to an object that has one, put together"] += 1
+        region = in_image.setdefault(ann_id, _Region(box))
+        region.captions += captions
+        region.refs += 1
+    return regions
+
+
+def _box(annotation: _Json, image_id: int, image: _Json) -> list[float]:
+    """The box in pixels xyxy, not yet cut to the image."""
+    if annotation.get("image_id") != image_id:
+        raise RejectedError(
+            common.ANNOTATION_OF_OTHER_IMAGE,
+            f"annotation {annotation['id']} belongs to image {annotation.get('image_id')!r:.80}",
+        )
+    numbers, size = annotation.get("bbox"), (image.get("width"), image.get("height"))
+    if not all(common.is_id(v) for v in size):
+        raise RejectedError(
+            common.UNKNOWN_IMAGE, f"image {image_id}: width and height are {size!r:.80} in instances.json"
+        )
+    if not (isinstance(numbers, list) and len(numbers) == 4 and all(type(v) in (int, float) for v in numbers)):
+        raise RejectedError(
+            common.BOX_EMPTY, f"annotation {annotation['id']}: bbox must be four numbers, got {numbers!r:.80}"
+        )
+    box = xywh_to_xyxy(numbers)
+    problem = image_box_problem(box, *(float(str(v)) for v in size))
+    if problem:
+        raise RejectedError(
+            problem, f"annotation {annotation['id']}: bbox {numbers} in an image of {size[0]} x {size[1]}"
+        )
+    return box
+
+
+def _write(
+    conversion: Conversion,
+    image_id: int,
+    image: CheckedImage | RejectedError,
+    entry: _Json,
+    regions: dict[int, _Region],
+    dataset: str,
+    split: str,
+) -> None:
+    """One image with its regions, or all their references rejected for the image's sake."""
+    source = f"coco/{image_id}"
+    if isinstance(image, CheckedImage) and (image.width, image.height) != (entry["width"], entry["height"]):
+        image = RejectedError(
+            common.IMAGE_SIZE_MISMATCH,
+            f"instances.json says {entry['width']} x {entry['height']}, the image has {image.width} x {image.height}",
+        )
+    if isinstance(image, RejectedError):
+        for ann_id, region in regions.items():
+            for _ in range(region.refs):
+                conversion.reject(source, image.reason, image.detail, str(ann_id))
+        return
+    objects = []
+    for ann_id, region in regions.items():
+        box = clip_xyxy(region.box, image.width, image.height)
+        conversion.tally.notes["boxes cut to the image (1 px at most)"] += box != region.box
+        objects.append(ObjectAnnotation(str(ann_id), box, region.captions))
+    record = Record(source, dataset, split, image.width, image.height, [], objects)
+    conversion.writer.write(record, image.data, image.extension)
+    conversion.tally.notes["images"] += 1
+    conversion.tally.notes["objects"] += len(objects)
+    conversion.keep(sum(region.refs for region in regions.values()), sum(len(item.captions) for item in objects))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``rb prepare refcoco``."""
+    parser.add_argument("--name", default="refcoco", choices=NAMES, help="which of the three (default: refcoco)")
+    parser.add_argument("--split-by", default="google", choices=SPLITS_BY, help="google is the paper's (default)")
+    parser.add_argument("--split", default="train", help="train, val, test, testA, testB (default: train)")
+    parser.add_argument("--sentence", default="sent", choices=("sent", "raw"), help="cleaned (default) or as typed")
+    parser.add_argument("--images", type=Path, help="the folder of COCO's train2014 files")
+    parser.add_argument(
+        "--drop-shared-images", action="store_true", help="leave out images of train that also occur in another split"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """``rb prepare refcoco``."""
+    tally = convert(
+        args.raw,
+        args.out,
+        args.split,
+        args.name,
+        args.split_by,
+        args.sentence,
+        args.drop_shared_images,
+        args.images,
+        overwrite=args.overwrite,
+        workers=args.workers,
+    )
+    common.report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out)
+    return 0

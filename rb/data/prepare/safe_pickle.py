@@ -1,0 +1,97 @@
+"""Reads pickles that hold plain data only, and runs nothing: no globals, no calls, no allocation that the file's own size does not back.
+
+Used for files that public datasets ship as pickles (``refs(google).p``, lists of uids). A pickle is a program; the standard reader runs it.
+Here only the opcodes that build numbers, texts, lists, tuples, dicts and sets are known, so a file that wants anything else is refused
+before anything happens. The readers of the datasets import ``load_plain_pickle``; nothing else in the project reads pickles.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 1 << 30  # the largest public file of this kind (refcocog) has 60 MB
+
+# Everything that plain data needs, protocols 0 to 5. Left out on purpose: OBJ, NEWOBJ, NEWOBJ_EX, REDUCE, BUILD, EXT1-4, PERSID, BINPERSID
+# (they call or name code) and BYTEARRAY8, NEXT_BUFFER, READONLY_BUFFER (they allocate what a header claims). The last line names code too;
+# it ends in `find_class`, which refuses it by name.
+_PLAIN_OPCODES = """
+    MARK STOP POP POP_MARK DUP PROTO FRAME NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    LIST EMPTY_LIST APPEND APPENDS TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 DICT EMPTY_DICT SETITEM SETITEMS
+    EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
+    GLOBAL STACK_GLOBAL INST
+"""
+
+
+class UnsafePickleError(ValueError):
+    """A pickle that asks for more than plain data. Nothing of it was run."""
+
+
+def _latin1_rest(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: bytes that are not UTF-8 are read as Latin-1, one by one, so no byte string of Python 2 is lost."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error("rb_latin1_rest", _latin1_rest)
+
+
+def _refuse(_unpickler: Any) -> None:
+    raise UnsafePickleError("it asks for a step that plain data does not need")
+
+
+# The reader in Python rather than the one in C: its memo is a dict, so one opcode with a large index cannot allocate gigabytes, and its
+# table of opcodes can be cut down. 50,000 references take a few seconds once.
+class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 (the only spelling of the reader in Python)
+    dispatch = dict.fromkeys(range(256), _refuse) | {
+        code: pickle._Unpickler.dispatch[code]  # noqa: SLF001
+        for code in (getattr(pickle, name)[0] for name in _PLAIN_OPCODES.split())
+    }
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        raise UnsafePickleError(f"it asks for {module}.{name}")
+
+
+def load_plain_pickle(path: Path) -> Any:
+    """The plain data in the pickle ``path``: None, bools, numbers, texts, bytes, lists, tuples, dicts, sets.
+
+    Byte strings of Python 2 become texts: UTF-8, and Latin-1 for bytes that are not UTF-8.
+
+    Raises:
+        UnsafePickleError: the file names code (a class, a function, a numpy scalar), or is larger than ``MAX_BYTES``.
+        ValueError: the file is damaged or no pickle.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UnsafePickleError(f"{path}: {size:,} bytes is more than the {MAX_BYTES:,} that a pickle may have here")
+    # From memory: a length that the file claims can then never allocate more than the file has.
+    reader = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="rb_latin1_rest")
+    try:
+        return reader.load()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(
+            f"{path}: refused, {error}. Only plain lists, dicts, numbers and texts are read from pickles; nothing was run. "
+            f"If you trust the file, convert it to JSON where you trust it to run: "
+            f"python -c \"import json, pickle; json.dump(pickle.load(open('FILE.p', 'rb'), encoding='latin1'), open('FILE.json', 'w'))\" "
+            f"and put FILE.json beside it"
+        ) from error
+    # What a damaged file makes the standard library raise; it documents no common class for it.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise ValueError(
+            f"{path}: not a readable pickle ({type(error).__name__}: {error}); download it again"
+        ) from error
+    except (MemoryError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}); download it again") from error
