@@ -109,6 +109,10 @@ class Schedule:
         # Loops ask step after step: the epoch at hand, and the next one that workers fetch ahead, are kept.
         self._turns_of_epoch = lru_cache(maxsize=4)(self._build_epoch)
 
+    def __reduce__(self) -> tuple[type[Schedule], tuple[str, dict[str, int], int]]:
+        # For loader processes that do not fork; the cache is not worth carrying.
+        return Schedule, (self.kind, self.samples_per_epoch, self.global_batch_size)
+
     def modality_steps(self, epochs: int) -> dict[str, int]:
         """Steps of every modality after `epochs` whole epochs: S(epochs)."""
         return {m: -(-epochs * n // self.global_batch_size) for m, n in self.samples_per_epoch.items()}

@@ -1,0 +1,88 @@
+"""The training entry: `deepspeed --module rb.train`, `torchrun -m rb.train`, or one plain process; and `launch`, which is `rb train`.
+
+usage: --run FILE [section.key=value ...]        start a run
+       --resume RUN_DIR [section.key=value ...]  continue one; only what does not change the result may be set
+
+Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+WRONG_REQUEST = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the training process itself."""
+    made = argparse.ArgumentParser(prog="rb.train", description="Train RegionBLIP. Exit codes: 0 finished, 75 stopped.")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, metavar="FILE", help="run file (YAML); examples are in launch/runs/")
+    what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    made.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One rank of a training run."""
+    args = parser().parse_intermixed_args(argv)
+    from rb.training.agree import FailedOnMainError, StopRequest
+
+    stop = StopRequest()
+    _complete_environment(args.local_rank)
+    from rb.core import dist
+    from rb.core.run_file import load_run
+    from rb.training.loop import train
+    from rb.training.run_folder import saved_run
+
+    dist.init()
+    try:
+        # Every rank reads the request itself: it is small, and the same for all.
+        config = saved_run(args.resume, args.overrides) if args.resume else load_run(args.run, args.overrides)
+        dist.set_timeout(config.train.timeout_s)
+        code = train(config, args.resume, stop)
+    except FailedOnMainError:
+        return WRONG_REQUEST
+    except (ValueError, OSError) as error:
+        prefix = f"rank {dist.rank()}: " if dist.rank() else ""
+        print(f"rb train: {prefix}error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return WRONG_REQUEST
+    dist.shutdown()
+    return code
+
+
+def launch(argv: Sequence[str]) -> int:
+    """`rb train`: the same options and `--ranks N`, through the deepspeed launcher on this host. Returns the exit code."""
+    from rb.training.launcher import launch_ranks
+
+    made = parser()
+    made.prog = "rb train"
+    made.add_argument("--ranks", type=int, default=None, help="processes; default: one for each GPU, or one")
+    args = made.parse_intermixed_args(argv)
+    if args.ranks is not None and args.ranks < 1:
+        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
+    what = ["--run", str(args.run)] if args.run else ["--resume", str(args.resume)]
+    return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
+
+
+def _complete_environment(local_rank: int | None) -> None:
+    """What a launcher sets, for a single process without one."""
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""A training run from its configuration to its last checkpoint, to be read from top to bottom. `rb/train.py` is the entry.
+
+Holds the order of things and nothing of how they are done: schedule, data, model, engine, tracking and checkpoints have their own files.
+Every function here is called by all ranks; what only rank 0 does goes through `on_main` or the tracker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from rb.core import dist
+from rb.core.batch import Batch
+from rb.core.config import RunConfig
+from rb.core.run_file import digest, dump_run, to_tree
+from rb.core.seeding import hash_key
+from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.data.images import ImageTransform
+from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
+from rb.data.points import PointTransform
+from rb.data.samples import SampleDecoder
+from rb.model.weights.build import Built, build_model, image_settings, text_processor
+from rb.tracking import Tracker
+from rb.training import checkpoint
+from rb.training.agree import StopRequest, on_main
+from rb.training.engine import Engine, StepResult, ds_settings
+from rb.training.metrics import Window
+from rb.training.optim import rate_at
+from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
+from rb.training.schedule import Schedule, Turn
+
+FINISHED, STOPPED, ABORTED = 0, 75, 3  # exit codes; 75 is EX_TEMPFAIL: asked to stop, saved, --resume goes on
+
+log = logging.getLogger(__name__)
+step_log = logging.getLogger(STEP_LOG)
+
+
+@dataclass
+class Run:
+    """Everything a run consists of, ready for its first step."""
+
+    config: RunConfig
+    folder: RunFolder
+    device: torch.device
+    data: dict[str, TrainingData]
+    schedule: Schedule
+    total_steps: int
+    start: int
+    built: Built
+    engine: Engine
+    meta: dict[str, Any]
+
+
+def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
+    """Train to the end, or until asked to stop. Returns the exit code: FINISHED, STOPPED or ABORTED.
+
+    Args:
+        config: the run.
+        resume: the run folder to continue; none starts a new one.
+        stop: the signals that ask to stop.
+
+    Raises:
+        ValueError: anything a user can put right, named.
+    """
+    logging.getLogger("rb.training").addHandler(logging.NullHandler())  # ranks other than 0 say nothing
+    run = prepare(config, resume)
+    with start_tracking(run, resumed=resume is not None) as tracker:
+        code = take_steps(run, tracker, stop)
+        tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
+    run.engine.close()
+    dist.barrier()  # nobody leaves while rank 0 still writes: a launcher takes the first that leaves for the end
+    return code
+
+
+def prepare(config: RunConfig, resume: Path | None) -> Run:
+    """Open the data, claim the folder, build the model, put it under the engine, take over a checkpoint."""
+    # What is wrong with the request is said before anything is loaded or written.
+    config.train.grad_accum_steps(dist.world_size())
+    ds_settings(config.train, config.optim, dist.world_size())
+    check_data_listed(config)
+    if config.train.num_threads:
+        torch.set_num_threads(config.train.num_threads)
+    device = dist.device()
+    data = open_training_data(config.data.train, config.seed)
+    samples = {modality: len(d.stream) for modality, d in data.items()}
+    schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size)
+    total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
+
+    folder = RunFolder(resume or Path(config.output_dir) / config.name)
+    on_main(partial(folder.claim, new=resume is None))
+    built = build_model(config.model, config.seed, device)
+    digests = {modality: [reader.digest for reader in d.readers] for modality, d in data.items()}
+    identities = {"foundation": built.foundation, "data": digests}
+    meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities}
+    meta |= {"versions": package_versions(), "seed": config.seed, "num_ranks": dist.world_size()}
+
+    found = on_main(partial(checkpoint.find, folder.path)) if resume else None
+    if found:
+        check_same_run(found.meta, meta["config"], identities)
+    elif config.init_from:
+        warm_start(built.model, config.init_from)
+    engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train)
+    if found:
+        engine.scatter_state(checkpoint.load_state(found), str(found.path))
+    start = found.step if found else 0
+    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, meta)
+
+
+def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
+    """The loop: one optimizer step after another, metrics and checkpoints in between."""
+    train_config, engine = run.config.train, run.engine
+    batches = open_batches(run)
+    window, bad_in_a_row = Window(train_config.global_batch_size, run.device), 0
+    bar = tqdm(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main(), mininterval=1)
+    for step in range(run.start, run.total_steps):
+        turn = run.schedule.at(step)
+        rate = rate_at(step, run.config.optim, run.total_steps)
+        # Nothing draws from torch's global generator today; if something does, it is the same after a resume.
+        torch.manual_seed(hash_key(run.config.seed, "step", step, dist.rank()) & 0x7FFF_FFFF_FFFF_FFFF)
+        result = engine.train_step(turn.modality, rate, batches)
+        done = step + 1
+        bar.update()
+
+        if result.applied:
+            window.add(turn.modality, result.terms, result.grad_norm)
+            bad_in_a_row = 0
+        else:
+            window.add_skipped(turn.modality)
+            bad_in_a_row += 1
+            report_bad_step(done, turn, result)
+            if bad_in_a_row >= train_config.max_bad_steps:
+                log.error("stopped: %d steps in a row with a loss or gradient that is not finite", bad_in_a_row)
+                return ABORTED
+
+        stopping, last = stop.agreed(run.device), done == run.total_steps
+        if done % train_config.log_every == 0 or last or stopping:
+            values = window.values() | {"train/lr": rate, "train/epoch": float(turn.epoch)}
+            tracker.metrics(done, values)
+            show(bar, done, run.total_steps, values)
+        if done % train_config.checkpoint_every == 0 or last or stopping:
+            save(run, done)
+        if stopping and not last:
+            log.info("stopped by %s; go on with --resume %s", stop.reason or "another rank", run.folder.path)
+            return STOPPED
+    bar.close()
+    return FINISHED
+
+
+def open_batches(run: Run) -> Iterator[Batch]:
+    """This rank's micro-batches from the run's first step on, on its device."""
+    train_config, model_config = run.config.train, run.config.model
+    decoder = SampleDecoder(
+        ImageTransform(**image_settings(model_config)),
+        PointTransform(model_config.num_points),
+        run.config.data.augment,
+        run.config.seed,
+    )
+    dataset = TrainDataset(
+        run.data,
+        run.schedule.at,
+        decoder,
+        text_processor(model_config),
+        total_steps=run.total_steps,
+        micro_batch_size=train_config.micro_batch_size,
+        grad_accum_steps=run.engine.grad_accum_steps,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+    )
+    loader = train_loader(dataset, run.start, run.config.data.num_workers, pin_memory=run.device.type == "cuda")
+    return (batch.to(run.device) for batch in loader)
+
+
+def save(run: Run, done: int) -> None:
+    """Write a checkpoint of the step just made. Collective."""
+    state = run.engine.gather_state()
+
+    def write() -> Path:
+        assert state is not None
+        return checkpoint.save(run.folder.path, done, state, run.meta, run.config.train.keep_checkpoints)
+
+    log.info("step %d: saved %s", done, on_main(write))
+
+
+def start_tracking(run: Run, resumed: bool) -> Tracker:
+    """The run folder's small files, the first log lines, and the tracker with all that is known of the run by now."""
+    config, model = run.config, run.built.model
+    place = environment(
+        {"ranks": dist.world_size(), "device": device_name(run.device), "optimizer_kernel": run.engine.kernel}
+    )
+    counts = trainable_counts(model.parameter_modalities(), run.engine.parameters)
+    if dist.is_main():
+        run.folder.write(RUN_ENVIRONMENT, place)
+        run.folder.write(RUN_WEIGHTS, run.built.ledger.report(model))
+        if not resumed:
+            run.folder.write(RUN_CONFIG, dump_run(config))
+    log.info("run folder %s, commit %s", run.folder.path, place["git_commit"])
+    log.info("%d ranks (%s), optimizer kernel %s", place["ranks"], place["device"], place["optimizer_kernel"])
+    log.info("trainable parameters: %s", ", ".join(f"{users} {count:,}" for users, count in counts.items()))
+    log.info("%s, steps of the first epoch: %s", run.schedule.kind, run.schedule.epoch_steps(0))
+    log.info("steps %d to %d", run.start, run.total_steps)
+
+    tracking = config.tracking
+    tracker = Tracker(run.folder.path, dist.is_main(), tracking.experiment, config.name, tracking.mlflow)
+    tracker.params(run.meta["config"] | {"itc_batch_size": config.train.micro_batch_size * dist.world_size()})
+    tracker.tags({f"trainable_parameters.{users}": count for users, count in counts.items()})
+    tracker.tags({f"foundation.{part}": fingerprint for part, fingerprint in run.built.foundation.items()})
+    tracker.tags({"git_commit": place["git_commit"], "config_digest": run.meta["config_digest"]})
+    tracker.tags({"ranks": dist.world_size(), "optimizer_kernel": run.engine.kernel})
+    readers = [reader for d in run.data.values() for reader in d.readers]
+    tracker.inputs((reader.manifest.name, reader.digest, str(reader.path)) for reader in readers)
+    if resumed:
+        tracker.resumed(run.start)
+    return tracker
+
+
+def check_data_listed(config: RunConfig) -> None:
+    """Every modality that trains has data (that every modality with data trains is the configuration's own check)."""
+    for modality in config.model.train_modalities:
+        if modality not in config.data.train:
+            raise ValueError(
+                f"model.train_modalities lists {modality}, but data.train has no manifest for it; "
+                "list one there, or take it out of model.train_modalities"
+            )
+
+
+def warm_start(model: nn.Module, source: str) -> None:
+    """Take over the trained parameters of another run, and say how many."""
+    values = checkpoint.load_parameters(source)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fresh = checkpoint.copy_parameters(f"init_from {source}", parameters, values)
+    log.info("init_from %s: %d parameters taken over, %d start anew", source, len(values), len(fresh))
+    for name in fresh:
+        log.info("  starts anew: %s", name)
+
+
+def trainable_counts(users: dict[str, tuple[str, ...]], parameters: dict[str, nn.Parameter]) -> dict[str, int]:
+    """Trainable numbers by who uses them: "image_region", or "point_cloud+point_cloud_region" for what is shared."""
+    counts: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        key = "+".join(users[name])
+        counts[key] = counts.get(key, 0) + parameter.numel()
+    return counts
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def report_bad_step(done: int, turn: Turn, result: StepResult) -> None:
+    """Write what was in a step that was skipped, rank by rank, to the log. Collective."""
+    losses = {term: value.item() for term, value in result.terms.items()}
+    rows = dist.gather_objects((losses, result.ids, result.positions))
+    for rank, (terms, ids, positions) in enumerate(rows or []):
+        log.warning(
+            "step %d (%s): skipped, a loss or gradient is not finite; rank %d: losses %s, samples %s, positions %s",
+            *(done, turn.modality, rank, terms, ids, positions),
+        )
+
+
+def show(bar: tqdm, done: int, total: int, values: dict[str, float]) -> None:
+    """The newest values: totals on the bar, everything in the log file. Rank 0."""
+    if not dist.is_main():
+        return
+    totals = {n.split("/")[1]: f"{v:.3f}" for n, v in values.items() if n.endswith("/loss_total")}
+    bar.set_postfix(totals | {"lr": f"{values['train/lr']:.1e}"}, refresh=False)
+    step_log.info(
+        "step %d/%d %s", done, total, " ".join(f"{n.removeprefix('train/')}={v:.4g}" for n, v in values.items())
+    )

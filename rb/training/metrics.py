@@ -1,0 +1,69 @@
+"""Loss terms, gradient norm and speed between two log points: kept on the device, averaged over steps and ranks, fetched once.
+
+The loop fills a `Window` every step and asks for its values every `log_every` steps; the names are those of MLflow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from rb.core import dist
+
+
+class Window:
+    """Sums since the last `values()`. The same calls on all ranks."""
+
+    def __init__(self, global_batch_size: int, device: torch.device) -> None:
+        self._batch, self._device = global_batch_size, device
+        self.skipped_steps = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # name -> 0-dim sum over the steps of its modality
+        self._steps: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._norm = torch.zeros((), device=self._device)
+        self._last = time.perf_counter()
+
+    def add(self, modality: str, terms: dict[str, Tensor], grad_norm: Tensor | float) -> None:
+        """Note one step whose update was applied."""
+        for term, value in terms.items():
+            name = f"train/{modality}/loss_{term}"
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._norm = self._norm + grad_norm
+        self._steps[modality] += 1
+        self._time(modality)
+
+    def add_skipped(self, modality: str) -> None:
+        """Note one step that was skipped because something was not finite: its losses are in no average."""
+        self.skipped_steps += 1
+        self._time(modality)
+
+    def _time(self, modality: str) -> None:
+        now = time.perf_counter()
+        self._seconds[modality] += now - self._last  # type: ignore[assignment]
+        self._last = now
+
+    def values(self) -> dict[str, float]:
+        """Means over the steps since the last call and over ranks, by metric name. One fetch from the device. Collective."""
+        names = list(self._sums)
+        sums = [self._sums[name].double() for name in names]
+        fetched = dist.all_reduce_sum(torch.stack([self._norm.double(), *sums])).tolist()
+        ranks = dist.world_size()
+        values = {
+            name: total / ranks / self._steps[name.split("/")[1]]
+            for name, total in zip(names, fetched[1:], strict=True)
+        }
+        steps, seconds = sum(self._steps.values()), sum(self._seconds.values())
+        if steps:
+            values["train/grad_norm"] = fetched[0] / ranks / steps
+            values["train/samples_per_s"] = steps * self._batch / seconds
+            for modality, count in self._steps.items():
+                values[f"train/{modality}/samples_per_s"] = count * self._batch / self._seconds[modality]
+        values["train/skipped_steps"] = float(self.skipped_steps)
+        self._clear()
+        return values

@@ -1,0 +1,193 @@
+"""The run folder as training uses it: made or reopened, locked against a second training, its small files, its log.
+
+Holds who may write where; names of files are in `rb/data/formats.py`, checkpoints in `checkpoint.py`. Rank 0 only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rb.core.config import RunConfig
+from rb.core.run_file import load_run
+from rb.data.formats import RUN_CONFIG, RUN_LOG
+from rb.tracking.tracker import flatten
+
+LOCK_NAME = "training.lock"
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
+# What may differ between a run and its continuation: nothing of it changes what is computed. Folders may move, since contents are
+# compared by digest.
+FREE_KEYS = (
+    "name",
+    "output_dir",
+    "data.num_workers",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_bad_steps",
+    "train.ds_config",
+    "train.timeout_s",
+    "train.num_threads",
+)
+FREE_SECTIONS = ("tracking.", "decode.", "model.foundation.")
+STEP_LOG = "rb.training.steps"  # one line every few steps: to the file only, the progress bar shows them
+
+
+class RunFolder:
+    """A run folder. Every rank has the object; only rank 0 claims the folder and writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd = -1
+
+    def claim(self, new: bool) -> None:
+        """Lock the folder for this process, making it where it is missing, and open its log.
+
+        Raises:
+            ValueError: another training is in it, or it should be new and a run is already there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        if new and (self.path / RUN_CONFIG).exists():
+            raise ValueError(
+                f"{self.path}: holds a run already; continue it with --resume {self.path}, "
+                "or start another one under a new name (name=...)"
+            )
+        self._start_log()
+
+    def write(self, name: str, content: str | Mapping[str, Any]) -> None:
+        """Write a small text or JSON file, whole or not at all."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+        temporary = self.path / f".{name}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def _start_log(self) -> None:
+        """From now on the project's log goes to `log.txt`, and all but the lines of single steps to the error stream too."""
+        file = logging.FileHandler(self.path / RUN_LOG, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root = logging.getLogger("rb")
+        root.setLevel(logging.INFO)
+        root.addHandler(file)
+        console = _AboveTheBar()
+        console.addFilter(lambda record: record.name != STEP_LOG)
+        root.addHandler(console)
+
+    def _lock(self) -> None:
+        path = self.path / LOCK_NAME
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            # A lock of the process, not of the open file: loader workers must not inherit it, or they would hold it for a dead trainer.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise ValueError(
+                f"{self.path}: another training is in this run folder ({owner}); wait for it, stop it, or use another name (name=...)"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock_fd = descriptor
+
+
+class _AboveTheBar(logging.Handler):
+    """Log lines to the error stream without tearing the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def saved_run(path: Path, overrides: list[str]) -> RunConfig:
+    """The configuration of the run in a folder, with overrides; ValueError if there is none."""
+    file = path / RUN_CONFIG
+    if not file.is_file():
+        raise ValueError(f"--resume {path}: no run there ({file} is missing); start it with --run FILE")
+    return load_run(file, overrides)
+
+
+def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identities: Mapping[str, Any]) -> None:
+    """Whether a checkpoint's record fits what is about to continue it.
+
+    Args:
+        meta: of the checkpoint, with "config" (the configuration as a tree) and "identities".
+        config: the configuration now.
+        identities: digests of foundation and data now.
+
+    Raises:
+        ValueError: names every key that would change what is computed, and every digest that differs.
+    """
+    before, now = flatten(meta["config"]), flatten(config)
+    changed = [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and key not in FREE_KEYS
+        and not key.startswith(FREE_SECTIONS)
+        and not key.endswith(".manifest")
+    ]
+    was, are = flatten(meta["identities"]), flatten(identities)
+    changed += [
+        f"contents of {key}: {str(was.get(key))[:12]} -> {str(are.get(key))[:12]}"
+        for key in sorted(was.keys() | are.keys())
+        if was.get(key) != are.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            "--resume continues the same run, but this changed since its checkpoint: "
+            + "; ".join(changed)
+            + ". Undo the change, or start a new run with init_from"
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results may depend on."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def environment(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What this process runs in: versions, commit, host; `extra` is added."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "command": sys.argv,
+    } | dict(extra)
+
+
+def git_commit() -> str:
+    """The checkout's commit, with "-dirty" where files differ from it; "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
