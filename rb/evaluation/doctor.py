@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from pathlib import Path
 
 from rb.evaluation.caption_metrics import METRICS, score_captions
 from rb.evaluation.java import JavaMissingError, coco_jars, find_java
+from rb.evaluation.meteor import Meteor
 from rb.evaluation.spice import SpiceMissingError, spice_jars
 
 TESTED_JAVA = range(17, 26)
@@ -16,8 +18,11 @@ CAPTIONS = {"1": "a small red cube stands left of the green ball", "2": "two bro
 EXPECTED = {"CIDEr": 10.0, **dict.fromkeys(METRICS[1:], 1.0)}
 
 
-def diagnose() -> list[tuple[bool, str, str]]:
-    """(works, what, answer or remedy) for Java, the jars and each metric; takes 10 to 30 s."""
+def diagnose(meteor: Meteor | None = None, spice_cache: Path | None = None) -> list[tuple[bool, str, str]]:
+    """(works, what, answer or remedy) for Java, the jars and each metric; takes 10 to 30 s.
+
+    ``meteor`` and ``spice_cache`` are as in ``score_captions``; by default everything starts anew, as a check should.
+    """
     report = []
     try:
         java = find_java()
@@ -33,7 +38,9 @@ def diagnose() -> list[tuple[bool, str, str]]:
         jars_remedy = str(error)
         report.append((False, "SPICE's jars", jars_remedy))
 
-    found = score_captions(CAPTIONS, {i: [text] for i, text in CAPTIONS.items()})
+    found = score_captions(
+        CAPTIONS, {i: [text] for i, text in CAPTIONS.items()}, spice_cache=spice_cache, meteor=meteor
+    )
     tokeniser = (
         "Stanford's PTB"
         if found.tokeniser == "ptb"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def score_file(
         "modality": modality,
         "dataset": dataset,
         "split": split,
-        "variant": _variant(meta, predictions),
+        **_made_by(meta, predictions),
         "scores": found.scores,
         "attainable": found.attainable,
         "skipped": found.skipped,
@@ -79,8 +78,6 @@ def score_file(
         "set_sha256": set_digest(rows),
         "reference_policy": meta.get("reference_policy"),
         "decoding": meta.get("decoding"),
-        "checkpoint": meta.get("checkpoint"),
-        "step": _step(meta),
         "predictions": str(predictions.resolve()),
         "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
         "versions": {**found.versions, "predicted_with": meta.get("versions")},
@@ -90,7 +87,7 @@ def score_file(
     write_atomic(examples_path(out), _examples(found).encode())
     write_atomic(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     if use_mlflow:
-        _log(result, predictions, out, meta)
+        _log(result, predictions, out)
     return result
 
 
@@ -129,11 +126,16 @@ def _one_set(rows: Sequence[Prediction], path: Path) -> tuple[str, str, str]:
     return sets[0]
 
 
-def _variant(meta: Mapping[str, Any], path: Path) -> str:
-    variant = meta.get("variant", "checkpoint")
+def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Who wrote the captions, as the meta file says; a file without one counts as a trained model's."""
+    variant, checkpoint = meta.get("variant", "checkpoint"), meta.get("checkpoint")
     if variant not in VARIANTS:
         raise FormatError(f"{path}: its meta file says variant {variant!r}; known: {', '.join(VARIANTS)}")
-    return str(variant)
+    if checkpoint is not None and not isinstance(checkpoint, dict):
+        raise FormatError(
+            f"{path}: its meta file says checkpoint {checkpoint!r}; it must be null or hold run, name, step"
+        )
+    return {"variant": variant, "checkpoint": checkpoint}
 
 
 def _examples(found: CaptionScores) -> str:
@@ -143,21 +145,16 @@ def _examples(found: CaptionScores) -> str:
     )
 
 
-def _step(meta: Mapping[str, Any]) -> int | None:
-    """The checkpoint's step: said by the meta file, or part of the checkpoint's name (``.../checkpoints/step_0001200``)."""
-    if isinstance(meta.get("step"), int):
-        return int(meta["step"])
-    found = re.search(r"step_(\d+)", str(meta.get("checkpoint") or ""))
-    return int(found.group(1)) if found else None
+def _log(result: Mapping[str, Any], predictions: Path, out: Path) -> None:
+    """To MLflow by way of the journals.
 
-
-def _log(result: Mapping[str, Any], predictions: Path, out: Path, meta: Mapping[str, Any]) -> None:
-    """To MLflow by way of the journals. Scores of the base model get names of their own: a training run has the trained ones beside them."""
-    variant = result["variant"]
-    step = result["step"] if variant == "checkpoint" else 0
-    prefix = "" if variant == "checkpoint" else f"{variant}/"
-    run_dir = Path(meta["run_dir"]) if meta.get("run_dir") else predictions.resolve().parent.parent
-    in_run = step is not None and (run_dir / RUN_JOURNAL).is_file()
+    Where the predictions lie in a run folder, or a checkpoint names it, that training run gets the scores too, at the checkpoint's
+    step; those of other variants under names of their own (``crops/CIDEr``), the base model's at step 0.
+    """
+    checkpoint = result["checkpoint"] or {}
+    run_dir = Path(checkpoint.get("run") or predictions.resolve().parent.parent)
+    in_run = (run_dir / RUN_JOURNAL).is_file()
+    prefix = "" if result["variant"] == "checkpoint" else f"{result['variant']}/"
     tags = (
         "modality",
         "variant",
@@ -175,6 +172,6 @@ def _log(result: Mapping[str, Any], predictions: Path, out: Path, meta: Mapping[
         split=result["split"],
         run_dir=run_dir if in_run else None,
         job_dir=None if in_run else out.resolve().parent / "evaluations" / predictions.stem,
-        step=step,
+        step=checkpoint.get("step") or 0,
         tags={tag: result[tag] for tag in tags},
     )

@@ -17,12 +17,19 @@ from rb.data.formats import RUN_METRICS
 from rb.data.strict_json import FormatError, parse
 
 COLUMN_METRICS = ("CIDEr", "SPICE")
-ROW_NAMES = {"base": "base", "crops": "base on crops", "checkpoint": "RegionBLIP"}
+# (variant, has trained parameters) -> row, in the order of the rows
+ROW_NAMES = {
+    ("base", False): "base",
+    ("crops", False): "base on crops",
+    ("checkpoint", False): "RegionBLIP",  # predictions without a meta file
+    ("checkpoint", True): "RegionBLIP",
+    ("crops", True): "RegionBLIP on crops",
+}
 ABSENT = "-"
 _NEEDED = ("modality", "dataset", "split", "variant", "scores", "num_examples", "set_sha256", "tokeniser")
 
 ColumnKey = tuple[str, str, str, str, str]  # modality, dataset, split, digest of the set, tokeniser
-RowKey = tuple[str, str]  # variant and, of a trained model, its checkpoint
+RowKey = tuple[int, str]  # place in ROW_NAMES; of a trained model, run and name of its checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
                 f"{files} score the same captions' set with the same model; keep one of them in the folder"
             )
         cells[key] = one
-    rows = sorted({row for row, _ in cells}, key=lambda row: (list(ROW_NAMES).index(row[0]), row[1]))
+    rows = sorted({row for row, _ in cells})
     columns = sorted({column for _, column in cells}, key=lambda c: (list(MODALITIES).index(c[0]), c))
     return Table(
         columns=[(column[0].replace("_", " "), f"{column[1]} {column[2]}") for column in columns],
@@ -109,8 +116,13 @@ def _pair(texts: Sequence[str], width: int) -> str:
 
 
 def _row_key(one: Mapping[str, Any]) -> RowKey:
-    # The frozen model is the same whichever checkpoint folder it was reached through.
-    return one["variant"], str(one.get("checkpoint") or "") if one["variant"] == "checkpoint" else ""
+    checkpoint = one.get("checkpoint") or {}
+    kind = (one["variant"], bool(checkpoint))
+    if kind not in ROW_NAMES:
+        raise FormatError(
+            f"{one.get('file')}: variant {kind[0]!r} {'with' if kind[1] else 'without'} a checkpoint is no row"
+        )
+    return list(ROW_NAMES).index(kind), f"{checkpoint.get('run')}/{checkpoint.get('name')}" if checkpoint else ""
 
 
 def _column_key(one: Mapping[str, Any]) -> ColumnKey:
@@ -118,8 +130,9 @@ def _column_key(one: Mapping[str, Any]) -> ColumnKey:
 
 
 def _row_name(row: RowKey, rows: Sequence[RowKey]) -> str:
-    several = sum(other[0] == row[0] for other in rows) > 1
-    return f"{ROW_NAMES[row[0]]} {'/'.join(Path(row[1]).parts[-3:])}" if several else ROW_NAMES[row[0]]
+    """The row's name, with run and checkpoint where several trained models are in the table."""
+    name = list(ROW_NAMES.values())[row[0]]
+    return f"{name} {'/'.join(Path(row[1]).parts[-2:])}" if sum(other[0] == row[0] for other in rows) > 1 else name
 
 
 def _texts(one: Mapping[str, Any] | None) -> tuple[str, ...]:
