@@ -6,6 +6,7 @@ The same records give the same bytes. Converters (`rb/data/prepare`) use `ShardW
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -183,9 +184,13 @@ class ShardWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._rejects.close()
-            if self._file is not None:
-                self._file.close()
+            with contextlib.suppress(
+                OSError
+            ):  # after a full disk, what is left to flush cannot be flushed; it is removed anyway
+                self._rejects.close()
+                if self._tar is not None and self._file is not None:
+                    self._tar.close()
+                    self._file.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
