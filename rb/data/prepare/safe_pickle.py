@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,22 @@ _PLAIN_OPCODES = """
     EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
     GLOBAL STACK_GLOBAL INST
 """
+
+
+# What a damaged file makes the standard library's reader raise; it documents no common class for it.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class UnsafePickleError(ValueError):
@@ -79,19 +96,7 @@ def load_plain_pickle(path: Path) -> Any:
             f"python -c \"import json, pickle; json.dump(pickle.load(open('FILE.p', 'rb'), encoding='latin1'), open('FILE.json', 'w'))\" "
             f"and put FILE.json beside it"
         ) from error
-    # What a damaged file makes the standard library raise; it documents no common class for it.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        AssertionError,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path}: not a readable pickle ({type(error).__name__}: {error}); download it again"
         ) from error
-    except (MemoryError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}); download it again") from error
