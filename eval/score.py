@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,4 +66,6 @@ def _tell(result: dict[str, Any], out: Path, said: set[str]) -> None:
 
 
 if __name__ == "__main__":
+    # A plain SIGTERM would leave the Java processes running; as an exit it unwinds and takes them along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,30 @@ def test_scorings_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
         if "SPICE" in wanted:
             expected = [row["spice"]["All"]["f"] for row in GOLDEN["rows"][number : number + 3]]
             assert written["scores"]["SPICE"] == pytest.approx(sum(expected) / 3, abs=1e-9)
+
+
+def test_a_terminated_scoring_takes_java_along(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    java, mark = tmp_path / "bin" / "java", tmp_path / "pid"
+    # Gives a version, then hangs as the tokeniser.
+    java.write_text(
+        f"""#!/bin/sh\n[ "$1" = -version ] && echo 'openjdk version "17"' >&2 && exit\n"""
+        f"""echo $$ > {mark}.new; /bin/mv {mark}.new {mark}; exec /bin/sleep 600\n"""
+    )
+    java.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": str(java.parent)}
+    path = write(tmp_path / "predictions.jsonl")
+    process = subprocess.Popen([sys.executable, "-m", "eval.score", str(path), "--no-mlflow"], cwd=ROOT, env=env)
+    try:
+        deadline = time.monotonic() + 60
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=20) == 143
+    finally:
+        process.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
 
 
 def test_scores_reach_the_training_run_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
