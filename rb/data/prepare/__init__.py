@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rb.data.prepare import coco, common, objaverse, refcoco
+from rb.data.prepare import coco, objaverse, refcoco
+from rb.data.prepare.common import default_workers
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
         parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
         parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
-        parser.add_argument(
-            "--workers", type=int, default=common.default_workers(), help="threads that read and decode"
-        )
+        parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
         dataset.add_arguments(parser)
         parser.set_defaults(run=dataset.run)

@@ -12,8 +12,21 @@ from typing import Any
 
 from rb.core.modality import IMAGE
 from rb.data.formats import Record
-from rb.data.prepare import common
-from rb.data.prepare.common import CheckedImage, Conversion, RejectedError, Tally
+from rb.data.prepare.common import (
+    CheckedImage,
+    Conversion,
+    Reason,
+    RejectedError,
+    Tally,
+    attempt,
+    is_id,
+    objects_of,
+    read_image,
+    read_json,
+    report,
+    require,
+    safe_path,
+)
 from rb.data.shards import ShardWriter
 
 NAME = "coco"
@@ -42,14 +55,14 @@ def convert(
     Raises:
         ValueError: a raw file or folder is missing or another than expected, no item could be used, ``out`` is not empty.
     """
-    file = common.require(raw / "dataset_coco.json", LAYOUT)
+    file = require(raw / "dataset_coco.json", LAYOUT)
     root = images or raw
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    content = common.read_json(file, _FIELDS)
+    content = read_json(file, _FIELDS)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: must be an object with the field 'images'")
-    entries = common.objects_of(content.get("images"), f"{file}: images")
+    entries = objects_of(content.get("images"), f"{file}: images")
     wanted = {split, "restval"} if split == "train" and restval else {split}
     entries = [entry for entry in entries if entry.get("split") in wanted]
     if not entries:
@@ -60,9 +73,9 @@ def convert(
         seen: set[int] = set()
 
         def read(entry: dict[str, Any]) -> CheckedImage:
-            return common.read_image(common.safe_path(root, *_parts(entry)))
+            return read_image(safe_path(root, *_parts(entry)))
 
-        for entry, image in common.attempt(read, entries, len(entries), f"{NAME} {split}", workers):
+        for entry, image in attempt(read, entries, len(entries), f"{NAME} {split}", workers):
             conversion.tally.read += 1
             source = f"{NAME}/{entry.get('cocoid')}"
             try:
@@ -76,11 +89,11 @@ def _write(
     conversion: Conversion, entry: dict[str, Any], image: CheckedImage | RejectedError, split: str, seen: set[int]
 ) -> None:
     number = entry.get("cocoid")
-    if not common.is_id(number):
-        raise RejectedError(common.UNKNOWN_IMAGE, f"cocoid must be a whole number, got {number!r:.80}")
+    if not is_id(number):
+        raise RejectedError(Reason.UNKNOWN_IMAGE, f"cocoid must be a whole number, got {number!r:.80}")
     assert isinstance(number, int)
     if number in seen:
-        raise RejectedError(common.DUPLICATE_SOURCE, f"image {number} comes twice; the first is kept")
+        raise RejectedError(Reason.DUPLICATE_SOURCE, f"image {number} comes twice; the first is kept")
     if isinstance(image, RejectedError):
         raise image
     sentences = entry.get("sentences")
@@ -95,7 +108,8 @@ def _write(
 
 def _parts(entry: dict[str, Any]) -> list[object]:
     """Folder and file name of an entry; the folder may be left out."""
-    return [part for part in (entry.get("filepath"), entry.get("filename")) if part is not None]
+    folder = entry.get("filepath")
+    return [folder, entry.get("filename")] if folder else [entry.get("filename")]
 
 
 def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
@@ -104,10 +118,10 @@ def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
     for folder, count in folders.items():
         if count * 100 >= len(entries):
             try:
-                path = common.safe_path(root, folder) if folder else root
+                path = safe_path(root, folder) if folder else root
             except RejectedError:
                 continue  # its images are rejected one by one
-            common.require(path, LAYOUT)
+            require(path, LAYOUT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,5 +134,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``rb prepare coco``."""
     tally = convert(args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers)
-    common.report(tally, f"coco, split {args.split}", args.out)
+    report(tally, f"coco, split {args.split}", args.out)
     return 0

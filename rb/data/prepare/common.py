@@ -22,33 +22,36 @@ from rb.data.formats import MANIFEST_FILE
 from rb.data.images import ImageError, decode_image
 from rb.data.shards import ShardWriter
 
-# Reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION: one caption of an item that has others.
-ANNOTATION_OF_OTHER_IMAGE = "annotation_of_other_image"
-BOX_EMPTY = "box_empty"
-BOX_OUTSIDE_IMAGE = "box_outside_image"
-DUPLICATE_SOURCE = "duplicate_source"
-EMPTY_CAPTION = "empty_caption"
-IMAGE_MISSING = "image_missing"
-IMAGE_SIZE_MISMATCH = "image_size_mismatch"
-MALFORMED_ROW = "malformed_row"
-NO_CAPTION = "no_caption"
-POINTS_DEGENERATE = "points_degenerate"
-POINTS_MISSING = "points_missing"
-POINTS_NOT_FINITE = "points_not_finite"
-POINTS_UNREADABLE = "points_unreadable"
-SHARED_IMAGE = "shared_image"
-TOO_FEW_POINTS = "too_few_points"
-UNKNOWN_ANNOTATION = "unknown_annotation"
-UNKNOWN_IMAGE = "unknown_image"
-UNREADABLE_IMAGE = "unreadable_image"
-UNSAFE_NAME = "unsafe_name"
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+class Reason:
+    """The reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION: one caption of an item that has others."""
+
+    ANNOTATION_OF_OTHER_IMAGE = "annotation_of_other_image"
+    BOX_EMPTY = "box_empty"
+    BOX_OUTSIDE_IMAGE = "box_outside_image"
+    DUPLICATE_SOURCE = "duplicate_source"
+    EMPTY_CAPTION = "empty_caption"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_SIZE_MISMATCH = "image_size_mismatch"
+    MALFORMED_ROW = "malformed_row"
+    NO_CAPTION = "no_caption"
+    POINTS_DEGENERATE = "points_degenerate"
+    POINTS_MISSING = "points_missing"
+    POINTS_NOT_FINITE = "points_not_finite"
+    POINTS_UNREADABLE = "points_unreadable"
+    SHARED_IMAGE = "shared_image"
+    TOO_FEW_POINTS = "too_few_points"
+    UNKNOWN_ANNOTATION = "unknown_annotation"
+    UNKNOWN_IMAGE = "unknown_image"
+    UNREADABLE_IMAGE = "unreadable_image"
+    UNSAFE_NAME = "unsafe_name"
+
+
 class RejectedError(Exception):
-    """An item that cannot be used: ``reason`` is one of the words above, ``detail`` a sentence."""
+    """An item that cannot be used: ``reason`` is one of ``Reason``, ``detail`` a sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -84,7 +87,7 @@ class Conversion:
 
     def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
         """One item that is not used."""
-        self.writer.reject(one_line(source), reason, one_line(detail), object_id)
+        self.writer.reject(_shown(source), reason, one_line(detail), None if object_id is None else _shown(object_id))
         self.tally.rejected[reason] += 1
 
     def captions(self, source: str, raw: Sequence[object], object_id: str | None = None) -> list[str]:
@@ -94,10 +97,10 @@ class Conversion:
         """
         kept = [one_line(text) for text in raw if isinstance(text, str) and clean_caption(text)]
         if not kept:
-            raise RejectedError(NO_CAPTION, "no caption" if not raw else "every caption is empty after cleaning")
+            raise RejectedError(Reason.NO_CAPTION, "no caption" if not raw else "every caption is empty after cleaning")
         for _ in range(len(raw) - len(kept)):
             self.writer.reject(
-                one_line(source), EMPTY_CAPTION, "one of its captions is empty after cleaning", object_id
+                _shown(source), Reason.EMPTY_CAPTION, "one of its captions is empty after cleaning", object_id
             )
             self.tally.notes["empty captions left out"] += 1
         return kept
@@ -112,6 +115,11 @@ class Conversion:
         tally = self.tally
         assert tally.read == tally.used + sum(tally.rejected.values()), tally
         return tally
+
+
+def _shown(identity: str) -> str:
+    """An id from an untrusted file as it can stand on a line."""
+    return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:200]
 
 
 def report(tally: Tally, title: str, out: Path) -> None:
@@ -157,11 +165,11 @@ def safe_path(root: Path, *parts: object) -> Path:
     Links inside ``root`` are the user's own and are followed.
     """
     if not all(isinstance(part, str) for part in parts):
-        raise RejectedError(UNSAFE_NAME, f"a file name must be a text, got {parts!r:.80}")
+        raise RejectedError(Reason.UNSAFE_NAME, f"a file name must be a text, got {parts!r:.80}")
     relative = PurePosixPath(*(str(part) for part in parts))
-    bad = relative.is_absolute() or ".." in relative.parts or not relative.name
+    bad = relative.is_absolute() or ".." in relative.parts or not parts[-1]
     if bad or not str(relative).isprintable() or "\\" in str(relative):
-        raise RejectedError(UNSAFE_NAME, f"{str(relative)!r:.200} is no file name inside the raw folder")
+        raise RejectedError(Reason.UNSAFE_NAME, f"{str(relative)!r:.200} is no file name inside the raw folder")
     return root / relative
 
 
@@ -185,11 +193,11 @@ class CheckedImage:
 
 def read_image(path: Path) -> CheckedImage:
     """An image, decoded in full once to know that it can be. ``RejectedError`` where it is missing or cannot."""
-    data = read_file(path, IMAGE_MISSING)
+    data = read_file(path, Reason.IMAGE_MISSING)
     try:
         image = decode_image(data, str(path))
     except ImageError as error:
-        raise RejectedError(UNREADABLE_IMAGE, str(error)) from None
+        raise RejectedError(Reason.UNREADABLE_IMAGE, str(error)) from None
     # By content: some files of COCO are PNGs under a name that ends in jpg.
     extension = "png" if data.startswith(b"\x89PNG") else "webp" if data.startswith(b"RIFF") else "jpg"
     return CheckedImage(data, extension, image.width, image.height)

@@ -21,8 +21,8 @@ from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
 from rb.data.formats import POINTS_EXTENSION, Record
 from rb.data.points import PointsError, cloud_frame, encode_points
-from rb.data.prepare import cap3d, common
-from rb.data.prepare.common import Conversion, RejectedError, Tally
+from rb.data.prepare.cap3d import read_captions
+from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
 from rb.data.shards import ShardWriter
 
 NAME = "objaverse"
@@ -60,31 +60,31 @@ def convert(
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
-    table = cap3d.read_captions(captions or _find_captions(raw))
+    table = read_captions(captions or _find_captions(raw))
     clouds = CloudFolder(points or _find_points(raw))
     uids = choose_uids(raw, split, table.captions)
     with ShardWriter(out, NAME, POINT_CLOUD, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "objects")
         for line, detail in table.malformed:
             conversion.tally.read += 1
-            conversion.reject(f"line {line}", common.MALFORMED_ROW, detail)
+            conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
         inside = set(uids)
         for uid, line in table.repeated:
             if uid in inside:
                 conversion.tally.read += 1
                 conversion.reject(
                     f"{NAME}/{uid}",
-                    common.DUPLICATE_SOURCE,
+                    Reason.DUPLICATE_SOURCE,
                     f"line {line}: this uid came before; the first caption is kept",
                 )
 
         def read(uid: str) -> NDArray[np.float32]:
             if uid not in table.captions:
-                raise RejectedError(common.NO_CAPTION, "the captions' file has no row of this uid")
+                raise RejectedError(Reason.NO_CAPTION, "the captions' file has no row of this uid")
             return read_cloud(clouds.find(uid), min_points)
 
         workers = writing.get("workers", 1)
-        for uid, cloud in common.attempt(read, uids, len(uids), f"{NAME} {split}", workers):
+        for uid, cloud in attempt(read, uids, len(uids), f"{NAME} {split}", workers):
             conversion.tally.read += 1
             source = f"{NAME}/{uid}"
             try:
@@ -108,12 +108,12 @@ def _find_captions(raw: Path) -> Path:
         raise ValueError(
             f"{raw}: several captions' files ({', '.join(f.name for f in found)}); choose one with --captions"
         )
-    return found[0] if found else common.require(default, LAYOUT)
+    return found[0] if found else require(default, LAYOUT)
 
 
 def _find_points(raw: Path) -> Path:
     places = [raw / "objaverse_pc_parallel", raw / "8192_npy"]
-    return next((place for place in places if place.is_dir()), None) or common.require(places[0], LAYOUT)
+    return next((place for place in places if place.is_dir()), None) or require(places[0], LAYOUT)
 
 
 def choose_uids(raw: Path, split: str, captions: Iterable[str]) -> list[str]:
@@ -161,19 +161,19 @@ class CloudFolder:
     """Finds ``<uid>[_N].npz|npy`` in ``root/<uid>/`` (ULIP) or in ``root`` itself (PointLLM; listed once, as it may hold 660,000)."""
 
     def __init__(self, root: Path) -> None:
-        self.root = common.require(root, LAYOUT)
+        self.root = require(root, LAYOUT)
         self._flat = {re.sub(r"_\d+$", "", name.rsplit(".", 1)[0]): name for name in _cloud_names(root)}
 
     def find(self, uid: str) -> Path:
         """The file of ``uid``. ``RejectedError``: none, or a uid that could leave the folder."""
         if not _UID.fullmatch(uid):
-            raise RejectedError(common.UNSAFE_NAME, f"{uid!r:.200} is no uid")
+            raise RejectedError(Reason.UNSAFE_NAME, f"{uid!r:.200} is no uid")
         if uid in self._flat:
             return self.root / self._flat[uid]
         folder = self.root / uid
         names = [name for name in _cloud_names(folder) if name.startswith(uid)] if folder.is_dir() else []
         if not names:
-            raise RejectedError(common.POINTS_MISSING, f"no {folder}/{uid}_8192.npz")
+            raise RejectedError(Reason.POINTS_MISSING, f"no {folder}/{uid}_8192.npz")
         return folder / min(names)
 
 
@@ -205,19 +205,19 @@ def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        raise RejectedError(common.POINTS_UNREADABLE, f"{path}: {error}") from None
+        raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
     if len(array) < min_points:
-        raise RejectedError(common.TOO_FEW_POINTS, f"{path}: {len(array)} points, fewer than {min_points}")
+        raise RejectedError(Reason.TOO_FEW_POINTS, f"{path}: {len(array)} points, fewer than {min_points}")
     with np.errstate(over="ignore"):
         cloud = array.astype(np.float32)
     if not np.isfinite(cloud).all():
         raise RejectedError(
-            common.POINTS_NOT_FINITE, f"{path}: {int((~np.isfinite(cloud)).any(1).sum())} points are not finite"
+            Reason.POINTS_NOT_FINITE, f"{path}: {int((~np.isfinite(cloud)).any(1).sum())} points are not finite"
         )
     try:
         cloud_frame(cloud, str(path))
     except PointsError as error:
-        raise RejectedError(common.POINTS_DEGENERATE, str(error)) from None
+        raise RejectedError(Reason.POINTS_DEGENERATE, str(error)) from None
     return cloud
 
 
@@ -259,5 +259,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=args.workers,
     )
-    common.report(tally, f"objaverse, split {args.split}", args.out)
+    report(tally, f"objaverse, split {args.split}", args.out)
     return 0

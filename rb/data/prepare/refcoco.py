@@ -15,8 +15,21 @@ from typing import Any
 from rb.core.boxes import clip_xyxy, image_box_problem, xywh_to_xyxy
 from rb.core.modality import IMAGE_REGION
 from rb.data.formats import ObjectAnnotation, Record
-from rb.data.prepare import common
-from rb.data.prepare.common import CheckedImage, Conversion, RejectedError, Tally
+from rb.data.prepare.common import (
+    CheckedImage,
+    Conversion,
+    Reason,
+    RejectedError,
+    Tally,
+    attempt,
+    is_id,
+    objects_of,
+    read_image,
+    read_json,
+    report,
+    require,
+    safe_path,
+)
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.shards import ShardWriter
 
@@ -65,7 +78,7 @@ def convert(
         ValueError: a raw file is missing, damaged or unsafe, the split is unknown, no item could be used, ``out`` is not empty.
     """
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
-    instances = common.read_json(common.require(folder / "instances.json", LAYOUT), _FIELDS)
+    instances = read_json(require(folder / "instances.json", LAYOUT), _FIELDS)
     if not isinstance(instances, dict):
         raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
     table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
@@ -73,7 +86,7 @@ def convert(
     chosen, shared = _choose(refs, split, file)
     if drop_shared_images and split != "train":
         raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
-    root = common.require(images, LAYOUT) if images else _image_folder(raw, folder)
+    root = require(images, LAYOUT) if images else _image_folder(raw, folder)
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
     with ShardWriter(out, dataset, IMAGE_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "references")
@@ -82,26 +95,26 @@ def convert(
         regions = _collect(conversion, chosen, *table, sentence, shared if drop_shared_images else set())
 
         def read(image_id: int) -> CheckedImage:
-            return common.read_image(common.safe_path(root, table[0][image_id].get("file_name")))
+            return read_image(safe_path(root, table[0][image_id].get("file_name")))
 
         workers = writing.get("workers", 1)
-        for image_id, image in common.attempt(read, regions, len(regions), f"{dataset} {split}", workers):
+        for image_id, image in attempt(read, regions, len(regions), f"{dataset} {split}", workers):
             _write(conversion, image_id, image, table[0][image_id], regions[image_id], dataset, split)
     return conversion.finish()
 
 
 def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
-    rows = common.objects_of(instances.get(kind), f"{folder / 'instances.json'}: {kind}")
-    return {row["id"]: row for row in rows if common.is_id(row.get("id"))}
+    rows = objects_of(instances.get(kind), f"{folder / 'instances.json'}: {kind}")
+    return {row["id"]: row for row in rows if is_id(row.get("id"))}
 
 
 def _read_refs(folder: Path, split_by: str) -> tuple[Path, list[_Json]]:
     """The references, from JSON where someone converted them, else from the pickle."""
     converted = folder / f"refs({split_by}).json"
     if converted.is_file():
-        return converted, common.objects_of(common.read_json(converted, _REF_FIELDS), str(converted))
-    file = common.require(folder / f"refs({split_by}).p", LAYOUT)
-    return file, common.objects_of(load_plain_pickle(file), str(file))
+        return converted, objects_of(read_json(converted, _REF_FIELDS), str(converted))
+    file = require(folder / f"refs({split_by}).p", LAYOUT)
+    return file, objects_of(load_plain_pickle(file), str(file))
 
 
 def _choose(refs: list[_Json], split: str, file: Path) -> tuple[list[_Json], set[int]]:
@@ -114,7 +127,7 @@ def _choose(refs: list[_Json], split: str, file: Path) -> tuple[list[_Json], set
     images: defaultdict[bool, set[int]] = defaultdict(set)
     for ref in refs:
         own, foreign = str(ref.get("split")) in wanted, str(ref.get("split")) in rest
-        if (own or foreign) and common.is_id(ref.get("image_id")):
+        if (own or foreign) and is_id(ref.get("image_id")):
             images[own].add(ref["image_id"])
     return [ref for ref in refs if str(ref.get("split")) in wanted], images[True] & images[False]
 
@@ -127,7 +140,7 @@ def _image_folder(raw: Path, folder: Path) -> Path:
         for inner in ("images/train2014", "images/mscoco/images/train2014")
     ]
     found = [place for place in (*places, raw / "train2014") if place.is_dir()]
-    return found[0] if found else common.require(places[0], LAYOUT)
+    return found[0] if found else require(places[0], LAYOUT)
 
 
 def _collect(
@@ -147,20 +160,20 @@ def _collect(
         source = f"coco/{image_id}"
         try:
             ref_id, ann_id = ref.get("ref_id"), ref.get("ann_id")
-            if not (common.is_id(image_id) and image_id in images):
+            if not (is_id(image_id) and image_id in images):
                 raise RejectedError(
-                    common.UNKNOWN_IMAGE, f"reference {ref_id}: image {image_id!r:.80} is not in instances.json"
+                    Reason.UNKNOWN_IMAGE, f"reference {ref_id}: image {image_id!r:.80} is not in instances.json"
                 )
-            if not (common.is_id(ann_id) and ann_id in annotations):
+            if not (is_id(ann_id) and ann_id in annotations):
                 raise RejectedError(
-                    common.UNKNOWN_ANNOTATION, f"reference {ref_id}: ann_id {ann_id!r:.80} is not in instances.json"
+                    Reason.UNKNOWN_ANNOTATION, f"reference {ref_id}: ann_id {ann_id!r:.80} is not in instances.json"
                 )
             assert isinstance(image_id, int)
             assert isinstance(ann_id, int)
-            if common.is_id(ref_id) and ref_id in seen:
-                raise RejectedError(common.DUPLICATE_SOURCE, f"reference {ref_id} comes twice; the first is kept")
+            if is_id(ref_id) and ref_id in seen:
+                raise RejectedError(Reason.DUPLICATE_SOURCE, f"reference {ref_id} comes twice; the first is kept")
             if image_id in dropped:
-                raise RejectedError(common.SHARED_IMAGE, "the image also occurs in another split")
+                raise RejectedError(Reason.SHARED_IMAGE, "the image also occurs in another split")
             box = _box(annotations[ann_id], image_id, images[image_id])
             sentences = ref.get("sentences")
             rows = sentences if isinstance(sentences, list) else []
@@ -169,7 +182,7 @@ def _collect(
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, object_id)
             continue
-        if common.is_id(ref_id):
+        if is_id(ref_id):
             seen.add(ref["ref_id"])
         in_image = regions.setdefault(image_id, {})
         if ann_id in in_image:
@@ -184,17 +197,17 @@ def _box(annotation: _Json, image_id: int, image: _Json) -> list[float]:
     """The box in pixels xyxy, not yet cut to the image."""
     if annotation.get("image_id") != image_id:
         raise RejectedError(
-            common.ANNOTATION_OF_OTHER_IMAGE,
+            Reason.ANNOTATION_OF_OTHER_IMAGE,
             f"annotation {annotation['id']} belongs to image {annotation.get('image_id')!r:.80}",
         )
     numbers, size = annotation.get("bbox"), (image.get("width"), image.get("height"))
-    if not all(common.is_id(v) for v in size):
+    if not all(is_id(v) for v in size):
         raise RejectedError(
-            common.UNKNOWN_IMAGE, f"image {image_id}: width and height are {size!r:.80} in instances.json"
+            Reason.UNKNOWN_IMAGE, f"image {image_id}: width and height are {size!r:.80} in instances.json"
         )
     if not (isinstance(numbers, list) and len(numbers) == 4 and all(type(v) in (int, float) for v in numbers)):
         raise RejectedError(
-            common.BOX_EMPTY, f"annotation {annotation['id']}: bbox must be four numbers, got {numbers!r:.80}"
+            Reason.BOX_EMPTY, f"annotation {annotation['id']}: bbox must be four numbers, got {numbers!r:.80}"
         )
     box = xywh_to_xyxy(numbers)
     problem = image_box_problem(box, *(float(str(v)) for v in size))
@@ -218,7 +231,7 @@ def _write(
     source = f"coco/{image_id}"
     if isinstance(image, CheckedImage) and (image.width, image.height) != (entry["width"], entry["height"]):
         image = RejectedError(
-            common.IMAGE_SIZE_MISMATCH,
+            Reason.IMAGE_SIZE_MISMATCH,
             f"instances.json says {entry['width']} x {entry['height']}, the image has {image.width} x {image.height}",
         )
     if isinstance(image, RejectedError):
@@ -264,5 +277,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=args.workers,
     )
-    common.report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out)
+    report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out)
     return 0
