@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import weakref
 from pathlib import Path
 
 LOCK_NAME = "tracking.lock"
+
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 
 class FolderLock:
@@ -36,6 +39,7 @@ class FolderLock:
                 raise
             self.certain = False
         self._fd = fd
+        _held.add(self)
         return True
 
     def release(self) -> None:
@@ -43,3 +47,12 @@ class FolderLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _let_go_in_child() -> None:
+    """A forked data loader worker must not hold the lock of a trainer that dies: close its copy (the trainer's lock stays)."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

@@ -21,6 +21,7 @@ from rb.tracking.mlflow_store import (
     TrackingError,
     clean_name,
     clean_value,
+    load_mlflow,
     open_client,
     open_run,
     tracking_uri,
@@ -257,6 +258,7 @@ class MlflowCopy:
         interval_s: float = 5.0,
         lock: FolderLock | None = None,
     ) -> None:
+        load_mlflow()  # here, before the first step: in the thread it would hold up steps
         self._copier = JournalCopier(run_dir, root)
         self._lock = lock or FolderLock(run_dir)
         self._interval_s = interval_s

@@ -1,12 +1,13 @@
 """Where MLflow keeps things and what it accepts: store address, first opening, names, one run per run folder.
 
-Used by ``mlflow_copy.py`` alone. Importing this file does not import MLflow (2.7 s): its functions do, in the copying thread.
+Used by ``mlflow_copy.py`` alone. Importing this file does not import MLflow (2.7 s): its functions do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 _SQLITE = "sqlite:///"
@@ -57,10 +59,16 @@ def clean_value(value: object) -> str:
     return str(value)[:MAX_VALUE_CHARS]
 
 
-def open_client(uri: str) -> MlflowClient:
-    """A client whose store exists. A sqlite file is opened under a lock: processes that create one together break it for good."""
+def load_mlflow() -> None:
+    """Import MLflow under our environment (2.7 s)."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    importlib.import_module("mlflow.tracking")
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client whose store exists. A sqlite file is opened under a lock: processes that create one together break it for good."""
+    load_mlflow()
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every table it makes

@@ -1,0 +1,98 @@
+"""Self-contained HTML pages: the frame with its style and script inside, and small pieces (tables, facts, notes).
+
+Every text is escaped here; a caller that passes ready HTML does so through arguments named ``html``, or as a ``Html`` value.
+"""
+
+from __future__ import annotations
+
+import html as _html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+class Html(str):
+    """Text that is HTML already and is not escaped again."""
+
+    __slots__ = ()
+
+
+def esc(value: object) -> str:
+    """``value`` as HTML text, safe in attributes too; ``Html`` passes unchanged."""
+    return value if isinstance(value, Html) else _html.escape(str(value))
+
+
+def json_script(value: object, attributes: str = 'type="application/json"') -> Html:
+    """``value`` as a script element that no text inside can close."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Html(f"<script {attributes}>{text}</script>")
+
+
+def page(title: str, html: str) -> str:
+    """A whole document. It loads nothing: a content policy forbids it."""
+    files = resources.files("rb.drawing")
+    css, js = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{esc(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n{html}\n</main>\n<script>\n{js}</script>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def write_page(path: Path, title: str, html: str) -> Path:
+    """Write ``page(...)`` atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page(title, html), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def section(name: str, title: str, html: str) -> Html:
+    """A titled part of the page that the navigation can point to."""
+    return Html(f'<section id="{esc(name)}">\n<h2>{esc(title)}</h2>\n{html}\n</section>\n')
+
+
+def navigation(entries: Iterable[tuple[str, str]]) -> Html:
+    """Links to sections, (name, title) each."""
+    return Html("<nav>" + "".join(f'<a href="#{esc(name)}">{esc(title)}</a>' for name, title in entries) + "</nav>\n")
+
+
+def facts(values: Mapping[str, object]) -> Html:
+    """Short named facts side by side."""
+    return Html(
+        '<dl class="facts">'
+        + "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in values.items())
+        + "</dl>\n"
+    )
+
+
+def note(text: object, warn: bool = False) -> Html:
+    """A remark in the margin's voice; ``warn`` for what the reader should not miss."""
+    return Html(f'<p class="note{" warn" if warn else ""}">{esc(text)}</p>\n')
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], numeric: Iterable[int] = ()) -> Html:
+    """A table; the columns listed in ``numeric`` are set flush right."""
+    right = set(numeric)
+
+    def cells(tag: str, row: Sequence[object]) -> str:
+        return "".join(f"<{tag}{_right(i in right)}>{esc(cell)}</{tag}>" for i, cell in enumerate(row))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return Html(
+        f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>\n'
+    )
+
+
+def _right(numeric: bool) -> str:
+    return ' class="n"' if numeric else ""
+
+
+def fold(title: str, html: str) -> Html:
+    """A part that opens on a click."""
+    return Html(f"<details><summary>{esc(title)}</summary>{html}</details>\n")

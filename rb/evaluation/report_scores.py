@@ -1,0 +1,125 @@
+"""The report's scores: Table 1 of the paper, and every caption metric of every scored set, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rb.core.modality import MODALITIES
+from rb.drawing.page import Html, esc, fold, note
+from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics
+
+METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE_L")
+
+
+def scores_section(run_dir: Path) -> Html:
+    """Both tables; a note where there is nothing to show or a file is broken."""
+    try:
+        metrics = read_metrics(run_dir)
+    except (ValueError, OSError) as error:
+        return note(error)
+    try:
+        first = _paper_table(build_table(metrics))
+    except ValueError as error:
+        first = note(error, warn=True)
+    reasons = {f"{name}: {why}" for one in metrics for name, why in (one.get("skipped") or {}).items()}
+    skipped = "".join(note(f"skipped {reason}", warn=True) for reason in sorted(reasons))
+    return Html(f"{first}{skipped}<h3>All metrics, times 100</h3>{_full_table(metrics)}")
+
+
+def _paper_table(found: Table) -> Html:
+    over = "".join(
+        f'<th class="over" colspan="{len(COLUMN_METRICS)}">{esc(name)}<br><span class="soft">{esc(data)}</span></th>'
+        for name, data in found.columns
+    )
+    under = "".join(f'<th class="n">{esc(metric)}</th>' for _ in found.columns for metric in COLUMN_METRICS)
+    best = [
+        [_largest([cells[column][k] for _, cells in found.rows]) for k in range(len(COLUMN_METRICS))]
+        for column in range(len(found.columns))
+    ]
+    rows = ""
+    for name, cells in found.rows:
+        rows += f"<tr><td>{esc(name)}</td>"
+        for column, texts in enumerate(cells):
+            for k, text in enumerate(texts):
+                rows += f'<td class="n{" best" if text == best[column][k] else ""}">{esc(text)}</td>'
+        rows += "</tr>"
+    notes = fold("what these numbers depend on", "".join(f'<p class="soft">{esc(line)}</p>' for line in found.notes))
+    return Html(
+        f'<div class="scroll"><table><thead><tr><th></th>{over}</tr><tr><th></th>{under}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{notes}"
+    )
+
+
+def _largest(texts: Sequence[str]) -> str | None:
+    """The largest number among several; none if there are not two to compare."""
+    numbers = [text for text in texts if text.replace(".", "", 1).isdigit()]
+    return max(numbers, key=float) if len(numbers) > 1 else None
+
+
+def _full_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
+    """Scores of one set stand together under what they depend on; those of unequal sets never share a block."""
+    blocks: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for one in metrics:
+        key = (
+            list(MODALITIES).index(one["modality"]),
+            one["dataset"],
+            one["split"],
+            one["set_sha256"],
+            one["tokeniser"],
+        )
+        blocks.setdefault(key, []).append(one)
+    rows = ""
+    for key in sorted(blocks):
+        block = blocks[key]
+        rows += f'<tr class="set"><td colspan="{len(METRICS) + 2}">{_set_line(block[0])}</td></tr>'
+        texts = {name: [_percent(one["scores"].get(name)) for one in block] for name in METRICS}
+        best = {name: _largest(texts[name]) for name in METRICS}
+        for i, one in enumerate(block):
+            rows += f"<tr><td>{_name(one)}</td>"
+            for name in METRICS:
+                skipped = (one.get("skipped") or {}).get(name)
+                why = f' title="{esc(skipped)}"' if skipped else ""
+                rows += f'<td class="n{" best" if texts[name][i] == best[name] else ""}"{why}>{texts[name][i]}</td>'
+            rows += f'<td class="soft">{esc(_decoding(one.get("decoding")))}</td></tr>'
+    head = "".join(f'<th class="n">{esc(name.replace("_", "-"))}</th>' for name in METRICS)
+    return Html(
+        f'<div class="scroll"><table><thead><tr><th></th>{head}<th>decoding</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _set_line(one: Mapping[str, Any]) -> str:
+    parts = [f"{one['num_examples']:,} captions", f"{one.get('num_references', '?')} references"]
+    parts.append(f"reference policy: {one.get('reference_policy') or 'not said'}")
+    parts.append(f"set {str(one['set_sha256'])[:12]}")
+    if one["tokeniser"] != "ptb":
+        parts.append("tokenised without Java, not comparable with published scores")
+    name = f"{one['modality'].replace('_', ' ')} · {one['dataset']} {one['split']}"
+    return f"<b>{esc(name)}</b> &nbsp; {esc('; '.join(parts))}"
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    checkpoint = one.get("checkpoint") or {}
+    name = ROW_NAMES.get((one["variant"], bool(checkpoint)), one["variant"])
+    step = checkpoint.get("step")
+    where = f' <span class="soft">step {step:,}</span>' if isinstance(step, int) else ""
+    return f'<span title="{esc(one.get("file", ""))}">{esc(name)}</span>{where}'
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, (int, float)) else "-"
+
+
+def _decoding(value: object) -> str:
+    """The settings that matter most, in words; all of them stand in the metrics file."""
+    if not isinstance(value, dict):
+        return str(value or "not said")
+    said = [f"beam {value['num_beams']}"] if "num_beams" in value else []
+    if "max_new_tokens" in value:
+        said.append(f"{value.get('min_new_tokens', 1)}-{value['max_new_tokens']} tokens")
+    if value.get("image_size"):
+        said.append(f"{value['image_size']} px")
+    if value.get("length_penalty", 1.0) != 1.0:
+        said.append(f"length penalty {value['length_penalty']}")
+    return ", ".join(said) or ", ".join(f"{k} {v}" for k, v in value.items())
