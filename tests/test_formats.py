@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from rb.cli import main
 from rb.core.modality import IMAGE, IMAGE_REGION, MODALITIES, POINT_CLOUD
 from rb.data.formats import (
     FormatError,
@@ -285,3 +286,17 @@ def test_repeated_ids_are_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="no predictions file"):
         read_predictions(tmp_path / "p.jsonl")
+
+
+def test_index_and_verify_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_set(tmp_path / "set", IMAGE_REGION, 4)
+    (tmp_path / "set/manifest.json").unlink()
+    assert main(["data", "index", str(tmp_path / "set"), "--modality", IMAGE_REGION]) == 0
+    assert main(["data", "verify", str(tmp_path / "set")]) == 0
+    out = capsys.readouterr().out
+    assert f"4 records, {manifest.counts['objects']} objects, {manifest.counts['samples']} samples in 2 shards" in out
+    assert "every byte is as written" in out
+    assert main(["data", "index", str(tmp_path / "set"), "--modality", IMAGE_REGION]) == 2
+    (tmp_path / "set/small-000001.tar").write_bytes(b"")
+    assert main(["data", "verify", str(tmp_path / "set")]) == 2
+    assert "small-000001.tar (altered)" in capsys.readouterr().err
