@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from rb.tracking.copier import JournalCopier, retry_errors
 from rb.tracking.evaluations import EVALUATIONS
 from rb.tracking.journal import JOURNAL_NAME, Journal, read_rows
 from rb.tracking.lock import FolderLock
-from rb.tracking.mlflow_copy import JournalCopier, retry_errors
 from rb.tracking.mlflow_store import TrackingError
 
 

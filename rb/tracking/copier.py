@@ -1,0 +1,244 @@
+"""``JournalCopier``: one pass over a run's journal into its MLflow run; raises where MLflow is away. ``mlflow_copy.py`` repeats it.
+
+How far the copy has come is a tag of the MLflow run itself (the byte offset in the journal), set with every piece. A process killed between
+a piece and its tag sends that piece again, with the journal's own time stamps; MLflow's stores keep a point of equal name, step, time and
+value once.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from bisect import bisect_left
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rb.tracking.journal import JOURNAL_NAME, read_rows
+from rb.tracking.mlflow_store import (
+    OFFSET_TAG,
+    TrackingError,
+    clean_name,
+    clean_value,
+    open_client,
+    open_run,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+CHUNK_POINTS = 900  # MLflow takes 1,000 metrics, and 1,000 entities in all, per call
+CHUNK_VALUES = 90  # and 100 params or tags
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+
+_log = logging.getLogger(__name__)
+
+
+class _Sent:
+    """Which points MLflow has. Steps trained again after a resume give the same points, which must not appear twice.
+
+    Scores may be computed anew and then differ: of names under ``eval/`` the last value counts, and a changed one is sent again.
+    8 bytes a point.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, array[int]] = {}
+        self._scores: dict[tuple[str, int], float] = {}
+
+    def add(self, name: str, step: int, value: float) -> bool:
+        """Note the point; whether it has to be sent."""
+        if name.startswith("eval/"):
+            known = self._scores.get((name, step))
+            self._scores[name, step] = value
+            return known is None or not (known == value or (known != known and value != value))
+        steps = self._steps.setdefault(name, array("q"))
+        place = bisect_left(steps, step)
+        if place < len(steps) and steps[place] == step:
+            return False
+        steps.insert(place, step)
+        return True
+
+
+class JournalCopier:
+    """Copies a run folder's journal into its one MLflow run, from where the copy stands. Not thread-safe."""
+
+    def __init__(self, run_dir: str | Path, root: str | Path | None = None) -> None:
+        self.run_dir = Path(run_dir).resolve()
+        self.uri = tracking_uri(root or self.run_dir.parent)
+        self.run_id = ""
+        self.offset = 0
+        self.points = 0
+        """Points sent by this object."""
+        self._client: MlflowClient | None = None
+        self._sent = _Sent()
+        self._params: dict[str, str] = {}
+
+    @property
+    def journal(self) -> Path:
+        """The journal it reads."""
+        return self.run_dir / JOURNAL_NAME
+
+    def behind(self) -> int:
+        """Bytes of the journal not copied yet."""
+        return max(0, self.journal.stat().st_size - self.offset) if self.journal.exists() else 0
+
+    def pump(self) -> None:
+        """Copy all that the journal holds now.
+
+        Raises:
+            TrackingError: MLflow refuses the run itself (deleted there), or knows more of the journal than there is.
+            Exception: those of ``retry_errors()``, when the store cannot be reached; call again later.
+        """
+        client = self._client or self._connect()
+        metrics: list[Metric] = []
+        end = self.offset
+        for row, end in read_rows(self.journal, self.offset):
+            if row["kind"] == "metrics":
+                metrics += self._new_points(row)
+            else:
+                self._send(client, metrics, self.offset)
+                metrics = []
+                self._copy_row(client, row)
+            if len(metrics) >= CHUNK_POINTS or row["kind"] != "metrics":
+                self._send(client, metrics, end)
+                metrics = []
+        if end > self.offset:
+            self._send(client, metrics, end)
+
+    def _connect(self) -> MlflowClient:
+        client = open_client(self.uri)
+        run = open_run(client, self.uri, self.run_dir)
+        self.run_id = run.info.run_id
+        self._params = dict(run.data.params)
+        self._replay(int(run.data.tags.get(OFFSET_TAG, "0")))
+        self._client = client
+        return client
+
+    def _replay(self, offset: int) -> None:
+        """Rebuild what was sent from the part of the journal that is already copied."""
+        size = self.journal.stat().st_size if self.journal.exists() else 0
+        if offset > size:
+            raise TrackingError(
+                f"{self.journal}: {size} bytes, but {offset} were copied to MLflow run {self.run_id}: the journal was cut or replaced; "
+                "remove mlflow.json from the run folder to start a new MLflow run"
+            )
+        self._sent, self.offset = _Sent(), offset
+        for row, end in read_rows(self.journal, on_bad=lambda _: None):
+            if end > offset:
+                break
+            if row["kind"] == "metrics":
+                self._new_points(row)
+
+    def _new_points(self, row: dict[str, Any]) -> list[Metric]:
+        from mlflow.entities import Metric
+
+        stamp, step = int(row["time"] * 1000), row["step"]
+        named = [(clean_name(name), value) for name, value in row["values"].items()]
+        return [Metric(name, value, stamp, step) for name, value in named if self._sent.add(name, step, value)]
+
+    def _send(self, client: MlflowClient, metrics: list[Metric], end: int) -> None:
+        """Send points and then note ``end``. If the call fails, this object starts over from what MLflow says."""
+        from mlflow.entities import RunTag
+
+        try:
+            for start in range(0, len(metrics), CHUNK_POINTS):
+                self._log(client, metrics[start : start + CHUNK_POINTS])
+            if end > self.offset:
+                client.log_batch(self.run_id, tags=[RunTag(OFFSET_TAG, str(end))])
+        except retry_errors() as error:
+            self._client = None
+            if _is_refusal(error):
+                raise TrackingError(
+                    f"MLflow run {self.run_id} in {self.uri} takes nothing any more: {error}"
+                ) from error
+            raise
+        self.points += len(metrics)
+        self.offset = end
+
+    def _log(self, client: MlflowClient, metrics: list[Metric]) -> None:
+        """One call for all; if MLflow refuses something in it, one call per name, so that only the culprit is lost."""
+        try:
+            client.log_batch(self.run_id, metrics=metrics)
+        except retry_errors() as error:
+            if not _is_refusal(error):
+                raise
+            for name in dict.fromkeys(metric.key for metric in metrics):
+                try:
+                    client.log_batch(self.run_id, metrics=[metric for metric in metrics if metric.key == name])
+                except retry_errors() as culprit:
+                    if not _is_refusal(culprit):
+                        raise
+                    _log.warning("MLflow refuses metric %s (it stays in %s): %s", name, self.journal, culprit)
+
+    def _copy_row(self, client: MlflowClient, row: dict[str, Any]) -> None:
+        """One row that is not metrics."""
+        try:
+            if row["kind"] == "params":
+                self._copy_params(client, row["values"])
+            elif row["kind"] == "tags":
+                self._set_tags(client, {clean_name(name): clean_value(value) for name, value in row["values"].items()})
+            elif row["kind"] == "input":
+                self._copy_input(client, row)
+            elif row["kind"] == "artifact":
+                self._copy_artifact(client, row["path"])
+            elif row["kind"] == "status" and row["status"] == "RUNNING":
+                client.update_run(self.run_id, status="RUNNING")
+            elif row["kind"] == "status":
+                client.set_terminated(self.run_id, status=row["status"], end_time=int(row["time"] * 1000))
+        except KeyError as error:
+            _log.warning("%s: a row of kind %s lacks %s and is not copied", self.journal, row["kind"], error)
+        except retry_errors() as error:
+            if not _is_refusal(error):
+                self._client = None
+                raise
+            _log.warning("MLflow refuses a row of kind %s (it stays in %s): %s", row["kind"], self.journal, error)
+
+    def _copy_params(self, client: MlflowClient, values: dict[str, str]) -> None:
+        """New parameters as such; MLflow cannot change one, so what differs after a resume becomes a tag ``param_changed.NAME``."""
+        from mlflow.entities import Param
+
+        cleaned = {clean_name(name): clean_value(value) for name, value in values.items()}
+        new = [Param(name, value) for name, value in cleaned.items() if name not in self._params]
+        changed = {f"param_changed.{name}": v for name, v in cleaned.items() if self._params.get(name, v) != v}
+        for start in range(0, len(new), CHUNK_VALUES):
+            client.log_batch(self.run_id, params=new[start : start + CHUNK_VALUES])
+        self._params.update({param.key: param.value for param in new})
+        self._set_tags(client, changed)
+
+    def _set_tags(self, client: MlflowClient, values: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, value) for name, value in values.items()]
+        for start in range(0, len(tags), CHUNK_VALUES):
+            client.log_batch(self.run_id, tags=tags[start : start + CHUNK_VALUES])
+
+    def _copy_input(self, client: MlflowClient, row: dict[str, Any]) -> None:
+        """A data set as MLflow's input (its digest holds 36 characters) and, whole, as a tag."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        name, digest, source = row["name"], row["digest"], row["source"]
+        data = Dataset(name=name, digest=digest.removeprefix("sha256:")[:36], source_type="local", source=source)
+        client.log_inputs(self.run_id, [DatasetInput(dataset=data, tags=[InputTag("mlflow.data.context", "training")])])
+        self._set_tags(client, {clean_name(f"dataset.{name}.digest"): digest})
+
+    def _copy_artifact(self, client: MlflowClient, path: str) -> None:
+        local = self.run_dir / path
+        if local.exists():
+            client.log_artifact(self.run_id, str(local))
+        else:
+            _log.warning("%s is not there any more and is not copied to MLflow", local)
+
+
+def retry_errors() -> tuple[type[Exception], ...]:
+    """What an MLflow call raises when its store cannot be reached or refuses (imports MLflow)."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, RequestException, SQLAlchemyError, OSError)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether sending the same again would be refused again."""
+    return getattr(error, "error_code", None) in _REFUSED
