@@ -338,7 +338,7 @@ def test_evaluation_is_a_run_and_a_point_of_its_training(tmp_path: Path) -> None
     run_dir = tmp_path / "runs" / "train"
     with Tracker(run_dir, experiment="exp", interval_s=0.1) as tracker:
         tracker.metrics(100, losses(100))
-        tracker.wait_copied()
+        tracker.mlflow_run_id()
     job = {"name": "refcoco+-val", "dataset": "refcoco+", "split": "val", "run_dir": run_dir, "step": 100}
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.1}, **job, tags={"decoding": "beam 5"})
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.2}, **job)

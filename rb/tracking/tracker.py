@@ -105,7 +105,7 @@ class Tracker:
         else:
             self._lock.release()
 
-    def wait_copied(self, timeout_s: float = 30.0) -> str:
+    def mlflow_run_id(self, timeout_s: float = 30.0) -> str:
         """MLflow's run id, waiting for the store to be reached; empty if it was not, or where MLflow is off. For logs and tests."""
         end = time.monotonic() + timeout_s
         while self._copy and not self._copy.run_id and time.monotonic() < end:
