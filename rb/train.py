@@ -12,7 +12,9 @@ import argparse
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 WRONG_REQUEST = 2
@@ -32,9 +34,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """One rank of a training run."""
     args = parser().parse_intermixed_args(argv)
-    from rb.training.agree import FailedOnMainError, StopRequest
+    from rb.training.agree import FailedElsewhereError, StopRequest, together
 
     stop = StopRequest()
+    for module in ("transformers", "torch.distributed"):  # peft and DeepSpeed use their old names
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     _complete_environment(args.local_rank)
     from rb.core import dist
     from rb.core.run_file import load_run
@@ -43,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dist.init()
     try:
-        # Every rank reads the request itself: it is small, and the same for all.
-        config = saved_run(args.resume, args.overrides) if args.resume else load_run(args.run, args.overrides)
+        read = partial(saved_run, args.resume) if args.resume else partial(load_run, args.run)
+        config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
         code = train(config, args.resume, stop)
-    except FailedOnMainError:
+    except FailedElsewhereError:
         return WRONG_REQUEST
     except (ValueError, OSError) as error:
         prefix = f"rank {dist.rank()}: " if dist.rank() else ""

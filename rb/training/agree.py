@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,30 +19,42 @@ T = TypeVar("T")
 PARENT_VARIABLE = "RB_PARENT_PID"  # set by `rb train`: the process whose end is a request to stop
 
 
-class FailedOnMainError(Exception):
-    """Rank 0 failed and says why; this rank only has to leave."""
+class FailedElsewhereError(Exception):
+    """Another rank failed and says why; this rank only has to leave."""
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do `work` on every rank, and let all fail if one does: nobody waits for a rank that has left. Collective.
+
+    `work` must hold no collective itself.
+
+    Raises:
+        ValueError, OSError: what `work` raised here; on ranks other than 0 only if rank 0 did not fail too.
+        FailedElsewhereError: another rank speaks.
+    """
+    error: ValueError | OSError | None = None
+    result: T | None = None
+    try:
+        result = work()
+    except (ValueError, OSError) as raised:
+        error = raised
+    # One number says whether rank 0 failed (2) or only others did (1).
+    mine = 0 if error is None else 2 if dist.is_main() else 1
+    worst = int(dist.all_reduce_max(torch.tensor(mine, dtype=torch.int32, device=dist.device())).item())
+    if error is not None and mine == worst:
+        raise error
+    if worst:
+        raise FailedElsewhereError
+    return result  # type: ignore[return-value]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 and return its (small) result on every rank. Collective.
+    """Do `work` on rank 0 only; its (small) result, or its failure, is every rank's. Collective."""
+    return dist.broadcast_object(together(work if dist.is_main() else _nothing))
 
-    Raises:
-        ValueError, OSError: on rank 0, what `work` raised.
-        FailedOnMainError: then, on every other rank.
-    """
-    result: T | None = None
-    error: ValueError | OSError | None = None
-    if dist.is_main():
-        try:
-            result = work()
-        except (ValueError, OSError) as raised:
-            error = raised
-    failed, result = dist.broadcast_object((error is not None, result))
-    if error is not None:
-        raise error
-    if failed:
-        raise FailedOnMainError
-    return result  # type: ignore[return-value]
+
+def _nothing() -> Any:
+    return None
 
 
 class StopRequest:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,11 +268,15 @@ def import_deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What DeepSpeed prints while it starts goes to the error stream, where logs belong, not into a command's output."""
-    import sys
-
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    """While DeepSpeed starts: what it prints goes to the error stream, and of its log only errors are shown."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _build_optimizer(kernel: str, param_groups: list[dict[str, Any]], optim: OptimConfig) -> groups.ActiveGroups:

@@ -36,7 +36,7 @@ def launch_ranks(module: str, arguments: list[str], ranks: int | None) -> int:
         raise ValueError(f"--ranks {ranks}: this host has {torch.cuda.device_count()} GPUs")
     count = ranks or (torch.cuda.device_count() if on_gpu else 1)
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count), "--log_level", "error"),
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count), "--log_level", "critical"),
         # A free port, so that two runs can share a host; no host file, so that a stray one does not spread this run over a cluster.
         *("--master_port", str(_free_port()), "--hostfile", os.devnull),
         *("--module", module, *arguments),

@@ -30,8 +30,8 @@ from rb.data.samples import SampleDecoder
 from rb.model.weights.build import Built, build_model, image_settings, text_processor
 from rb.tracking import Tracker
 from rb.training import checkpoint
-from rb.training.agree import StopRequest, on_main
-from rb.training.engine import Engine, StepResult, ds_settings
+from rb.training.agree import StopRequest, on_main, together
+from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
@@ -82,21 +82,19 @@ def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
 
 def prepare(config: RunConfig, resume: Path | None) -> Run:
     """Open the data, claim the folder, build the model, put it under the engine, take over a checkpoint."""
-    # What is wrong with the request is said before anything is loaded or written.
-    config.train.grad_accum_steps(dist.world_size())
-    ds_settings(config.train, config.optim, dist.world_size())
-    check_data_listed(config)
     if config.train.num_threads:
         torch.set_num_threads(config.train.num_threads)
     device = dist.device()
-    data = open_training_data(config.data.train, config.seed)
+    # What is wrong with the request is said before anything is loaded or written.
+    together(partial(check_request, config))
+    data = together(partial(open_training_data, config.data.train, config.seed))
     samples = {modality: len(d.stream) for modality, d in data.items()}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size)
     total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
 
     folder = RunFolder(resume or Path(config.output_dir) / config.name)
     on_main(partial(folder.claim, new=resume is None))
-    built = build_model(config.model, config.seed, device)
+    built = together(partial(build_model, config.model, config.seed, device))
     digests = {modality: [reader.digest for reader in d.readers] for modality, d in data.items()}
     identities = {"foundation": built.foundation, "data": digests}
     meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities}
@@ -104,9 +102,9 @@ def prepare(config: RunConfig, resume: Path | None) -> Run:
 
     found = on_main(partial(checkpoint.find, folder.path)) if resume else None
     if found:
-        check_same_run(found.meta, meta["config"], identities)
+        together(partial(check_same_run, found.meta, meta["config"], identities))
     elif config.init_from:
-        warm_start(built.model, config.init_from)
+        together(partial(warm_start, built.model, config.init_from))
     engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train)
     if found:
         engine.scatter_state(checkpoint.load_state(found), str(found.path))
@@ -221,8 +219,10 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     return tracker
 
 
-def check_data_listed(config: RunConfig) -> None:
-    """Every modality that trains has data (that every modality with data trains is the configuration's own check)."""
+def check_request(config: RunConfig) -> None:
+    """Batch sizes divide, DeepSpeed's file and kernel are fit, every modality that trains has data; else a ValueError."""
+    ds_settings(config.train, config.optim, dist.world_size())
+    choose_kernel(config.optim.kernel, dist.device())
     for modality in config.model.train_modalities:
         if modality not in config.data.train:
             raise ValueError(
