@@ -1,4 +1,4 @@
-"""The training entry: `deepspeed --module rb.train`, `torchrun -m rb.train`, or one plain process; and `launch`, which is `rb train`.
+"""The training entry: `deepspeed --module rb.train`, `torchrun -m -- rb.train`, or one plain process; and `launch`, which is `rb train`.
 
 usage: --run FILE [section.key=value ...]        start a run
        --resume RUN_DIR [section.key=value ...]  continue one; only what does not change the result may be set
