@@ -20,13 +20,14 @@ from rb.data.formats import RUN_PREDICTIONS, RUN_REPORT
 RUN_FILE = "launch/runs/toy_opt.yaml"
 RUN_NAME = "toy_opt"
 # (file name, modality, shards, options): what Table 1 needs. The base model is the foundation without any training.
+TRAINED: list[str] = []
 PREDICTIONS = (
-    ("base_image", "image", "coco_test", ["--base"]),
-    ("image", "image", "coco_test", []),
-    ("base_image_region", "image_region", "refcoco_test", ["--base"]),
-    ("crops_image_region", "image_region", "refcoco_test", ["--base", "--crop-boxes"]),
-    ("image_region", "image_region", "refcoco_test", []),
-    ("point_cloud", "point_cloud", "objaverse_test", []),
+    ("base_image", "image", "coco_test", ["--run", RUN_FILE]),
+    ("image", "image", "coco_test", TRAINED),
+    ("base_image_region", "image_region", "refcoco_test", ["--run", RUN_FILE]),
+    ("crops_image_region", "image_region", "refcoco_test", ["--run", RUN_FILE, "--crop-boxes"]),
+    ("image_region", "image_region", "refcoco_test", TRAINED),
+    ("point_cloud", "point_cloud", "objaverse_test", TRAINED),
 )
 
 
@@ -45,7 +46,12 @@ class Demo:
         actual = [sys.executable if part == "python" else part for part in command]
         if actual[0] == "rb":
             actual[:1] = [sys.executable, "-m", "rb.cli"]
-        environment = {**os.environ, "RB_DEMO": str(self.folder), "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            "RB_DEMO": str(self.folder),
+            "DS_ACCELERATOR": "cpu",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         code = subprocess.run(actual, env=environment, check=False).returncode
         if code:
             raise SystemExit(f"demo stopped: '{shown}' ended with exit code {code}")
@@ -54,14 +60,44 @@ class Demo:
         """Raw files as the real data sets have them, then shards."""
         raw, shards = self.folder / "raw", self.folder / "shards"
         self.run("a small world, written in the real data sets' raw formats", "rb", "toy", "raw", "--out", f"{raw}")
-        self.run("COCO captions to shards", "rb", "prepare", "coco", "--raw", f"{raw}/coco", "--out", f"{shards}/coco_test", "--split", "test")
+        self.run(
+            "COCO captions to shards",
+            "rb",
+            "prepare",
+            "coco",
+            "--raw",
+            f"{raw}/coco",
+            "--out",
+            f"{shards}/coco_test",
+            "--split",
+            "test",
+        )
         for split in ("train", "test"):
             self.run(
-                f"RefCOCO {split} to shards", "rb", "prepare", "refcoco", "--raw", f"{raw}/refcoco", "--out", f"{shards}/refcoco_{split}", "--split", split
+                f"RefCOCO {split} to shards",
+                "rb",
+                "prepare",
+                "refcoco",
+                "--raw",
+                f"{raw}/refcoco",
+                "--out",
+                f"{shards}/refcoco_{split}",
+                "--split",
+                split,
             )
             self.run(
                 f"Objaverse and Cap3D {split} to shards",
-                *("rb", "prepare", "objaverse", "--raw", f"{raw}/objaverse", "--out", f"{shards}/objaverse_{split}", "--split", split),
+                *(
+                    "rb",
+                    "prepare",
+                    "objaverse",
+                    "--raw",
+                    f"{raw}/objaverse",
+                    "--out",
+                    f"{shards}/objaverse_{split}",
+                    "--split",
+                    split,
+                ),
             )
 
     def train(self) -> None:
@@ -76,10 +112,16 @@ class Demo:
             out = run / RUN_PREDICTIONS / f"{name}.jsonl"
             self.run(
                 f"captions: {name}",
-                *("python", "-m", "eval.predict", "--checkpoint", f"{run}", "--data", f"{self.folder}/shards/{data}"),
-                *("--modality", modality, "--out", f"{out}", *options),
+                *("python", "-m", "eval.predict", *(options or ["--checkpoint", f"{run}"])),
+                *("--data", f"{self.folder}/shards/{data}", "--modality", modality, "--out", f"{out}"),
             )
-        self.run("scores", "python", "-m", "eval.score", *(f"{run / RUN_PREDICTIONS / name}.jsonl" for name, *_ in PREDICTIONS))
+        self.run(
+            "scores",
+            "python",
+            "-m",
+            "eval.score",
+            *(f"{run / RUN_PREDICTIONS / name}.jsonl" for name, *_ in PREDICTIONS),
+        )
         self.run("the report", "python", "-m", "eval.report", f"{run}")
         self.run("the paper's Table 1, on the toy world", "python", "-m", "eval.table", f"{run}")
 
@@ -89,7 +131,9 @@ def run_demo(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     marker = folder / ".demo"
     if folder.exists() and any(folder.iterdir()) and not marker.is_file():
-        raise ValueError(f"{folder} is not empty and no earlier demo; name another folder with --out (make demo DEMO=...)")
+        raise ValueError(
+            f"{folder} is not empty and no earlier demo; name another folder with --out (make demo DEMO=...)"
+        )
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -99,7 +143,9 @@ def run_demo(args: argparse.Namespace) -> int:
     demo.train()
     demo.evaluate()
     report = folder / "runs" / RUN_NAME / RUN_REPORT
-    print(f"\n== done in {time.monotonic() - demo.started:.0f} s. Report: {report}  MLflow: mlflow ui --backend-store-uri sqlite:///{folder.resolve()}/runs/mlflow.db")
+    print(
+        f"\n== done in {time.monotonic() - demo.started:.0f} s. Report: {report}  MLflow: mlflow ui --backend-store-uri sqlite:///{folder.resolve()}/runs/mlflow.db"
+    )
     return 0
 
 
@@ -107,5 +153,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """``rb toy demo``."""
     parser = commands.add_parser("demo", help="the whole chain on the toy world, about 12 minutes on 2 cores")
     parser.add_argument("--out", default="demo", help="folder for everything it makes")
-    parser.add_argument("--steps", type=int, default=None, help="fewer training steps than the run file's, for a quick look")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="fewer training steps than the run file's, for a quick look"
+    )
     parser.set_defaults(run=run_demo)

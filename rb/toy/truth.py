@@ -9,12 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rb.toy.vocabulary import COLOURS, HORIZONTAL, SHAPES, SIZES, VERTICAL
-
-if TYPE_CHECKING:
-    from rb.toy.world import ToyCloud, ToyScene
 
 MARGIN = 5.0  # pixels; nearer than that two things are beside each other, and "left" says nothing
 _FILLERS = ("a", "an", "the")
@@ -31,7 +28,14 @@ class Phrase:
     places: tuple[str, ...]
 
 
-def scene_truth(scene: ToyScene | ToyCloud) -> dict[str, Any]:
+class _HasObjects(Protocol):
+    """A ``ToyScene`` or ``ToyCloud`` (rb/toy/world.py, which imports this file)."""
+
+    @property
+    def objects(self) -> Sequence[Any]: ...
+
+
+def scene_truth(scene: _HasObjects) -> dict[str, Any]:
     """The entry of ``truth.json`` for a scene or a cloud."""
     return {
         "width": getattr(scene, "width", None),
