@@ -1,0 +1,121 @@
+"""``python -m rb.toy.pretrain --out DIR``: pre-trains the toy foundation, stage by stage, and writes it in the public checkpoints' forms.
+
+Stages: vision, language and points (independent; two at a time, one thread each), then the bridge (Q-Former and text branch), export and
+scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on where it stopped; ``--scale`` shortens all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rb.toy.pretrain_bridge import Bridge, train_bridge
+from rb.toy.pretrain_export import write_foundation
+from rb.toy.pretrain_language import train_language
+from rb.toy.pretrain_points import train_points
+from rb.toy.pretrain_score import score_foundation
+from rb.toy.pretrain_vision import train_vision
+
+# Steps, and how many scenes, documents or clouds to learn from.
+STAGES: dict[str, tuple[int, int]] = {
+    "vision": (1400, 8000),
+    "language": (800, 12000),
+    "points": (400, 3000),
+    "bridge": (900, 8000),
+}
+_ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]]]] = {
+    "vision": train_vision,
+    "language": train_language,
+    "points": train_points,
+}
+_LEAST = 300  # scenes, documents or clouds: whole batches and held-out rows
+_TIED = "lm_head.weight"  # OPT's output matrix is its embedding
+
+
+def _finished(work: Path, stage: str, steps: int) -> bool:
+    """Whether a stage is there with this number of steps."""
+    book = work / f"{stage}.json"
+    if not (book.is_file() and (work / f"{stage}.safetensors").is_file()):
+        return False
+    return bool(json.loads(book.read_text(encoding="utf-8"))["steps"] == steps)
+
+
+def _keep(
+    work: Path, stage: str, steps: int, weights: dict[str, Tensor], scores: dict[str, float], began: float
+) -> None:
+    """Weights first, then the book that says they are complete."""
+    temporary = work / f".{stage}.new"
+    save_file({k: v.contiguous() for k, v in weights.items() if not k.endswith(_TIED)}, temporary)
+    temporary.replace(work / f"{stage}.safetensors")
+    book = {"steps": steps, "seconds": round(time.monotonic() - began), "scores": scores}
+    (work / f"{stage}.json").write_text(json.dumps(book, indent=2) + "\n", encoding="utf-8")
+
+
+def run_stage(stage: str, work: Path, scale: float) -> None:
+    """One stage, unless it is there already."""
+    torch.set_num_threads(1)
+    steps, amount = round(STAGES[stage][0] * scale) or 1, max(_LEAST, round(STAGES[stage][1] * scale))
+    if _finished(work, stage, steps):
+        return
+    began = time.monotonic()
+    if stage == "bridge":
+        vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
+        bridge, scores = train_bridge(steps, amount, vision, language)
+        weights = {name: value.detach().clone() for name, value in bridge.state_dict().items()}
+    else:
+        weights, scores = _ALONE[stage](steps, amount)
+    _keep(work, stage, steps, weights, scores, began)
+
+
+def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, Any]:
+    """All stages, export and scores; returns what ``scores.json`` holds."""
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        for job in [pool.submit(run_stage, stage, work, scale) for stage in _ALONE]:
+            job.result()
+    run_stage("bridge", work, scale)
+    return finish(out, work, num_scenes)
+
+
+def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
+    """Export of the finished stages in ``work``, and scores of what was written."""
+    bridge = Bridge()
+    loaded = bridge.load_state_dict(load_file(work / "bridge.safetensors"), strict=False)
+    assert not loaded.unexpected_keys, loaded
+    assert all(key.endswith(_TIED) for key in loaded.missing_keys), loaded
+    write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"))
+    scores, examples = score_foundation(out, num_scenes)
+    stages = {stage: json.loads((work / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}
+    tree = {"scores": scores, "stages": stages, "examples": examples}
+    (out / "scores.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    return tree
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Pre-train the toy foundation.")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the foundation and, under work/, its stages"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the steps and scenes, to try the chain (1.0)"
+    )
+    arguments = parser.parse_args()
+    tree = pretrain(arguments.out, arguments.scale)
+    sys.stdout.write(json.dumps(tree["scores"], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Writes the toy foundation in the public checkpoints' forms, fp16 throughout.
+
+A Hugging Face BLIP-2 (a generation checkpoint: no text branch), LAVIS's stage-1 names for the text branch, Point-BERT's original names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Blip2ForConditionalGeneration
+
+from rb.model.point_encoder import to_original
+from rb.toy.pretrain_bridge import Bridge, blip2_config
+from rb.toy.pretrain_data import CLIP_MEAN, CLIP_STD
+from rb.toy.pretrain_points import config_tree
+from rb.toy.tokenizers import opt_tokenizer, qformer_tokenizer
+from rb.toy.world import IMAGE_SIZE
+
+# The text feed-forward layers; their siblings for queries are intermediate_query and output_query.
+_TEXT_FEED_FORWARD = re.compile(r"qformer\.(encoder\.layer\.\d+\.(?:intermediate|output)\..+)")
+
+
+def write_foundation(out: Path, bridge: Bridge, points: dict[str, Tensor]) -> None:
+    """The three folders ``blip2-opt``, ``text_branch`` and ``point_bert`` in ``out``, each replaced as a whole."""
+    for name in ("blip2-opt", "text_branch", "point_bert"):
+        folder = out / f".{name}.new"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if name == "blip2-opt":
+            _write_blip2(folder, bridge)
+        elif name == "text_branch":
+            save_file(_stage1(bridge), folder / "text_branch.safetensors")
+            qformer_tokenizer().save_pretrained(folder)
+        else:
+            original = {f"transformer_q.{key}": _half(value) for key, value in to_original(points).items()}
+            save_file(original, folder / "point_bert.safetensors")
+            _write_json(folder / "config.json", config_tree())
+        shutil.rmtree(out / name, ignore_errors=True)
+        folder.replace(out / name)
+
+
+def _write_blip2(folder: Path, bridge: Bridge) -> None:
+    tokenizer = opt_tokenizer()
+    model = Blip2ForConditionalGeneration(blip2_config(text_input=False))
+    own = {k: v for k, v in bridge.blip2.state_dict().items() if not _TEXT_FEED_FORWARD.fullmatch(k)}
+    model.load_state_dict(own)
+    model.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("\n"),
+        max_new_tokens=24,
+    )
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "BlipImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+        },
+    )
+
+
+def _stage1(bridge: Bridge) -> dict[str, Tensor]:
+    """What a generation checkpoint lacks, under LAVIS's names."""
+    text = bridge.text_branch.state_dict()
+    names = {
+        "Qformer.bert.embeddings.word_embeddings.weight": text["embeddings.word_embeddings.weight"],
+        "Qformer.bert.embeddings.position_embeddings.weight": text["embeddings.position_embeddings.weight"],
+        "Qformer.cls.predictions.bias": text["bias"],
+        "Qformer.cls.predictions.decoder.weight": text["embeddings.word_embeddings.weight"].clone(),
+        "Qformer.cls.predictions.decoder.bias": text["bias"].clone(),
+        "temp": bridge.temp.data.reshape(()),  # 0-dim there
+    }
+    names |= {f"Qformer.cls.predictions.{k}": v for k, v in text.items() if k.startswith("transform.")}
+    for key, value in bridge.blip2.state_dict().items():
+        match = _TEXT_FEED_FORWARD.fullmatch(key)
+        if match:
+            names[f"Qformer.bert.{match[1]}"] = value
+    for head in ("vision_proj", "text_proj", "itm_head"):
+        names |= {f"{head}.{kind}": getattr(bridge, head).state_dict()[kind] for kind in ("weight", "bias")}
+    return {key: _half(value) for key, value in names.items()}
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float16 if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
