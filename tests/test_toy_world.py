@@ -7,7 +7,7 @@ import pytest
 
 from rb.toy.pretrain_data import crop_view, fact_list
 from rb.toy.tokenizers import opt_tokenizer, qformer_tokenizer
-from rb.toy.truth import parse_caption, scene_truth, singles_out, true_whole
+from rb.toy.truth import parse_caption, scene_truth, singles_out, true_counted, true_whole
 from rb.toy.world import cloud_captions, make_cloud, make_scene, region_expressions, whole_captions
 
 SCENES = [make_scene(3, "test", i) for i in range(120)]
@@ -75,14 +75,14 @@ def test_clouds_are_whole_and_in_raw_units():
 def test_every_sentence_is_true_and_every_expression_singles_its_object_out():
     for scene in SCENES:
         truth = scene_truth(scene)
-        assert all(true_whole(caption, truth) for caption in whole_captions(scene))
+        assert all(true_counted(caption, truth) for caption in whole_captions(scene))
         for item in scene.objects:
             for expression in region_expressions(scene, item):
                 assert singles_out(expression, truth, item.object_id), (expression, scene.scene_id)
                 for other in scene.objects:
                     assert other is item or not singles_out(expression, truth, other.object_id), expression
     for cloud in CLOUDS:
-        assert all(true_whole(caption, scene_truth(cloud)) for caption in cloud_captions(cloud))
+        assert all(true_counted(caption, scene_truth(cloud)) for caption in cloud_captions(cloud))
 
 
 def test_many_regions_need_a_position_or_a_size():
@@ -118,7 +118,9 @@ def test_the_truth_check_finds_lies():
     ]
     truth = {"width": 64, "height": 64, "objects": objects}
     assert true_whole("a red cube, a red cube and a big blue ball.", truth)
-    assert not true_whole("a red cube, a red cube and a red cube", truth)  # there are two
+    assert true_counted("a red cube, a red cube and a big blue ball.", truth)
+    assert true_whole("a red cube, a red cube and a red cube", truth)
+    assert not true_counted("a red cube, a red cube and a red cube", truth)  # there are two
     assert not true_whole("a red cube and a blue cube", truth)
     assert not true_whole("a small blue ball", truth)
     assert not true_whole("a red cube and a shiny thing", truth)
@@ -164,4 +166,4 @@ def test_captions_of_crops_say_what_is_seen():
             phrases = parse_caption(caption)
             assert phrases is not None
             assert all(p.size is None for p in phrases)  # a crop has no scale
-            assert true_whole(caption, scene_truth(scene))
+            assert true_counted(caption, scene_truth(scene))

@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[int, int]] = {
     "vision": (1400, 8000),
     "language": (800, 12000),
     "points": (400, 3000),
-    "bridge": (900, 8000),
+    "bridge": (1200, 8000),
 }
 _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]]]] = {
     "vision": train_vision,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, GenerationConfig
 
 from rb.model.point_encoder import to_original
 from rb.toy.pretrain_bridge import Bridge, blip2_config
@@ -51,7 +51,7 @@ def _write_blip2(folder: Path, bridge: Bridge) -> None:
     model = Blip2ForConditionalGeneration(blip2_config(text_input=False))
     own = {k: v for k, v in bridge.blip2.state_dict().items() if not _TEXT_FEED_FORWARD.fullmatch(k)}
     model.load_state_dict(own)
-    model.generation_config.update(
+    model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids("\n"),

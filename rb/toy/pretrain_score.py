@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
 from rb.core.text import one_line
 from rb.toy.pretrain_data import SEED, to_pixels
-from rb.toy.truth import parse_caption, scene_truth, true_whole
+from rb.toy.truth import parse_caption, scene_truth, true_counted, true_whole
 from rb.toy.world import IMAGE_SIZE, ToyScene, make_scene
 
 HELD_OUT = "held-out"
@@ -64,6 +64,7 @@ def score_foundation(folder: Path, num_scenes: int = 400) -> tuple[dict[str, flo
     scores = {
         "scenes": float(num_scenes),
         "true_whole": _share(true_whole(c, t) for c, t in zip(captions, truths, strict=True)),
+        "true_counted": _share(true_counted(c, t) for c, t in zip(captions, truths, strict=True)),
         "true_whole_blind": _share(true_whole(c, t) for c, t in zip(blind, truths, strict=True)),
         "true_whole_other_scene": _share(true_whole(c, truths[(i + 1) % num_scenes]) for i, c in enumerate(captions)),
         "distinct_captions": float(len(set(captions))) / num_scenes,

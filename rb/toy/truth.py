@@ -71,12 +71,20 @@ def parse_caption(caption: str) -> list[Phrase] | None:
 
 
 def true_whole(caption: str, truth: Truth) -> bool:
-    """Every phrase holds, each of another object: "a red cube and a red cube" needs two of them."""
-    phrases = parse_caption(caption)
-    if phrases is None:
-        return False
-    fits = [{k for k, item in enumerate(truth["objects"]) if _holds(p, item, truth)} for p in phrases]
-    return _assign(fits, frozenset())
+    """Every phrase holds of something in the scene."""
+    return bool(fits := _fits(caption, truth)) and all(fits)
+
+
+def true_counted(caption: str, truth: Truth) -> bool:
+    """Every phrase holds, each of another object: "a red cube and a red cube" needs two of them. Harder than ``true_whole``."""
+    fits = _fits(caption, truth)
+    return bool(fits) and _assign(fits, frozenset())
+
+
+def _fits(caption: str, truth: Truth) -> list[set[int]]:
+    """For each phrase the objects it holds of; empty where the caption cannot be read."""
+    phrases = parse_caption(caption) or []
+    return [{k for k, item in enumerate(truth["objects"]) if _holds(p, item, truth)} for p in phrases]
 
 
 def singles_out(caption: str, truth: Truth, object_id: str) -> bool:
