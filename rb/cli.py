@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands; each room adds its own."""
-    from rb.data import commands as data_commands
+    import rb.data.commands as data_commands
     from rb.data import prepare
     from rb.evaluation import doctor
     from rb.toy import commands as toy_commands

@@ -35,9 +35,9 @@ SCALES: dict[str, dict[str, dict[str, int]]] = {
         "objaverse": {"train": 32, "val": 12, "test": 16},
     },
     "demo": {
-        "coco": {"train": 1000, "val": 300, "test": 300},
-        "refcoco": {"train": 3000, "val": 200, "test": 300},
-        "objaverse": {"train": 3000, "val": 200, "test": 300},
+        "coco": {"train": 1000, "val": 200, "test": 200},
+        "refcoco": {"train": 3000, "val": 80, "test": 80},
+        "objaverse": {"train": 3000, "val": 200, "test": 200},
     },
 }
 _RESTVAL = 4  # every fourth image of COCO's train is Karpathy's restval

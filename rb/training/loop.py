@@ -214,6 +214,8 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     tracker.tags({"ranks": dist.world_size(), "optimizer_kernel": run.engine.kernel})
     readers = [reader for d in run.data.values() for reader in d.readers]
     tracker.inputs((reader.manifest.name, reader.digest, str(reader.path)) for reader in readers)
+    for name in (RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS):
+        tracker.artifact(run.folder.path / name)
     if resumed:
         tracker.resumed(run.start)
     return tracker
