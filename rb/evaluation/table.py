@@ -163,4 +163,6 @@ def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[Ro
 
 
 def _flat(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else json.dumps(value)
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return ", ".join(f"{name} {v}" for name, v in value.items() if v not in (None, ""))  # what is not set says nothing

@@ -1,7 +1,7 @@
 """``python -m rb.toy.pretrain --out DIR``: pre-trains the toy foundation, stage by stage, and writes it in the public checkpoints' forms.
 
-Stages: vision, language and points (independent; two at a time, one thread each), then the bridge (Q-Former and text branch), export and
-scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on where it stopped; ``--scale`` shortens all of them.
+Stages: vision, language and points (independent; two at a time, one thread each), then the bridge (Q-Former and text branch) and its
+settling, export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on where it stopped; ``--scale`` shortens all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rb.toy.pretrain_bridge import Bridge, train_bridge
+from rb.toy.pretrain_bridge import new_bridge, train_bridge, trained_bridge
 from rb.toy.pretrain_export import write_foundation
 from rb.toy.pretrain_language import train_language
 from rb.toy.pretrain_points import train_points
@@ -33,6 +33,7 @@ STAGES: dict[str, tuple[int, int]] = {
     "language": (800, 12000),
     "points": (400, 3000),
     "bridge": (1200, 8000),
+    "settle": (250, 8000),
 }
 _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]]]] = {
     "vision": train_vision,
@@ -69,9 +70,13 @@ def run_stage(stage: str, work: Path, scale: float) -> None:
     if _finished(work, stage, steps):
         return
     began = time.monotonic()
-    if stage == "bridge":
-        vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
-        bridge, scores = train_bridge(steps, amount, vision, language)
+    if stage in ("bridge", "settle"):
+        if stage == "bridge":
+            vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
+            bridge = new_bridge(vision, language)
+        else:
+            bridge = trained_bridge(load_file(work / "bridge.safetensors"))
+        bridge, scores = train_bridge(bridge, steps, amount, settle=stage == "settle")
         weights = {name: value.detach().clone() for name, value in bridge.state_dict().items()}
     else:
         weights, scores = _ALONE[stage](steps, amount)
@@ -85,16 +90,14 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         for job in [pool.submit(run_stage, stage, work, scale) for stage in _ALONE]:
             job.result()
-    run_stage("bridge", work, scale)
+    for stage in ("bridge", "settle"):
+        run_stage(stage, work, scale)
     return finish(out, work, num_scenes)
 
 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
     """Export of the finished stages in ``work``, and scores of what was written."""
-    bridge = Bridge()
-    loaded = bridge.load_state_dict(load_file(work / "bridge.safetensors"), strict=False)
-    assert not loaded.unexpected_keys, loaded
-    assert all(key.endswith(_TIED) for key in loaded.missing_keys), loaded
+    bridge = trained_bridge(load_file(work / "settle.safetensors"))
     write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"))
     scores, examples = score_foundation(out, num_scenes)
     stages = {stage: json.loads((work / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}

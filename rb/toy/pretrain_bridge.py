@@ -2,6 +2,9 @@
 
 Losses: BLIP-2's ITC, ITM and ITG (the project's own functions), the LLM's caption loss, and a grid loss that makes query k tell what lies
 in cell k of a 4 x 4 grid (head thrown away): it spreads the queries over places. OPT is trained along and frozen for good afterwards.
+
+A short second stage ("settle") goes on with captions alone. After the first, three texts in ten are fact lists; they have little entropy, so
+beam search prefers them to any caption.
 """
 
 from __future__ import annotations
@@ -103,16 +106,34 @@ class _Texts:
         return cls(text_ids[:, :TEXT_TOKENS], text_mask[:, :TEXT_TOKENS], llm_ids, llm_mask, keys, of_view, facts)
 
 
-def train_bridge(
-    steps: int, num_scenes: int, vision: dict[str, Tensor], language: dict[str, Tensor]
-) -> tuple[Bridge, dict[str, float]]:
-    """The whole toy BLIP-2 with its text branch, in eval mode, and the last training losses."""
+def new_bridge(vision: dict[str, Tensor], language: dict[str, Tensor]) -> Bridge:
+    """A bridge between a trained ViT and a trained OPT."""
     torch.manual_seed(3)
-    bridge, grid_head = Bridge(), nn.Linear(WIDTH, sum(_CLASSES))
+    bridge = Bridge()
     bridge.blip2.vision_model.load_state_dict(vision)
     missing = bridge.blip2.language_model.load_state_dict(language, strict=False)
     assert missing.missing_keys in ([], ["lm_head.weight"]), missing
     assert not missing.unexpected_keys, missing
+    return bridge
+
+
+def trained_bridge(weights: dict[str, Tensor]) -> Bridge:
+    """The bridge that a finished stage has kept; OPT's output matrix is tied and not in the file."""
+    bridge = Bridge()
+    loaded = bridge.load_state_dict(weights, strict=False)
+    assert not loaded.unexpected_keys, loaded
+    assert all(key.endswith("lm_head.weight") for key in loaded.missing_keys), loaded
+    return bridge
+
+
+def train_bridge(bridge: Bridge, steps: int, num_scenes: int, settle: bool = False) -> tuple[Bridge, dict[str, float]]:
+    """The whole toy BLIP-2 with its text branch, in eval mode, and the last training losses.
+
+    ``settle``: captions only, no grid loss, a third of the rate.
+    """
+    torch.manual_seed(4)
+    grid_head = nn.Linear(WIDTH, sum(_CLASSES))
+    facts_share, scale = (0.0, 1 / 3) if settle else (_FACTS_SHARE, 1.0)
     bridge.blip2.vision_model.requires_grad_(requires_grad=False)
     views = make_views("pretrain", num_scenes)
     features = encode_views(bridge.blip2, views)
@@ -120,12 +141,12 @@ def train_bridge(
     last: dict[str, float] = {}
 
     def loss_of(step: int) -> Tensor:
-        rng = seeding.generator("toy bridge", step)
-        rows = batches("bridge", len(views), BATCH, step)
+        rng = seeding.generator("toy bridge", step, settle)
+        rows = batches("settle" if settle else "bridge", len(views), BATCH, step)
         captions = torch.tensor([texts.of_view[i][int(rng.integers(len(texts.of_view[i])))] for i in rows])
         told = torch.tensor(
             [
-                texts.facts[i] if texts.facts[i] >= 0 and rng.random() < _FACTS_SHARE else int(c)
+                texts.facts[i] if texts.facts[i] >= 0 and rng.random() < facts_share else int(c)
                 for i, c in zip(rows, captions, strict=True)
             ]
         )
@@ -135,7 +156,8 @@ def train_bridge(
             bridge, features[rows].float(), texts.text_ids[captions], texts.text_mask[captions], keys, uniforms
         )
         terms["llm"] = _llm_loss(bridge.blip2, query_output, texts.llm_ids[told], texts.llm_mask[told])
-        terms["grid"] = _GRID_WEIGHT * _grid_loss(grid_head(query_output), cells[rows])
+        if not settle:
+            terms["grid"] = _GRID_WEIGHT * _grid_loss(grid_head(query_output), cells[rows])
         if step == steps - 1:
             last.update({name: float(term.detach()) for name, term in terms.items()})
         return torch.stack(list(terms.values())).sum()
@@ -143,7 +165,7 @@ def train_bridge(
     language_weights = list(bridge.blip2.language_model.parameters())
     ours = {id(p) for p in language_weights} | {id(p) for p in bridge.blip2.vision_model.parameters()}
     rest = [p for p in (*bridge.parameters(), *grid_head.parameters()) if id(p) not in ours]
-    train_steps("Q-Former", [(rest, 1.5e-3), (language_weights, 5e-4)], steps, loss_of)
+    train_steps("Q-Former", [(rest, 1.5e-3 * scale), (language_weights, 5e-4 * scale)], steps, loss_of)
     return bridge.eval(), last
 
 

@@ -5,6 +5,7 @@ Beside it two controls: the same model with its image features set to zero, and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,10 +32,16 @@ def load_foundation(folder: Path) -> tuple[Blip2ForConditionalGeneration, AutoTo
 
 @torch.no_grad()
 def captions_of(
-    model: Blip2ForConditionalGeneration, tokenizer: AutoTokenizer, pixels: Tensor, blind: bool = False
+    model: Blip2ForConditionalGeneration,
+    tokenizer: AutoTokenizer,
+    pixels: Tensor,
+    blind: bool = False,
+    num_beams: int = 1,
 ) -> list[str]:
-    """Greedy captions of images [B, 3, 64, 64]; ``blind`` sets the image features to zero."""
+    """Captions of images [B, 3, 64, 64], greedy by default; ``blind`` sets the image features to zero."""
     captions: list[str] = []
+    settings = copy.deepcopy(model.generation_config)
+    settings.num_beams = num_beams
     num_queries = model.config.num_query_tokens
     for chunk in pixels.split(_CHUNK):
         embeds = model.vision_model(chunk).last_hidden_state
@@ -47,7 +54,7 @@ def captions_of(
         ids = model.language_model.generate(
             inputs_embeds=inputs,
             attention_mask=torch.ones(inputs.shape[:2], dtype=torch.int64),
-            generation_config=model.generation_config,
+            generation_config=settings,
         )
         captions += [one_line(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     return captions
@@ -61,10 +68,12 @@ def score_foundation(folder: Path, num_scenes: int = 400) -> tuple[dict[str, flo
     pixels = to_pixels(scene.image for scene in scenes)
     captions = captions_of(model, tokenizer, pixels)
     blind = captions_of(model, tokenizer, pixels, blind=True)
+    beams = captions_of(model, tokenizer, pixels, num_beams=5)
     scores = {
         "scenes": float(num_scenes),
         "true_whole": _share(true_whole(c, t) for c, t in zip(captions, truths, strict=True)),
         "true_counted": _share(true_counted(c, t) for c, t in zip(captions, truths, strict=True)),
+        "true_whole_beam_5": _share(true_whole(c, t) for c, t in zip(beams, truths, strict=True)),
         "true_whole_blind": _share(true_whole(c, t) for c, t in zip(blind, truths, strict=True)),
         "true_whole_other_scene": _share(true_whole(c, truths[(i + 1) % num_scenes]) for i, c in enumerate(captions)),
         "distinct_captions": float(len(set(captions))) / num_scenes,
