@@ -102,7 +102,8 @@ def test_pretraining_runs_whole_and_goes_on_where_it_stopped(tmp_path: Path, mon
     (tmp_path / "vision.json").unlink()
     pretrain.run_stage("vision", tmp_path, 1.0)
     assert (tmp_path / "vision.safetensors").read_bytes() == before  # and the same when it is
-    pretrain.run_stage("bridge", tmp_path, 1.0)
+    for stage in ("bridge", "settle"):
+        pretrain.run_stage(stage, tmp_path, 1.0)
     out = tmp_path / "out"
     tree = pretrain.finish(out, tmp_path, num_scenes=4)
     shipped = {path.relative_to(FOLDER) for path in FOLDER.rglob("*") if path.is_file() and path.name != "README.md"}
