@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from rb.captioning.simple_cider import simple_cider, simple_tokenise
 from rb.evaluation import doctor
 from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_scores, score_captions
 from rb.evaluation.java import Java, JavaMissingError, JavaToolError, find_java, run_tool
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.spice import JARS_VARIABLE, SpiceMissingError, _locked, spice_jars, spice_scores
-from rb.evaluation.tokenise import ptb_tokenise, simple_tokenise
+from rb.evaluation.tokenise import ptb_tokenise
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "caption_metrics.json").read_text(encoding="utf-8"))
 PREDICTIONS = {row["id"]: row["prediction"] for row in GOLDEN["rows"]}
@@ -301,6 +302,12 @@ def test_attainable_is_the_best_of_the_references() -> None:
 def test_unusable_sets_are_named(predictions, references, metrics, message) -> None:
     with pytest.raises(ValueError, match=message):
         score_captions(predictions, references, use_java=False, metrics=metrics)
+
+
+def test_cider_while_training_is_the_one_that_scoring_computes_without_java() -> None:
+    ids = sorted(PREDICTIONS)
+    found = simple_cider([PREDICTIONS[i] for i in ids], [REFERENCES[i] for i in ids])
+    assert found == score_captions(PREDICTIONS, REFERENCES, use_java=False).scores["CIDEr"] > 0
 
 
 def test_empty_captions_score_nothing() -> None:

@@ -14,22 +14,19 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 
 import rb
+from rb.captioning.generate import caption_examples, example_decoder, in_manifest_order
 from rb.core import dist
 from rb.core.config import DecodeConfig, RunConfig
 from rb.core.modality import IMAGE, modality_spec
 from rb.core.text import TextProcessor
 from rb.data.formats import find_manifest, manifest_digest
-from rb.data.images import ImageTransform
 from rb.data.index import ManifestReader
-from rb.data.pipeline import PredictDataset, predict_loader
-from rb.data.points import PointTransform
-from rb.data.predictions import Prediction, write_predictions
-from rb.data.samples import SampleDecoder
+from rb.data.pipeline import PredictDataset
+from rb.data.predictions import write_predictions
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model, image_settings, text_processor
+from rb.model.weights.build import build_model, text_processor
 
 # What the released code evaluates with, for every task (it also runs at 364 px).
 RELEASED_DECODING = DecodeConfig(num_beams=5, max_new_tokens=30, min_new_tokens=8, length_penalty=1.0, image_size=364)
@@ -91,7 +88,7 @@ def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
     dataset = PredictDataset(
         reader,
         job.modality,
-        _decoder(job, model),
+        example_decoder(job.config.model, model, job.config.seed, job.decode.image_size),
         batch_size=job.batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
@@ -99,41 +96,11 @@ def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
         crop_context=job.crop_context,
         limit=job.limit,
     )
-    rows = []
-    loader = predict_loader(dataset, job.num_workers, pin_memory=device.type == "cuda")
-    for batch in tqdm(
-        loader, desc=f"{job.modality} captions", unit="batch", disable=not dist.is_main(), mininterval=1.0
-    ):
-        ids = model.generate(
-            read_as,
-            batch.inputs.to(device, non_blocking=True),
-            None
-            if batch.boxes is None or not modality_spec(read_as).regional
-            else batch.boxes.to(device, non_blocking=True),
-            text.encode_prompt(read_as).to(device),
-            job.decode,
-            text.end_token_id,
-            text.pad_token_id,
-        )
-        for sample, caption in zip(batch.samples, text.decode_llm(ids.cpu()), strict=True):
-            rows.append(
-                Prediction(
-                    id=sample.id,
-                    source_id=sample.source_id,
-                    object_id=sample.object_id,
-                    modality=sample.modality,
-                    dataset=sample.dataset,
-                    split=sample.split,
-                    prediction=caption,
-                    references=list(sample.references),
-                    box=None if sample.raw_box is None else list(sample.raw_box),
-                )
-            )
+    rows = caption_examples(model, text, dataset, read_as, job.decode, job.num_workers)
     gathered = dist.gather_objects(rows)
     if gathered is None:
         return len(rows)
-    # The manifest's order, whatever the number of ranks: rank r holds examples r, r + world size, ...
-    ordered = [rank_rows[i] for i in range(max(map(len, gathered))) for rank_rows in gathered if i < len(rank_rows)]
+    ordered = in_manifest_order(gathered)
     write_predictions(out, ordered, _meta(job, reader, text))
     return len(ordered)
 
@@ -145,18 +112,6 @@ def _read_as(job: Job, model: RegionBLIP) -> str:
     if job.modality not in model.parts and job.modality != IMAGE:
         raise ValueError(f"this run has no {job.modality}: its model.train_modalities are {', '.join(model.parts)}")
     return job.modality
-
-
-def _decoder(job: Job, model: RegionBLIP) -> SampleDecoder:
-    settings = image_settings(job.config.model)
-    size = job.decode.image_size or settings["size"]
-    channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
-    return SampleDecoder(
-        images=ImageTransform(size, settings["mean"], settings["std"]),
-        points=PointTransform(job.config.model.num_points, channels),
-        augment=False,
-        seed=job.config.seed,
-    )
 
 
 def _meta(job: Job, reader: ManifestReader, text: TextProcessor) -> dict[str, Any]:
