@@ -1,4 +1,6 @@
-"""Writes the toy world as the raw files of the real data sets, which the real converters then read: COCO (Karpathy), RefCOCO, Objaverse.
+"""Writes the toy world as the raw files of the real data sets, which the real converters then read.
+
+COCO (Karpathy), RefCOCO and Objaverse are written here, ScanRefer in rb/toy/raw_rooms.py.
 
 About one item in a hundred is spoiled on purpose, in every way that a converter must notice. Beside each data set lies ``truth.json``
 (rb/toy/truth.py) of all items, keyed by the source id that the converter gives. ``rb toy raw`` runs it; what is spoiled is in rb/toy/spoil.py.
@@ -9,11 +11,10 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from rb.core import seeding
 from rb.toy import spoil
+from rb.toy.raw_files import plan, write_file, write_json
+from rb.toy.raw_rooms import SCANREFER_KINDS, write_scanrefer
 from rb.toy.truth import scene_truth
 from rb.toy.vocabulary import SHAPES
 from rb.toy.world import ToyScene, cloud_captions, make_cloud, make_scene, region_expressions, whole_captions
@@ -33,11 +36,13 @@ SCALES: dict[str, dict[str, dict[str, int]]] = {
         "coco": {"train": 24, "val": 12, "test": 16},
         "refcoco": {"train": 32, "val": 12, "test": 16},
         "objaverse": {"train": 32, "val": 12, "test": 16},
+        "scanrefer": {"train": 24, "val": 8, "test": 8},
     },
     "demo": {
         "coco": {"train": 1000, "val": 200, "test": 200},
         "refcoco": {"train": 3000, "val": 80, "test": 80},
         "objaverse": {"train": 3000, "val": 200, "test": 200},
+        "scanrefer": {"train": 600, "val": 60, "test": 80},
     },
 }
 _RESTVAL = 4  # every fourth image of COCO's train is Karpathy's restval
@@ -45,7 +50,7 @@ _FIRST_REFCOCO_IMAGE = 500_001  # so that no toy image is in both data sets
 
 
 def write_raw(out_dir: Path, seed: int, sizes: Mapping[str, Mapping[str, int]]) -> dict[str, Path]:
-    """Write ``coco``, ``refcoco`` and ``objaverse`` below ``out_dir``; the same bytes for the same seed and sizes.
+    """Write ``coco``, ``refcoco``, ``objaverse`` and ``scanrefer`` below ``out_dir``; the same bytes for the same seed and sizes.
 
     Args:
         sizes: good items by data set and split, as in ``SCALES``; data sets that it does not name are not written.
@@ -56,7 +61,7 @@ def write_raw(out_dir: Path, seed: int, sizes: Mapping[str, Mapping[str, int]]) 
     Raises:
         ValueError: unknown data set, or its folder holds files already.
     """
-    writers = {"coco": write_coco, "refcoco": write_refcoco, "objaverse": write_objaverse}
+    writers = {"coco": write_coco, "refcoco": write_refcoco, "objaverse": write_objaverse, "scanrefer": write_scanrefer}
     unknown = set(sizes) - set(writers)
     if unknown:
         raise ValueError(f"unknown data set {min(unknown)!r}; known: {', '.join(writers)}")
@@ -64,8 +69,13 @@ def write_raw(out_dir: Path, seed: int, sizes: Mapping[str, Mapping[str, int]]) 
     for folder in folders.values():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder}: is not empty; choose another folder, or remove it first")
-    kinds = {"coco": spoil.COCO_KINDS, "refcoco": spoil.REFCOCO_KINDS, "objaverse": spoil.OBJAVERSE_KINDS}
-    total = sum(1 for name in sizes for _ in _plan(sizes[name], kinds[name]))
+    kinds = {
+        "coco": spoil.COCO_KINDS,
+        "refcoco": spoil.REFCOCO_KINDS,
+        "objaverse": spoil.OBJAVERSE_KINDS,
+        "scanrefer": SCANREFER_KINDS,
+    }
+    total = sum(1 for name in sizes for _ in plan(sizes[name], kinds[name]))
     with tqdm(total=total, desc="toy world", unit="item", delay=5) as bar:
         for name, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +87,7 @@ def write_coco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]
     """``dataset_coco.json`` and the images; val and test images lie in ``val2014``, as COCO's do."""
     images: list[dict[str, Any]] = []
     truth: dict[str, Any] = {}
-    for split, index, kind in _plan(sizes, spoil.COCO_KINDS):
+    for split, index, kind in plan(sizes, spoil.COCO_KINDS):
         number = len(images) + 1
         scene = make_scene(seed, f"coco-{split}", index)
         karpathy = "restval" if split == "train" and index % _RESTVAL == _RESTVAL - 1 else split
@@ -106,10 +116,10 @@ def write_coco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]
             entry, data = spoil.coco(kind, entry, data, first=images[0])
         images.append(entry)
         if data:
-            _write(folder / place / f"COCO_{place}_{number:012d}.jpg", data)
+            write_file(folder / place / f"COCO_{place}_{number:012d}.jpg", data)
         bar.update()
-    _write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
-    _write_json(folder / "truth.json", truth)
+    write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    write_json(folder / "truth.json", truth)
 
 
 def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
@@ -118,7 +128,7 @@ def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[A
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
     truth: dict[str, Any] = {}
-    for split, index, kind in _plan(sizes, spoil.REFCOCO_KINDS):
+    for split, index, kind in plan(sizes, spoil.REFCOCO_KINDS):
         number = _FIRST_REFCOCO_IMAGE + len(images)
         scene = make_scene(seed, f"refcoco-{split}", index)
         name = f"COCO_train2014_{number:012d}"
@@ -167,13 +177,13 @@ def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[A
         truth[f"coco/{number}"] = facts
         images.append(image)
         if data:
-            _write(folder / "images" / "train2014" / f"{name}.jpg", data)
+            write_file(folder / "images" / "train2014" / f"{name}.jpg", data)
         bar.update()
     categories = [{"id": k, "name": shape, "supercategory": "solid"} for k, shape in enumerate(SHAPES, 1)]
     instances = {"info": {"description": "toy"}, "images": images, "annotations": annotations, "categories": categories}
-    _write_json(folder / "instances.json", instances)
-    _write(folder / "refs(google).p", pickle.dumps(refs, protocol=2))
-    _write_json(folder / "truth.json", truth)
+    write_json(folder / "instances.json", instances)
+    write_file(folder / "refs(google).p", pickle.dumps(refs, protocol=2))
+    write_json(folder / "truth.json", truth)
 
 
 def write_objaverse(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
@@ -181,7 +191,7 @@ def write_objaverse(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm
     rows: list[list[str]] = []
     lists: dict[str, list[str]] = {split: [] for split in sizes}
     truth: dict[str, Any] = {}
-    for split, index, kind in _plan(sizes, spoil.OBJAVERSE_KINDS):
+    for split, index, kind in plan(sizes, spoil.OBJAVERSE_KINDS):
         cloud = make_cloud(seed, f"objaverse-{split}", index)
         uid = seeding.generator("toy uid", seed, split, index).bytes(16).hex()
         # Cap3D has one caption of each object; commas in it are quoted by the writer.
@@ -193,24 +203,13 @@ def write_objaverse(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm
         rows += [[uid, caption]] * (2 if kind == "duplicate_source" else 1)
         lists[split].append(uid)
         if data:
-            _write(folder / "objaverse_pc_parallel" / uid / f"{uid}_{len(cloud.points)}.npz", data)
+            write_file(folder / "objaverse_pc_parallel" / uid / f"{uid}_{len(cloud.points)}.npz", data)
         bar.update()
     with (folder / "Cap3D_automated_Objaverse.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     for split, uids in lists.items():
-        _write(folder / f"{split}.txt", "".join(f"{uid}\n" for uid in uids).encode())
-    _write_json(folder / "truth.json", truth)
-
-
-def _plan(sizes: Mapping[str, int], kinds: tuple[str, ...]) -> Iterator[tuple[str, int, str | None]]:
-    """(split, index, how to spoil it or none) of every item: the good ones, and behind them one spoiled for every hundred.
-
-    Train has at least one of each kind.
-    """
-    for split, count in sizes.items():
-        spoiled = max(round(count / 100), len(kinds) if split == "train" else 0)
-        for index in range(count + spoiled):
-            yield split, index, None if index < count else kinds[(index - count) % len(kinds)]
+        write_file(folder / f"{split}.txt", "".join(f"{uid}\n" for uid in uids).encode())
+    write_json(folder / "truth.json", truth)
 
 
 def _jpeg(scene: ToyScene) -> bytes:
@@ -226,15 +225,6 @@ def _npz(points: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def _write_json(path: Path, value: object) -> None:
-    _write(path, json.dumps(value).encode())
-
-
 def run_raw(args: argparse.Namespace) -> int:
     """``rb toy raw``."""
     started = time.monotonic()
@@ -248,7 +238,7 @@ def run_raw(args: argparse.Namespace) -> int:
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """``rb toy raw``."""
-    parser = commands.add_parser("raw", help="write the toy world as raw COCO, RefCOCO and Objaverse files")
+    parser = commands.add_parser("raw", help="write the toy world as raw COCO, RefCOCO, Objaverse and ScanRefer files")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rb.data.prepare import coco, objaverse, refcoco
+from rb.data.prepare import coco, objaverse, refcoco, scanrefer
 from rb.data.prepare.common import default_workers
 
 
@@ -35,6 +35,12 @@ DATASETS: dict[str, Dataset] = {
         objaverse.LAYOUT,
         objaverse.add_arguments,
         objaverse.run,
+    ),
+    "scanrefer": Dataset(
+        "ScanRefer on ScanNet: regions of scenes, with 3D boxes",
+        scanrefer.LAYOUT,
+        scanrefer.add_arguments,
+        scanrefer.run,
     ),
 }
 

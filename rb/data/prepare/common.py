@@ -30,7 +30,10 @@ class Reason:
     """The reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION: one caption of an item that has others."""
 
     ANNOTATION_OF_OTHER_IMAGE = "annotation_of_other_image"
+    BOXES_MISSING = "boxes_missing"
+    BOXES_UNREADABLE = "boxes_unreadable"
     BOX_EMPTY = "box_empty"
+    BOX_OUTSIDE_CLOUD = "box_outside_cloud"
     BOX_OUTSIDE_IMAGE = "box_outside_image"
     DUPLICATE_SOURCE = "duplicate_source"
     EMPTY_CAPTION = "empty_caption"
@@ -42,10 +45,12 @@ class Reason:
     POINTS_MISSING = "points_missing"
     POINTS_NOT_FINITE = "points_not_finite"
     POINTS_UNREADABLE = "points_unreadable"
+    SCENE_NOT_ALIGNED = "scene_not_aligned"
     SHARED_IMAGE = "shared_image"
     TOO_FEW_POINTS = "too_few_points"
     UNKNOWN_ANNOTATION = "unknown_annotation"
     UNKNOWN_IMAGE = "unknown_image"
+    UNKNOWN_OBJECT = "unknown_object"
     UNREADABLE_IMAGE = "unreadable_image"
     UNSAFE_NAME = "unsafe_name"
 

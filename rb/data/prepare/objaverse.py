@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
 from rb.data.formats import POINTS_EXTENSION, Record
-from rb.data.points import PointsError, cloud_frame, encode_points
+from rb.data.points import encode_points
 from rb.data.prepare.cap3d import read_captions
+from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
 from rb.data.shards import ShardWriter
 
@@ -32,7 +33,6 @@ HASHED_SHARE = 0.02  # of val and of test, where no lists of uids are given
 LAYOUT = """  RAW/Cap3D_automated_Objaverse.csv     uid,caption without a header   (or --captions FILE)
   RAW/objaverse_pc_parallel/<uid>/<uid>_8192.npz   ULIP's, or .npy; PointLLM's RAW/8192_npy/<uid>_8192.npy   (or --points DIR)
   RAW/train.txt, val.txt, test.txt      one uid a line, optional: a missing train.txt means all others, no list at all a split by hash"""
-_MAX_BYTES = 1 << 28  # a cloud of ten million coloured points
 _UID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 
 
@@ -188,13 +188,13 @@ def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
         RejectedError: unreadable, too few points, numbers that are not finite in float32, all points in one place.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES:,} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
         data = path.read_bytes()
         if path.suffix == ".npz":
             with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("arr_0.npy") as member:
-                data = member.read(_MAX_BYTES + 1)  # what the archive claims about its size is not believed
-        array = _parse_npy(data)
+                data = member.read(MAX_BYTES + 1)  # what the archive claims about its size is not believed
+        array = parse_npy(data, (3, 6))
     except (
         ValueError,
         KeyError,
@@ -206,37 +206,7 @@ def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
         RuntimeError,
     ) as error:
         raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
-    if len(array) < min_points:
-        raise RejectedError(Reason.TOO_FEW_POINTS, f"{path}: {len(array)} points, fewer than {min_points}")
-    with np.errstate(over="ignore"):
-        cloud = array.astype(np.float32)
-    if not np.isfinite(cloud).all():
-        raise RejectedError(
-            Reason.POINTS_NOT_FINITE, f"{path}: {int((~np.isfinite(cloud)).any(1).sum())} points are not finite"
-        )
-    try:
-        cloud_frame(cloud, str(path))
-    except PointsError as error:
-        raise RejectedError(Reason.POINTS_DEGENERATE, str(error)) from None
-    return cloud
-
-
-def _parse_npy(data: bytes) -> NDArray[Any]:
-    """The array in the bytes of an ``.npy``; its header is compared with the bytes that are there before anything is allocated."""
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"more than {_MAX_BYTES:,} bytes of points")
-    stream = io.BytesIO(data)
-    try:
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not a numpy array file ({type(error).__name__})") from None
-    if dtype.kind != "f" or len(shape) != 2 or shape[1] not in (3, 6):
-        raise ValueError(f"points must be floating point [N, 3 or 6], got {dtype} {list(shape)}")
-    start = stream.tell()
-    if shape[0] < 0 or len(data) - start != shape[0] * shape[1] * dtype.itemsize:
-        raise ValueError(f"{len(data) - start} bytes of points, but the header says {list(shape)} {dtype}")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+    return usable_cloud(array, str(path), min_points)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
