@@ -15,11 +15,11 @@ help:
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt
-	@echo "== setting up $(VENV) (a few minutes the first time)"
+	@echo "== setting up $(VENV): downloads and installs about 2 GB the first time"
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python >= 3.10 or say PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { echo "error: could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,dev]'
+	@$(PYTHON) -m venv $(VENV) || { echo "error: could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,dev]'
 	@touch $@
 
 demo: install
