@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rb.core import dist
-from rb.core.config import RunConfig
+from rb.core.config import RunConfig, ValidationConfig
 from rb.core.modality import MODALITIES
 from rb.core.run_file import load_run
 from rb.data.formats import RUN_CONFIG
@@ -22,7 +22,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.predict", description=__doc__)
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, help="run folder, or one of its checkpoints/step_* folders")
+    model.add_argument(
+        "--checkpoint", type=Path, help="run folder (its newest), or in it checkpoints/best or checkpoints/step_*"
+    )
     model.add_argument("--run", type=Path, help="run file: its foundation without training (the base model)")
     parser.add_argument("--data", type=Path, required=True, help="manifest.json or its folder")
     parser.add_argument("--modality", required=True, choices=list(MODALITIES))
@@ -88,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _without_data(config: RunConfig) -> RunConfig:
     """Prediction does not need the training data, which may be elsewhere by now."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, train={}))
+    data = dataclasses.replace(config.data, train={}, val={})
+    return dataclasses.replace(config, data=data, validation=ValidationConfig())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,6 +53,28 @@ def test_round_trip_latest_and_pruning(tmp_path: Path) -> None:
     assert equal(ck.load_state(ck.require(tmp_path)), state(11))
 
 
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+
+    for step in range(1, 6):
+        ck.save(tmp_path, step, state(step), {}, keep=1, best=step == 2)
+    assert names() == ["best", "latest", "step_0000002", "step_0000005"]
+    assert ck.require(tmp_path / "checkpoints" / "best").step == 2
+    assert ck.require(tmp_path).step == ck.require(tmp_path / "checkpoints" / "latest").step == 5
+    assert torch.equal(
+        ck.load_parameters(tmp_path / "checkpoints" / "best")["a.weight"], state(2).tensors[ck.PARAMETER]["a.weight"]
+    )
+    ck.save(tmp_path, 6, state(6), {}, keep=1, best=True)
+    assert names() == ["best", "latest", "step_0000006"]
+    assert ck.set_best(tmp_path, 6)
+    assert not ck.set_best(tmp_path, 5)  # its folder is gone
+    assert names() == ["latest", "step_0000006"]
+    (tmp_path / "checkpoints" / "best").write_text("../elsewhere")
+    with pytest.raises(ck.CheckpointError, match=r"best: names '../elsewhere', expected step_NUMBER"):
+        ck.find(tmp_path / "checkpoints" / "best")
+
+
 def test_killed_at_any_moment_the_newest_named_checkpoint_is_whole(tmp_path: Path) -> None:
     draw, reached = random.Random(0), []
     for _ in range(25):

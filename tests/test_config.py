@@ -44,6 +44,9 @@ def test_round_trip_and_overrides(tmp_path: Path) -> None:
         ("model.loss_weights.contrastive=1", ["contrastive", "itc"]),
         ("data.train.image=[{manifest: x}]", ["data.train.image", "train_modalities"]),
         ("data.train.image_region=[]", ["data.train.image_region", "no manifest"]),
+        ("data.val.point_cloud=[]", ["data.val.point_cloud", "no manifest"]),
+        ("data.val.image=[{manifest: x}]", ["data.val.image", "train_modalities"]),
+        ("validation.every=5", ["validation.every", "data.val"]),
         ("optim.min_lr=1", ["optim.min_lr", "optim.lr"]),
         ("decode.max_new_tokens=0", ["decode.max_new_tokens"]),
         ("data.num_workers=${NO_SUCH_VARIABLE}", ["data.num_workers"]),
@@ -107,3 +110,18 @@ def test_the_projects_own_runs_load(monkeypatch: pytest.MonkeyPatch) -> None:
         assert config.train.grad_accum_steps(1) >= 1
         assert (ROOT / config.train.ds_config).is_file(), f"{path.name}: {config.train.ds_config}"
     assert dataclasses.is_dataclass(RunConfig)
+
+
+def test_the_score_to_keep_the_best_of_must_be_one_of_validation(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {val: {point_cloud: [{manifest: x}]}}\nvalidation: {every: 5}\n")
+    for name in ("CIDEr", "loss_llm", "loss_total"):
+        assert load_run(path, [f"validation.keep_best=val/point_cloud/{name}"]).validation.every == 5
+    for change in (
+        "SPICE",
+        "loss_reg",
+        "loss_itm model.itm_modalities=[image_region]",
+        "CIDEr validation.num_examples=0",
+    ):
+        name, *others = change.split()
+        with pytest.raises(ValueError, match=r"validation.keep_best: .*; they are .*val/point_cloud/loss_llm"):
+            load_run(path, [f"validation.keep_best=val/point_cloud/{name}", *others])

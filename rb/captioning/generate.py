@@ -26,16 +26,14 @@ from rb.model.weights.build import image_settings
 Row = TypeVar("Row")
 
 
-def example_decoder(
-    config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None, augment: bool = False
-) -> SampleDecoder:
-    """How stored rows become inputs of this model; ``image_size`` where it is not the encoder's own."""
+def example_decoder(config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None) -> SampleDecoder:
+    """How stored rows become inputs of this model, not augmented; ``image_size`` where it is not the encoder's own."""
     settings = image_settings(config)
     channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
     return SampleDecoder(
         images=ImageTransform(image_size or settings["size"], settings["mean"], settings["std"]),
         points=PointTransform(config.num_points, channels),
-        augment=augment,
+        augment=False,
         seed=seed,
     )
 

@@ -147,17 +147,21 @@ class DataConfig:
 
     train: dict[str, tuple[DataSource, ...]] = field(default_factory=dict)
     """Modality -> manifests. Every listed modality must be in ``model.train_modalities``."""
+    val: dict[str, tuple[DataSource, ...]] = field(default_factory=dict)
+    """Modality -> held-out manifests for the ``validation`` section, likewise."""
     augment: bool = True
     """Augment point clouds (objects: dropout, scale, shift, turn; scenes: 5 degrees about z). Images never are."""
     num_workers: int = 4
     """Loader processes per rank; the data and their order do not depend on it."""
 
     def __post_init__(self) -> None:
-        for name, sources in self.train.items():
-            modality_spec(name)
-            if not sources:
-                raise ValueError(f"data.train.{name}: no manifest listed; list one, or remove the modality")
-        object.__setattr__(self, "train", {name: self.train[name] for name in in_table_order(self.train)})
+        for part in ("train", "val"):
+            listed: dict[str, tuple[DataSource, ...]] = getattr(self, part)
+            for name, sources in listed.items():
+                modality_spec(name)
+                if not sources:
+                    raise ValueError(f"data.{part}.{name}: no manifest listed; list one, or remove the modality")
+            object.__setattr__(self, part, {name: listed[name] for name in in_table_order(listed)})
         _at_least("data.num_workers", self.num_workers, 0)
 
 
@@ -249,6 +253,39 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out losses and captions while training; nothing about the training itself changes by it."""
+
+    every: int = 0
+    """Validate on ``data.val`` every so many steps, and after the last; 0 is never."""
+    num_examples: int = 200
+    """Captions per modality, spread evenly over its manifests; 0 is none."""
+    num_loss_batches: int = 8
+    """Micro-batches of every rank whose losses are averaged, per modality; never more than one pass over its samples."""
+    keep_best: str | None = None
+    """Score whose best checkpoint is kept for good, e.g. ``val/image_region/CIDEr`` or ``val/point_cloud/loss_llm``; none keeps none."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "num_examples", "num_loss_batches"):
+            _at_least(f"validation.{name}", getattr(self, name), 0)
+
+    def check_keep_best(self, model: ModelConfig, modalities: tuple[str, ...]) -> None:
+        """Whether validation of ``modalities`` will give the score that ``keep_best`` names; a ``ValueError`` lists those it gives."""
+        given = []
+        for modality in modalities:
+            spec = modality_spec(modality)
+            terms = [term for term in LOSS_NAMES if model.loss_weights[term] > 0 and (term != "reg" or spec.regional)]
+            if modality not in model.itm_modalities:
+                terms = [term for term in terms if term != "itm"]
+            scores = [f"loss_{term}" for term in (*terms, "total")] if self.num_loss_batches else []
+            given += [f"val/{modality}/{score}" for score in (*scores, *(["CIDEr"] if self.num_examples else []))]
+        if self.keep_best not in given:
+            raise ValueError(
+                f"validation.keep_best: {self.keep_best!r} is no score of this run's validation; they are {', '.join(given)}"
+            )
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Where metrics go besides the run folder's journal."""
 
@@ -302,6 +339,8 @@ class RunConfig:
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Validation while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -310,9 +349,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name: must be a plain folder name, got {self.name!r}")
-        for modality in self.data.train:
-            if modality not in self.model.train_modalities:
+        for part, listed in (("train", self.data.train), ("val", self.data.val)):
+            for modality in listed:
+                if modality not in self.model.train_modalities:
+                    raise ValueError(
+                        f"data.{part}.{modality}: has data but is not in model.train_modalities "
+                        f"({', '.join(self.model.train_modalities)}); list it there, or remove its data"
+                    )
+        if self.validation.every:
+            if not self.data.val:
                 raise ValueError(
-                    f"data.train.{modality}: has data but is not in model.train_modalities ({', '.join(self.model.train_modalities)}); "
-                    "list it there, or remove its data"
+                    f"validation.every: is {self.validation.every}, but data.val lists no manifest; "
+                    "list held-out manifests there, or set it to 0"
                 )
+            if self.validation.keep_best is not None:
+                self.validation.check_keep_best(self.model, tuple(self.data.val))

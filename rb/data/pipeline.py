@@ -131,7 +131,11 @@ class PredictionBatch:
 
 
 class PredictDataset(Dataset[PredictionBatch]):
-    """Item i is the i-th batch of this rank's examples: rank, rank + world_size, ... of the manifest (or of its first ``limit``)."""
+    """Item i is the i-th batch of this rank's examples: rank, rank + world_size, ... of the manifest or of what ``limit`` leaves.
+
+    Args:
+        limit: only the first so many examples, or only those of these numbers.
+    """
 
     def __init__(
         self,
@@ -144,15 +148,16 @@ class PredictDataset(Dataset[PredictionBatch]):
         world_size: int = 1,
         crop_boxes: bool = False,
         crop_context: float = 0.0,
-        limit: int | None = None,
+        limit: int | Sequence[int] | None = None,
     ) -> None:
         check_fits(reader, modality, predicting=True)
         if batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {batch_size}")
         self.reader, self.modality, self.decoder = reader, modality, decoder
         self.batch_size, self.crop_boxes, self.crop_context = batch_size, crop_boxes, crop_context
-        total = reader.num_examples if limit is None else min(limit, reader.num_examples)
-        self.examples = range(rank, total, world_size)
+        total = min(limit, reader.num_examples) if isinstance(limit, int) else reader.num_examples
+        chosen = range(total) if limit is None or isinstance(limit, int) else limit
+        self.examples: Sequence[int] = chosen[rank::world_size]
 
     def __len__(self) -> int:
         """Batches of this rank; the last may be smaller."""

@@ -3,7 +3,8 @@
 `RUN_DIR/checkpoints/step_0001200/` holds `state.safetensors` (parameters, both AdamW moments, update counts, by parameter name,
 float32) and `checkpoint.json` (step, configuration, identity of foundation and data, versions, sha256 of the state and of
 itself). A folder of that name is always complete: it is written under another name, flushed to disk and renamed; only then does the
-file `checkpoints/latest` name it. No pickle. Only rank 0 writes; the engine gathers and scatters.
+file `checkpoints/latest` name it, and `checkpoints/best`, where validation found it the best so far. No pickle. Only rank 0 writes;
+the engine gathers and scatters.
 
 Who uses it: the loop (save, resume, warm start), prediction (`load_parameters`).
 """
@@ -29,6 +30,7 @@ FOLDER = "checkpoints"
 STATE_FILE = "state.safetensors"
 META_FILE = "checkpoint.json"
 LATEST_FILE = "latest"
+BEST_FILE = "best"
 PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES = "parameter", "exp_avg", "exp_avg_sq", "updates"
 KINDS = (PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES)
 
@@ -67,8 +69,8 @@ class Checkpoint:
         return int(self.meta["step"])
 
 
-def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], keep: int) -> Path:
-    """Write the checkpoint of a step, let `latest` name it, and delete older ones. Rank 0 only.
+def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], keep: int, best: bool = False) -> Path:
+    """Write the checkpoint of a step, let `latest` name it, and delete older ones, but not the one `best` names. Rank 0 only.
 
     Args:
         run_dir: the run folder.
@@ -76,6 +78,7 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
         state: what the engine gathered.
         meta: what else is to be known of it (configuration, identities, versions): plain JSON values.
         keep: how many checkpoints stay, this one included.
+        best: let `best` name it too.
 
     Raises:
         CheckpointError: it cannot be written (disk full, no permission); what was there before is intact.
@@ -94,17 +97,49 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
             shutil.rmtree(replaced)
         temporary.rename(target)
         _flush(folder)
-        pointer = folder / f".{LATEST_FILE}"
-        pointer.write_text(target.name + "\n", encoding="utf-8")
-        _flush(pointer)
-        pointer.replace(folder / LATEST_FILE)
-        _flush(folder)
+        _point(folder, LATEST_FILE, target.name)
+        if best:
+            _point(folder, BEST_FILE, target.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({error}); earlier checkpoints are intact") from error
-    older = sorted(p for p in folder.glob("step_*") if p.name < target.name)
+    kept = _pointed(folder / BEST_FILE) if (folder / BEST_FILE).is_file() else ""
+    older = sorted(p for p in folder.glob("step_*") if p.name < target.name and p.name != kept)
     for old in older[: max(0, len(older) - (keep - 1))]:
         shutil.rmtree(old)
     return target
+
+
+def set_best(run_dir: Path, step: int | None) -> bool:
+    """Let `best` name the checkpoint of a step, or none; false (and none) where that checkpoint is gone. Rank 0 only.
+
+    For a resume: a killed run may have named a checkpoint later than the one it continues from.
+    """
+    folder = run_dir / FOLDER
+    name = "" if step is None else f"step_{step:07d}"
+    if name and (folder / name).is_dir():
+        _point(folder, BEST_FILE, name)
+        return True
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    return False
+
+
+def _point(folder: Path, file: str, name: str) -> None:
+    """Let a pointer file name a checkpoint; on the disk when this returns."""
+    pointer = folder / f".{file}"
+    pointer.write_text(name + "\n", encoding="utf-8")
+    _flush(pointer)
+    pointer.replace(folder / file)
+    _flush(folder)
+
+
+def _pointed(pointer: Path) -> str:
+    """The name in a pointer file: a plain one, so that a crafted file leads nowhere else."""
+    name = pointer.read_text(encoding="utf-8").strip()
+    if not name.startswith("step_") or not name.removeprefix("step_").isdigit():
+        raise CheckpointError(
+            f"{pointer}: names {name!r}, expected step_NUMBER; write the name of a folder beside it there"
+        )
+    return name
 
 
 def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
@@ -120,11 +155,15 @@ def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) 
 
 
 def find(path: Path) -> Checkpoint | None:
-    """The verified newest checkpoint of a run folder, or the one a checkpoint folder is. None: the run has none yet.
+    """The verified newest checkpoint of a run folder, or the one that a checkpoint folder is or the file `checkpoints/best` names.
+
+    None: the run has none yet.
 
     Raises:
         CheckpointError: there is no such folder, or its checkpoint is incomplete or altered (never an older one instead).
     """
+    if path.parent.name == FOLDER and path.name in (LATEST_FILE, BEST_FILE) and path.is_file():
+        return _verify(path.parent / _pointed(path))
     if (path / META_FILE).is_file() or path.parent.name == FOLDER:
         return _verify(path)
     if not path.is_dir():
@@ -132,13 +171,7 @@ def find(path: Path) -> Checkpoint | None:
     pointer = path / FOLDER / LATEST_FILE
     if not pointer.is_file():
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
-    # A plain name, so that a crafted file leads nowhere else.
-    if not name.startswith("step_") or not name.removeprefix("step_").isdigit():
-        raise CheckpointError(
-            f"{pointer}: names {name!r}, expected step_NUMBER; write the name of a folder beside it there"
-        )
-    return _verify(path / FOLDER / name)
+    return _verify(path / FOLDER / _pointed(pointer))
 
 
 def require(path: Path) -> Checkpoint:

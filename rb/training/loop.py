@@ -36,6 +36,7 @@ from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
 from rb.training.schedule import Schedule, Turn
+from rb.training.validate import Validation, open_validation_data
 
 FINISHED, STOPPED, ABORTED = 0, 75, 3  # exit codes; 75 is EX_TEMPFAIL: asked to stop, saved, --resume goes on
 
@@ -56,6 +57,7 @@ class Run:
     start: int
     built: Built
     engine: Engine
+    validation: Validation
     meta: dict[str, Any]
 
 
@@ -88,6 +90,7 @@ def prepare(config: RunConfig, resume: Path | None) -> Run:
     # What is wrong with the request is said before anything is loaded or written.
     together(partial(check_request, config))
     data = together(partial(open_training_data, config.data.train, config.seed))
+    held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
     samples = {modality: len(d.stream) for modality, d in data.items()}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size)
     total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
@@ -109,7 +112,10 @@ def prepare(config: RunConfig, resume: Path | None) -> Run:
     if found:
         engine.scatter_state(checkpoint.load_state(found), str(found.path))
     start = found.step if found else 0
-    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, meta)
+    validation = Validation(config, held_out, built.model, found.meta.get("best") if found else None)
+    if config.validation.keep_best:
+        restore_best(folder.path, validation)
+    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta)
 
 
 def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
@@ -143,8 +149,14 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             values = window.values() | {"train/lr": rate, "train/epoch": float(turn.epoch)}
             tracker.metrics(done, values)
             show(bar, done, run.total_steps, values)
-        if done % train_config.checkpoint_every == 0 or last or stopping:
-            save(run, done)
+        # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.
+        best = False
+        if run.validation.due(done, last):
+            scores, best = run.validation.run(done)
+            tracker.metrics(done, scores)
+            window.restart_clock()
+        if done % train_config.checkpoint_every == 0 or last or stopping or best:
+            save(run, done, best)
         if stopping and not last:
             log.info("stopped by %s; go on with --resume %s", stop.reason or "another rank", run.folder.path)
             return STOPPED
@@ -176,13 +188,20 @@ def open_batches(run: Run) -> Iterator[Batch]:
     return (batch.to(run.device) for batch in loader)
 
 
-def save(run: Run, done: int) -> None:
-    """Write a checkpoint of the step just made. Collective."""
+def restore_best(run_dir: Path, validation: Validation) -> None:
+    """Let the file `best` name what was the best at the checkpoint that the run continues from. Collective."""
+    if not on_main(partial(checkpoint.set_best, run_dir, validation.best.step if validation.best else None)):
+        validation.best = None  # none yet, or its folder is gone: the next score is the best again
+
+
+def save(run: Run, done: int, best: bool) -> None:
+    """Write a checkpoint of the step just made; `best` says that validation found it the best so far. Collective."""
     state = run.engine.gather_state()
 
     def write() -> Path:
         assert state is not None
-        return checkpoint.save(run.folder.path, done, state, run.meta, run.config.train.keep_checkpoints)
+        meta = run.meta | {"best": run.validation.record()}
+        return checkpoint.save(run.folder.path, done, state, meta, run.config.train.keep_checkpoints, best)
 
     log.info("step %d: saved %s", done, on_main(write))
 

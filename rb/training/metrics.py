@@ -48,6 +48,10 @@ class Window:
         self._seconds[modality] += now - self._last  # type: ignore[assignment]
         self._last = now
 
+    def restart_clock(self) -> None:
+        """Leave out of the speed what was done since the last step (validation)."""
+        self._last = time.perf_counter()
+
     def values(self) -> dict[str, float]:
         """Means over the steps since the last call and over ranks, by metric name. One fetch from the device. Collective."""
         names = list(self._sums)

@@ -1,0 +1,185 @@
+"""Validation while training: held-out losses, and CIDEr of generated captions, per modality; and which step was the best so far.
+
+Nothing about training changes by it: it draws from no generator that training uses, leaves no gradient, and puts the active adapter
+back. All ranks take part: a loss batch is spread over them as in training, captions are shared out. What is shown is the same at every
+validation and for every seed. The loop decides when, and writes checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from rb.captioning.generate import caption_examples, example_decoder
+from rb.captioning.simple_cider import simple_cider
+from rb.core import dist
+from rb.core.batch import Batch
+from rb.core.config import DataSource, RunConfig
+from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import text_processor
+from rb.training.schedule import Turn
+
+SEED = 0  # of validation's own draws (which captions, which points, which negatives): the same in runs of any seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best score so far: its metric's name, its value and the step."""
+
+    name: str
+    value: float
+    step: int
+
+    def beaten_by(self, value: float) -> bool:
+        """Whether a later value is better: CIDEr rises, losses fall."""
+        return value > self.value if self.name.endswith("/CIDEr") else value < self.value
+
+
+def open_validation_data(sources: dict[str, tuple[DataSource, ...]]) -> dict[str, TrainingData]:
+    """Open and verify the manifests of ``data.val``; ``ValueError`` names a missing, altered or unfit one."""
+    return open_training_data(sources, SEED)
+
+
+class Validation:
+    """The validation of one run, in memory; what it must remember over a resume is ``best``.
+
+    Args:
+        config: of the run.
+        data: from ``open_validation_data``; unused, and may be empty, where ``validation.every`` is 0.
+        model: the one that trains.
+        best: what ``record`` gave when the checkpoint was written that this run continues from.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: dict[str, TrainingData], model: RegionBLIP, best: dict[str, Any] | None = None
+    ) -> None:
+        self.settings, self._config, self._data, self._model = config.validation, config, data, model
+        found = Best(**best) if best else None
+        self.best = found if found and found.name == self.settings.keep_best else None
+        if self.settings.every:
+            self._text = text_processor(config.model)
+            self._decoder = example_decoder(config.model, model, SEED)
+            self._caption_decoder = example_decoder(config.model, model, SEED, config.decode.image_size)
+
+    def due(self, done: int, last: bool) -> bool:
+        """Whether to validate after so many steps."""
+        return self.settings.every > 0 and (last or done % self.settings.every == 0)
+
+    def record(self) -> dict[str, Any] | None:
+        """The best so far, for a checkpoint's meta file."""
+        return asdict(self.best) if self.best else None
+
+    def run(self, done: int) -> tuple[dict[str, float], bool]:
+        """Validate after ``done`` steps. Collective; the same result on all ranks.
+
+        Returns:
+            Values by metric name (``val/image_region/loss_itc``, ``val/image_region/CIDEr``), and whether this step is the best so far by
+            ``keep_best``. A value that is not finite is never the best.
+        """
+        values: dict[str, float] = {}
+        with self._untouched():
+            for modality in self._data:
+                values |= self._losses(modality)
+                values |= self._cider(modality)
+        name = self.settings.keep_best
+        improved = False
+        if (
+            name is not None
+            and math.isfinite(values[name])
+            and (self.best is None or self.best.beaten_by(values[name]))
+        ):
+            self.best, improved = Best(name, values[name], done), True
+        shown = " ".join(f"{metric.removeprefix('val/')}={value:.4g}" for metric, value in values.items())
+        log.info("step %d: validation %s%s", done, shown, f" (best {name} so far)" if improved else "")
+        return values, improved
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """No gradients; generators and the active adapter are afterwards what they were (data loaders draw from torch's)."""
+        active = self._model.adapters.active
+        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+        self._model.adapters.activate(active)
+
+    def _losses(self, modality: str) -> dict[str, float]:
+        """Mean of every loss term over the batches and ranks, as the training's metrics have them."""
+        sums: dict[str, Tensor] = {}
+        loader, count = self._loss_batches(modality)
+        bar = tqdm(
+            loader, f"{modality} validation", unit="batch", disable=not dist.is_main(), mininterval=1, leave=False
+        )
+        for batch in bar:
+            found = self._model(batch.to(self._model.device))
+            for term, value in (found.terms | {"total": found.total}).items():
+                sums[term] = sums[term] + value if term in sums else value
+        if not sums:
+            return {}
+        fetched = dist.all_reduce_sum(torch.stack([value.double() for value in sums.values()])).tolist()
+        share = count * dist.world_size()
+        return {f"val/{modality}/loss_{term}": total / share for term, total in zip(sums, fetched, strict=True)}
+
+    def _loss_batches(self, modality: str) -> tuple[DataLoader[Batch], int]:
+        """This rank's part of the first batches of the held-out stream, and how many: no sample twice, unless one batch is too large."""
+        micro = self._config.train.micro_batch_size
+        whole = len(self._data[modality].stream) // (micro * dist.world_size())
+        count = min(self.settings.num_loss_batches, max(1, whole))
+        dataset = TrainDataset(
+            self._data,
+            [Turn(modality, number, 0) for number in range(count)].__getitem__,
+            self._decoder,
+            self._text,
+            total_steps=count,
+            micro_batch_size=micro,
+            grad_accum_steps=1,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+        )
+        return train_loader(dataset, 0, self._config.data.num_workers, self._model.device.type == "cuda"), count
+
+    def _cider(self, modality: str) -> dict[str, float]:
+        """CIDEr of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""
+        readers = self._data[modality].readers
+        total = sum(reader.num_examples for reader in readers)
+        wanted = min(self.settings.num_examples, total)
+        if wanted == 0:
+            return {}
+        rows, before = [], 0
+        for number, reader in enumerate(readers):
+            after = before + reader.num_examples
+            count = wanted * after // total - wanted * before // total
+            dataset = PredictDataset(
+                reader,
+                modality,
+                self._caption_decoder,
+                batch_size=self._config.train.micro_batch_size,
+                rank=dist.rank(),
+                world_size=dist.world_size(),
+                limit=[i * reader.num_examples // count for i in range(count)],
+            )
+            made = caption_examples(
+                self._model, self._text, dataset, modality, self._config.decode, self._config.data.num_workers, False
+            )
+            # The same region may stand in two manifests (RefCOCO and RefCOCO+): both count.
+            rows += [(number, row.id, row.prediction, row.references) for row in made]
+            before = after
+        gathered = dist.gather_objects(rows)
+        score = 0.0
+        if gathered is not None:
+            everything = sorted(
+                row for rank_rows in gathered for row in rank_rows
+            )  # an order without ranks: the same last bit
+            score = simple_cider([row[2] for row in everything], [row[3] for row in everything])
+        return {f"val/{modality}/CIDEr": dist.broadcast_object(score)}

@@ -1,0 +1,144 @@
+"""Validation while training: it changes nothing, survives what a run survives, and its scores are those of prediction and scoring."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from eval import predict as predict_command
+from rb.captioning.simple_cider import simple_cider
+from rb.core.config import FoundationConfig
+from rb.core.run_file import to_tree
+from rb.data.predictions import read_predictions
+from rb.tracking import metric_points
+from rb.training import checkpoint
+from tests import small_data, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 8, 3
+REGION_TERMS = ("itc", "itm", "itg", "llm", "reg", "total")
+NAMES = {f"val/image_region/loss_{term}" for term in REGION_TERMS} | {"val/image_region/CIDEr", "val/point_cloud/CIDEr"}
+NAMES |= {f"val/point_cloud/loss_{term}" for term in REGION_TERMS if term != "reg"}
+
+
+@pytest.fixture(scope="module")
+def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of three runs on two ranks: "plain", "validated", and "broken" off in a validation, resumed, stopped, resumed."""
+    folder = tmp_path_factory.mktemp("validation")
+    for name, modality, number, first in (
+        ("regions", "image_region", 8, 0),
+        ("clouds", "point_cloud", 5, 0),
+        ("held_regions", "image_region", 5, 20),
+        ("held_clouds", "point_cloud", 3, 20),
+        ("more_clouds", "point_cloud", 4, 30),
+    ):
+        small_data.write_set(folder / name, modality, number, first=first)
+
+    def sources(*names: str) -> list[dict[str, str]]:
+        return [{"manifest": str(folder / name)} for name in names]
+
+    tree = {
+        "output_dir": str(folder / "runs"),
+        "model": to_tree(tiny.model_config(foundation)),
+        "data": {
+            "train": {"image_region": sources("regions"), "point_cloud": sources("clouds")},
+            "val": {"image_region": sources("held_regions"), "point_cloud": sources("held_clouds", "more_clouds")},
+            "num_workers": 0,
+        },
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "train": {
+            "global_batch_size": 4,
+            "micro_batch_size": 2,
+            "max_steps": STEPS,
+            "log_every": 2,
+            "checkpoint_every": 2,
+            "keep_checkpoints": 1,
+            "ds_config": "ds_configs/zero2_cpu.json",
+            "num_threads": 1,
+            "timeout_s": 60,
+        },
+        "validation": {"num_loss_batches": 2, "num_examples": 50, "keep_best": "val/point_cloud/loss_itc"},
+        "decode": {"num_beams": 2, "max_new_tokens": 6},
+        "tracking": {"mlflow": False},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.validation_worker", str(folder / "run.yaml"), str(folder / "held_regions")]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | shared | {"PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=150)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    return folder / "runs"
+
+
+@pytest.mark.dist
+def test_nothing_about_the_training_changes(runs: Path) -> None:
+    states = [checkpoint.load_state(checkpoint.require(runs / name)) for name in ("plain", "validated", "broken")]
+    for state in states[1:]:
+        for kind in checkpoint.KINDS:
+            assert state.tensors[kind].keys() == states[0].tensors[kind].keys()
+            for name, value in states[0].tensors[kind].items():
+                assert torch.equal(value, state.tensors[kind][name]), f"{kind} {name}"
+    plain, validated = (metric_points(runs / name / "journal.jsonl") for name in ("plain", "validated"))
+    assert {name for name in validated if name.startswith("val/")} == NAMES == validated.keys() - plain.keys()
+    for name, points in plain.items():
+        if not name.endswith("samples_per_s"):
+            assert [(p.step, p.value) for p in points] == [(p.step, p.value) for p in validated[name]], name
+
+
+@pytest.mark.dist
+def test_a_run_that_ended_in_a_validation_has_the_same_scores(runs: Path) -> None:
+    validated, broken = (metric_points(runs / name / "journal.jsonl") for name in ("validated", "broken"))
+    for name in NAMES:
+        values = {p.step: p.value for p in validated[name]}
+        assert list(values) == [3, 6, 8]
+        assert {p.step: p.value for p in broken[name]} == values, name
+        assert name.endswith("CIDEr") or len(set(values.values())) == 3, (
+            f"{name} does not follow the training: {values}"
+        )
+
+
+@pytest.mark.dist
+def test_the_best_checkpoint_stays_beside_the_newest(runs: Path) -> None:
+    for run in ("validated", "broken"):
+        losses = {p.step: p.value for p in metric_points(runs / run / "journal.jsonl")["val/point_cloud/loss_itc"]}
+        best = min(losses, key=lambda step: losses[step])
+        folder = runs / run / "checkpoints"
+        assert checkpoint.require(folder / "best").step == best
+        assert sorted(p.name for p in folder.glob("step_*")) == [f"step_{step:07d}" for step in sorted({best, STEPS})]
+        record = checkpoint.require(runs / run).meta["best"]
+        assert record == {"name": "val/point_cloud/loss_itc", "value": losses[best], "step": best}
+    assert not (runs / "plain" / "checkpoints" / "best").exists()
+
+
+@pytest.mark.dist
+def test_its_cider_is_that_of_the_captions_of_prediction(runs: Path, tmp_path: Path) -> None:
+    rows = []
+    for name in ("held_clouds", "more_clouds"):
+        out = tmp_path / f"{name}.jsonl"
+        arguments = ["--checkpoint", str(runs / "validated"), "--data", str(runs.parent / name), "--out", str(out)]
+        assert predict_command.main([*arguments, "--modality", "point_cloud", "--batch-size", "2"]) == 0
+        rows += read_predictions(out)[0]
+    assert len(rows) == 7
+    found = metric_points(runs / "validated" / "journal.jsonl")["val/point_cloud/CIDEr"][-1]
+    assert found.step == STEPS
+    assert found.value == pytest.approx(simple_cider([r.prediction for r in rows], [r.references for r in rows]))
