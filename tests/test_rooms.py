@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from rb.cli import main as rb
-from rb.core.config import DataSource, DecodeConfig, FoundationConfig
+from rb.core.config import DataSource, DecodeConfig, FoundationConfig, RunConfig
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.data.collate import collate
 from rb.data.formats import read_manifest, read_rejected
 from rb.data.pipeline import open_training_data
 from rb.data.points import MAX_SCENE_TURN, PointTransform, decode_points, scene_motion
+from rb.data.predictions import read_predictions
 from rb.data.prepare import scanrefer
 from rb.data.samples import SampleDecoder
 from rb.data.tars import scan_shard
+from rb.evaluation.predicting import Job, predict
+from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
 from rb.toy.raw_rooms import SCANREFER_KINDS
 from rb.toy.room_truth import parse_description, singles_out, true_region, turned
@@ -265,7 +268,7 @@ def test_a_box_turns_with_its_scene() -> None:
     assert len(angles) == 6
 
 
-def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: FoundationConfig) -> None:
+def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: FoundationConfig, tmp_path: Path) -> None:
     """A few plain torch steps over one batch of the converted shards; then the box changes what is said."""
     config = tiny.model_config(foundation, train_modalities=(POINT_CLOUD_REGION,), num_points=64)
     model, text = build_model(config, seed=0).model, text_processor(config)
@@ -291,10 +294,20 @@ def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: Fou
         losses.append({name: float(value.detach()) for name, value in found.terms.items()})
     for name in ("llm", "reg"):
         assert losses[-1][name] < 0.9 * losses[0][name], (name, losses[0], losses[-1])
-    decode = DecodeConfig(num_beams=2, max_new_tokens=6)
-    ends = text.end_token_id, text.pad_token_id
-    said = model.generate(POINT_CLOUD_REGION, batch.inputs, batch.boxes, batch.prompt_ids, decode, *ends)
-    assert len(text.decode_llm(said)) == 6
+    # By the way of eval.predict: every described object of the held-out scenes once, with its box.
+    trained = {name: value.detach().clone() for name, value in model.trainable_parameters().items()}
+
+    def load(fresh: RegionBLIP) -> None:
+        for name, value in fresh.trainable_parameters().items():
+            value.data.copy_(trained[name])
+
+    job = Job(RunConfig(model=config), world / "test", POINT_CLOUD_REGION, DecodeConfig(num_beams=2, max_new_tokens=6))
+    assert predict(job, load, tmp_path / "said.jsonl") == read_manifest(world / "test").counts["objects"]
+    rows, _ = read_predictions(tmp_path / "said.jsonl")
+    truth = json.loads((world / "raw" / "scanrefer" / "truth.json").read_text())
+    for found_row in rows:
+        boxes = {item["object_id"]: item["box"] for item in truth[found_row.source_id]["objects"]}
+        assert np.allclose(found_row.box, boxes[found_row.object_id], atol=1e-6)
     own, other = (
         model.soft_prompt(POINT_CLOUD_REGION, batch.inputs, boxes) for boxes in (batch.boxes, batch.boxes.flip(0))
     )

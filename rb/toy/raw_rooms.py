@@ -46,7 +46,7 @@ def write_scanrefer(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm
         scene_id = f"scene{number:04d}_00"
         said = _rows(room, scene_id)
         files = _files(room, seed)
-        if kind is not None:
+        if kind is not None and said:
             said, files = _spoil(kind, said, files)
         rows[split] += said
         truth[f"scannet/{scene_id}"] = room_truth(room)
