@@ -1,0 +1,57 @@
+"""A comparison (rb/evaluation/comparing.py) as plain text, and the paper's Table 1 beside it. Used by ``python -m eval.compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rb.data.strict_json import parse
+
+PAPER = Path(__file__).with_name("paper.json")
+
+
+def format_comparison(name: str, found: Mapping[str, Any]) -> str:
+    """One compared set: table, allowed differences, how the files were made, the examples furthest apart."""
+    files = found["files"]
+    width = max(len(one["path"]) for one in files)
+    lines = [f"{name}: {found['num_examples']:,} examples, tokeniser {found['tokeniser']}; CIDEr times 100 [95 %]"]
+    for k, one in enumerate(files):
+        line = f"  {one['path'].ljust(width)}  {one['variant']:<10}  {_score(one['CIDEr'], one['interval'])}"
+        if k:
+            line += f"  against the first {_score(one['difference'], one['difference_interval'], sign='+')}"
+        lines.append(line)
+    lines += [f"  ALLOWED DIFFERENCE, {d['difference']}: {d['file']}: {d['what']}" for d in found["allowed"]]
+    for one in files[1:]:
+        lines += ["", f"{one['path']} against {files[0]['path']}"]
+        lines += [f"  {key}: {before} -> {after}" for key, (before, after) in one["changes"].items()]
+        for example in one["apart"]:
+            scores = " -> ".join(f"{100 * value:.1f}" for value in example["CIDEr"])
+            lines.append(f"  {example['id']}: CIDEr {scores}")
+            lines.append(f"    {example['predictions'][0]!r} -> {example['predictions'][1]!r}")
+            lines.append(f"    references: {' | '.join(example['references'])}")
+    return "\n".join(lines) + "\n"
+
+
+def read_paper() -> dict[str, Any]:
+    """The shipped values of the paper."""
+    content = parse(PAPER.read_bytes(), str(PAPER))
+    assert isinstance(content, dict), PAPER
+    return content
+
+
+def format_paper(modality: str) -> str:
+    """The paper's rows of one modality, marked as the paper's."""
+    paper = read_paper()
+    lines = [f"the paper's values ({paper['source']}; its data, full-size models): {', '.join(paper['models'])}"]
+    for row in paper["table1"]:
+        if row["modality"] == modality:
+            for metric in ("CIDEr", "SPICE"):
+                values = "  ".join("-" if value is None else f"{value:.1f}" for value in row[metric])
+                lines.append(f"  paper: {row['row']}, {row['dataset']}, {metric}  {values}")
+    return "\n".join(lines) + "\n"
+
+
+def _score(value: float, interval: list[float], sign: str = "") -> str:
+    low, high = (f"{100 * v:{sign}.1f}" for v in interval)
+    return f"{100 * value:{sign}.1f} [{low}, {high}]"
