@@ -89,4 +89,6 @@ def _complete_environment(local_rank: int | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rb.core.dist import leave
+
+    leave(main())

@@ -53,6 +53,7 @@ def worker(rank: int, port: int, foundation: FoundationConfig, out: Path) -> Non
     if dist.is_main():
         torch.save(found, out)
     dist.shutdown()
+    dist.leave(0)
 
 
 @pytest.mark.dist

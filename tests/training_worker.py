@@ -155,7 +155,9 @@ def main(out: Path, start: Path | None) -> None:
         checkpoint.save(out / "at8", 8, final, {}, keep=1)
         (out / "seen.json").write_text(json.dumps(seen))
     engine.close()
+    dist.barrier()
     dist.shutdown()
+    dist.leave(0)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def main(run_file: Path, held_out: Path) -> None:
     assert train(saved_run(broken, []), broken, StopAfter(2)) == STOPPED
     assert train(saved_run(broken, []), broken, StopRequest()) == FINISHED
     dist.shutdown()
+    dist.leave(0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from rb.captioning.generate import example_decoder
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.seeding import hash_key
 from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
-from rb.data.images import ImageTransform
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
-from rb.data.points import PointTransform
-from rb.data.samples import SampleDecoder
-from rb.model.weights.build import Built, build_model, image_settings, text_processor
+from rb.model.weights.build import Built, build_model, text_processor
 from rb.tracking import Tracker
 from rb.training import checkpoint
 from rb.training.agree import StopRequest, on_main, together
@@ -167,12 +165,8 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
     train_config, model_config = run.config.train, run.config.model
-    decoder = SampleDecoder(
-        ImageTransform(**image_settings(model_config)),
-        PointTransform(model_config.num_points),
-        run.config.data.augment,
-        run.config.seed,
-    )
+    decoder = example_decoder(model_config, run.built.model, run.config.seed)
+    decoder = replace(decoder, augment=run.config.data.augment)
     dataset = TrainDataset(
         run.data,
         run.schedule.at,
