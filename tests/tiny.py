@@ -13,8 +13,10 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
+    LlamaConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 from rb.core import seeding
@@ -30,20 +32,29 @@ IMAGE_SIDE = 16
 POINT_CONFIG = PointBertConfig(trans_dim=12, depth=1, num_heads=2, group_size=4, num_group=6, encoder_dims=8)
 
 
-def write_foundation(folder: Path, seed: int = 0) -> FoundationConfig:
-    """A BLIP-2 (OPT), a stage-1 text branch and a Point-BERT under ``folder``."""
+def write_foundation(folder: Path, seed: int = 0, llm: str = "opt") -> FoundationConfig:
+    """A BLIP-2 (``opt``, ``t5`` as flan checkpoints are, or ``llama``), a stage-1 text branch and a Point-BERT under ``folder``."""
     torch.manual_seed(seed)
-    blip2_dir, text_dir, point_dir = folder / "blip2-opt", folder / "text_branch", folder / "point_bert"
-    llm_tokenizer = _opt_tokenizer()
+    blip2_dir, text_dir, point_dir = folder / f"blip2-{llm}", folder / "text_branch", folder / "point_bert"
+    llm_tokenizer = _t5_tokenizer() if llm == "t5" else _opt_tokenizer()
     llm_tokenizer.save_pretrained(blip2_dir)
     text_dir.mkdir(parents=True)
     qformer_tokenizer = _bert_tokenizer(text_dir)
-    config = _blip2_config(len(llm_tokenizer))
+    config = _blip2_config(text_config(llm, len(llm_tokenizer)))
     blip2 = Blip2ForConditionalGeneration(config)
+    if llm == "t5":  # the library ties what it builds; flan's head is its own
+        blip2.language_model.lm_head.weight = torch.nn.Parameter(
+            torch.empty(len(llm_tokenizer), config.text_config.d_model)
+        )
     with torch.no_grad():
         for parameter in blip2.parameters():
             parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
     blip2.save_pretrained(blip2_dir)
+    if llm == "t5":  # as the hub's files say it; the library would write true
+        tree = json.loads((blip2_dir / "config.json").read_text())
+        tree["text_config"] |= {"tie_word_embeddings": False}
+        tree["text_config"].pop("scale_decoder_outputs", None)
+        (blip2_dir / "config.json").write_text(json.dumps(tree))
     (blip2_dir / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -110,7 +121,21 @@ def make_batch(modality: str, text: TextProcessor, rows: range, seed: int = 0, n
     )
 
 
-def _blip2_config(vocabulary: int) -> Blip2Config:
+def text_config(llm: str, vocabulary: int) -> dict[str, object]:
+    """The LLM's config as a checkpoint's file has it."""
+    if llm == "t5":
+        sizes = {"d_model": 20, "d_kv": 10, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+        ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+        flan = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False}
+        return T5Config(vocab_size=vocabulary, **sizes, **ids, **flan).to_dict() | {"tie_word_embeddings": False}
+    ids = {"vocab_size": vocabulary, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+    sizes = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+    if llm == "llama":
+        return LlamaConfig(intermediate_size=24, num_key_value_heads=1, **sizes, **ids).to_dict()
+    return OPTConfig(word_embed_proj_dim=20, ffn_dim=24, **sizes, **ids).to_dict()
+
+
+def _blip2_config(text: dict[str, object]) -> Blip2Config:
     return Blip2Config(
         vision_config={
             "hidden_size": 24,
@@ -129,18 +154,7 @@ def _blip2_config(vocabulary: int) -> Blip2Config:
             "cross_attention_frequency": 2,
             "max_position_embeddings": 32,
         },
-        text_config=OPTConfig(
-            vocab_size=vocabulary,
-            hidden_size=20,
-            word_embed_proj_dim=20,
-            ffn_dim=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=1,
-            bos_token_id=2,
-            eos_token_id=2,
-        ).to_dict(),
+        text_config=text,
         num_query_tokens=4,
         image_text_hidden_size=8,
         image_token_index=None,
@@ -155,6 +169,14 @@ def _opt_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 
 def _bert_tokenizer(folder: Path) -> BertTokenizer:

@@ -77,6 +77,8 @@ class ModelConfig:
     """The frozen checkpoint set."""
     train_modalities: tuple[str, ...] = tuple(m for m, spec in MODALITIES.items() if spec.trains_by_default)
     """Modalities with parameters of their own. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
+    llm: str = "auto"
+    """Kind of LLM that the foundation must hold: ``decoder`` (OPT), ``encoder_decoder`` (T5), or ``auto``: whichever it holds."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA of every adapter."""
     init: InitConfig = field(default_factory=InitConfig)
@@ -119,6 +121,7 @@ class ModelConfig:
             raise ValueError(
                 "model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight"
             )
+        _one_of("model.llm", self.llm, ("auto", "decoder", "encoder_decoder"))
         _one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
         _one_of("model.numerics", self.numerics, ("hf",))
         _one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))

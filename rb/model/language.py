@@ -44,6 +44,7 @@ def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: 
             decoder_input_ids=torch.cat([start, batch.llm_ids[:, :-1]], dim=1),
             use_cache=False,
         ).logits
+    # Causal LMs with rotary positions (Llama) make the library wait once per forward pass all the same (packed sequences); OPT does not.
     # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
     inputs = torch.cat([context, language_model.get_input_embeddings()(batch.llm_ids)], dim=1)  # [B, Q + Tp + T, L]
     num_targets = batch.llm_ids.shape[1]
@@ -75,7 +76,7 @@ def generate(
         do_sample=False,
         eos_token_id=end_token_id,
         pad_token_id=pad_token_id,
-        bos_token_id=language_model.config.bos_token_id,
+        bos_token_id=getattr(language_model.config, "bos_token_id", None),  # T5 has none
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
     return language_model.generate(

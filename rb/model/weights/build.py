@@ -41,7 +41,7 @@ class Built:
 def text_processor(config: ModelConfig) -> TextProcessor:
     """The tokenizers of a foundation."""
     folder = _blip2_folder(config)
-    kind = "encoder_decoder" if _blip2_config(folder).text_config.is_encoder_decoder else "decoder"
+    kind = _llm_kind(_blip2_config(folder, config.llm))
     qformer = Path(config.foundation.text_branch)
     return TextProcessor.from_folders(
         qformer if qformer.is_dir() else qformer.parent, folder, kind, config.max_text_tokens, config.prompt
@@ -139,11 +139,22 @@ def _blip2_folder(config: ModelConfig) -> Path:
     return folder
 
 
-def _blip2_config(folder: Path) -> Blip2Config:
+def _llm_kind(config: Blip2Config) -> str:
+    return "encoder_decoder" if config.text_config.is_encoder_decoder else "decoder"
+
+
+def _blip2_config(folder: Path, llm: str) -> Blip2Config:
+    """The folder's config; an error where its LLM is not of the kind that ``model.llm`` asks for."""
     tree = read_json(folder / "config.json")
     if tree.get("model_type") != "blip-2":
         raise CheckpointError(f"{folder}/config.json describes a {tree.get('model_type')!r} model, not 'blip-2'")
-    return Blip2Config.from_pretrained(folder, local_files_only=True)
+    found = Blip2Config.from_pretrained(folder, local_files_only=True)
+    if llm not in ("auto", _llm_kind(found)):
+        raise CheckpointError(
+            f"model.foundation.blip2: {folder} holds a {found.text_config.model_type} LLM, which is of kind {_llm_kind(found)!r}, "
+            f"but model.llm is {llm!r}; name a folder of that kind, or change model.llm"
+        )
+    return found
 
 
 def _enable_text_input(config: Blip2Config) -> None:
@@ -159,7 +170,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _load_blip2(folder: Path, config: ModelConfig, dtype: torch.dtype, ledger: Ledger) -> Blip2ForConditionalGeneration:
     """BLIP-2 by transformers, with its loading report held against what a generation checkpoint must have."""
-    blip2_config = _blip2_config(folder)
+    blip2_config = _blip2_config(folder, config.llm)
     _weight_files(folder)
     _enable_text_input(blip2_config)
     llm_attention = config.attention if not blip2_config.text_config.is_encoder_decoder else "sdpa"
