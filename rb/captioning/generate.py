@@ -32,7 +32,13 @@ def example_decoder(config: ModelConfig, model: RegionBLIP, seed: int, image_siz
     channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
     return SampleDecoder(
         images=ImageTransform(image_size or settings["size"], settings["mean"], settings["std"]),
-        points=PointTransform(config.num_points, channels),
+        points=PointTransform(
+            config.num_points,
+            channels,
+            num_scene_points=config.num_scene_points,
+            frame=config.cloud_frame,
+            box3d=config.box3d,
+        ),
         augment=False,
         seed=seed,
     )

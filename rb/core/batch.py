@@ -20,7 +20,8 @@ class Sample:
     Attributes:
         id: the sample's identity in prediction files: ``source_id`` or ``source_id#object_id``.
         inputs: image [3, H, W] float32, normalised, or points [N, C] float32 in the cloud's frame.
-        box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2; none for whole sources.
+        box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2 (or [24], ``model.box3d``); none for whole
+            sources.
         caption: the training text; empty when predicting.
         references: every text said of this source or object.
         raw_box: the record's own absolute box (pixels or the cloud's units).

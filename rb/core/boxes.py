@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 # Annotation tools round; a box may lean over the image by this many pixels before it counts as wrong.
 EDGE_TOLERANCE = 1.0
+# The released code's order of corners: which side of the centre each lies on, along x, y and z.
+RELEASED_CORNER_SIGNS = np.array(
+    [[1, 1, 1], [1, 1, -1], [-1, 1, -1], [-1, 1, 1], [1, -1, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, 1]]
+)
 
 
 def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
@@ -73,3 +77,14 @@ def transform_cloud_box(
 def frame_to_unit(box: Sequence[float]) -> list[float]:
     """A box in the cloud's frame (about [-1, 1]) to the model's numbers, (v + 1) / 2."""
     return [(v + 1.0) / 2.0 for v in box]
+
+
+def released_corners(box: Sequence[float]) -> list[float]:
+    """[min xyz, max xyz] as the released code's 24 numbers: eight corners one after another, in the box's own units.
+
+    Its corners exchange the extents of y and z (a camera's axes on an aligned scene), so they are the box's own only where these are equal;
+    kept as they are, because released weights were trained on them.
+    """
+    low, high = np.asarray(box[:3], dtype=np.float64), np.asarray(box[3:], dtype=np.float64)
+    half = ((high - low) / 2)[[0, 2, 1]]
+    return ((low + high) / 2 + RELEASED_CORNER_SIGNS * half).ravel().tolist()

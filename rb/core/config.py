@@ -12,6 +12,7 @@ from rb.core.modality import MODALITIES, in_table_order, modality_spec
 
 LOSS_NAMES = ("itc", "itm", "itg", "llm", "reg")
 SCHEDULES = ("weighted_round_robin", "round_robin", "sequential")
+CLOUD_BOX_DIMS = {"min_max": 6, "metres_corners": 24}  # ``model.box3d`` -> numbers in a box of a cloud
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -75,7 +76,9 @@ class ModelConfig:
 
     foundation: FoundationConfig = field(default_factory=FoundationConfig)
     """The frozen checkpoint set."""
-    train_modalities: tuple[str, ...] = tuple(m for m, spec in MODALITIES.items() if spec.trains_by_default)
+    train_modalities: tuple[str, ...] = field(
+        default_factory=lambda: tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
+    )
     """Modalities with parameters of their own. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
     llm: str = "auto"
     """Kind of LLM that the foundation must hold: ``decoder`` (OPT), ``encoder_decoder`` (T5), or ``auto``: whichever it holds."""
@@ -83,13 +86,22 @@ class ModelConfig:
     """LoRA of every adapter."""
     init: InitConfig = field(default_factory=InitConfig)
     """Where new parts start."""
+    point_qformer: str = "shared"
+    """Q-Former that reads points: ``shared``, BLIP-2's with LoRA, or ``separate``, a second one that trains whole (released code)."""
+    shared_heads: bool = False
+    """One text_proj, itm_head and temperature for all modalities (released code) instead of one each."""
+    box3d: str = "min_max"
+    """Box of a cloud: ``min_max``, 6 numbers in the cloud's own frame mapped to [0, 1], or ``metres_corners``, the released code's 24:
+    eight corners in the cloud's own units, extents of y and z exchanged."""
+    cloud_frame: str = "unit"
+    """Points of scenes (clouds with a box): ``unit``, mean 0 and largest radius 1 as objects always, or ``metres``, as they are stored."""
     pafe: bool = True
     """Position-assisted feature extraction; false is the paper's Table 2 (queries, LoRA and regression stay)."""
     pafe_hidden: int = 128
     """Hidden width of PaFE."""
     loss_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSS_NAMES, 1.0))
     """Weight of each term in the total (paper eq. 2). A term of weight 0 is not computed."""
-    itm_modalities: tuple[str, ...] = tuple(MODALITIES)
+    itm_modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MODALITIES))
     """Modalities that have an ITM term."""
     itm_negatives: str = "global"
     """Hard negatives chosen over all ranks (``global``) or this one (``local``)."""
@@ -103,6 +115,8 @@ class ModelConfig:
     """``hf``: bit-equal to plain transformers."""
     num_points: int = 8192
     """Points of a cloud that the point encoder reads."""
+    num_scene_points: int | None = None
+    """Points of a scene (a cloud with a box) where that is another number; the released code reads 40,000."""
     frozen_dtype: str = "auto"
     """Frozen encoders and LLM: ``bfloat16``, ``float32``, or ``auto`` (bfloat16 on a GPU, float32 on a CPU)."""
     attention: str = "sdpa"
@@ -122,13 +136,22 @@ class ModelConfig:
                 "model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight"
             )
         _one_of("model.llm", self.llm, ("auto", "decoder", "encoder_decoder"))
+        _one_of("model.point_qformer", self.point_qformer, ("shared", "separate"))
+        _one_of("model.box3d", self.box3d, tuple(CLOUD_BOX_DIMS))
+        _one_of("model.cloud_frame", self.cloud_frame, ("unit", "metres"))
         _one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
         _one_of("model.numerics", self.numerics, ("hf",))
         _one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))
         _one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
         _at_least("model.max_text_tokens", self.max_text_tokens, 4)
         _at_least("model.num_points", self.num_points, 1)
+        _at_least("model.num_scene_points", self.num_scene_points or 1, 1)
         _at_least("model.pafe_hidden", self.pafe_hidden, 1)
+
+    def box_dim(self, modality: str) -> int:
+        """Numbers in a box of ``modality`` as this model reads it; 0 where a sample is a whole source."""
+        spec = modality_spec(modality)
+        return CLOUD_BOX_DIMS[self.box3d] if spec.regional and spec.source == "points" else spec.box_dim
 
 
 @dataclass(frozen=True)

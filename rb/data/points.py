@@ -1,8 +1,8 @@
 """Point clouds as the model wants them: read safely, put into the cloud's frame with their box, augmented when training.
 
-The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation. A box moves with its cloud through every
-step, as the axis-aligned hull of its turned corners. Ranges of the augmentation: the released code's (ULIP's), without its mirrors of
-scenes, which make "left" a lie.
+The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation (the released code leaves scenes in metres:
+`PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners. Ranges of the
+augmentation: the released code's (ULIP's), without its mirrors of scenes, which make "left" a lie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rb.core.boxes import frame_to_unit, transform_cloud_box
+from rb.core.boxes import frame_to_unit, released_corners, transform_cloud_box
 from rb.core.seeding import generator
 from rb.data.strict_json import FormatError
 
@@ -108,17 +108,23 @@ def drop_points(points: NDArray[np.floating], rng: np.random.Generator) -> NDArr
 
 @dataclass(frozen=True)
 class PointTransform:
-    """Stored points [N', 3 | 6] -> [N, C] float32 in the cloud's frame, and the box as the model's six numbers.
+    """Stored points [N', 3 | 6] -> [N, C] float32 in the cloud's frame, and the box as the model's numbers.
 
     Attributes:
         num_points: N. A larger cloud is thinned by a draw without repetition.
+        num_scene_points: N of scenes (clouds with a box) where that is another number.
         num_channels: C, 3 (colours are left out) or 6 (colours as stored behind the coordinates).
         allow_few_points: fill a cloud of too few points by repeating some, instead of an error.
+        frame: of scenes (clouds with a box): "unit", or "metres": as stored, turned about the stored origin.
+        box3d: "min_max", or "metres_corners"; see `rb.core.config.ModelConfig`. Neither changes what the other means.
     """
 
     num_points: int
     num_channels: int = 3
     allow_few_points: bool = False
+    num_scene_points: int | None = None
+    frame: str = "unit"
+    box3d: str = "min_max"
 
     def __post_init__(self) -> None:
         if self.num_points < 1 or self.num_channels not in (3, 6):
@@ -142,16 +148,19 @@ class PointTransform:
             augment_rng: the augmentation's draws; none for no augmentation.
 
         Returns:
-            [N, C] float32, and [6] float32 (v + 1) / 2 or none.
+            [N, C] float32, and the box as float32, [6] (v + 1) / 2 or [24], or none.
         """
         if points.shape[1] < self.num_channels:
             raise PointsError(
                 f"{where}: the point encoder reads colours, but the cloud has none; use one with 3 channels"
             )
         centre, radius = cloud_frame(points, where)
-        chosen = points[self._choice(len(points), where, choice_key)]
-        xyz = (chosen[:, :3].astype(np.float64) - centre) / radius
-        moved = None if box is None else transform_cloud_box(box, np.eye(3) / radius, -centre / radius)
+        metres = box is not None and self.frame == "metres"
+        origin, scale = (np.zeros(3), 1.0) if metres else (centre, radius)
+        wanted = self.num_points if box is None else self.num_scene_points or self.num_points
+        chosen = points[self._choice(len(points), wanted, where, choice_key)]
+        xyz = (chosen[:, :3].astype(np.float64) - origin) / scale
+        moved = None if box is None else transform_cloud_box(box, np.eye(3) / scale, -origin / scale)
         columns = [xyz, chosen[:, 3:6].astype(np.float64)] if self.num_channels == 6 else [xyz]
         if augment_rng is not None:
             if box is None:
@@ -159,17 +168,26 @@ class PointTransform:
             matrix, offset = scene_motion(augment_rng) if box is not None else object_motion(augment_rng)
             columns[0] = columns[0] @ matrix.T + offset
             moved = None if moved is None else transform_cloud_box(moved, matrix, offset)
+            centre = matrix @ centre + offset if metres else centre
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(columns, axis=1), dtype=np.float32))
-        return inputs, None if moved is None else torch.tensor(frame_to_unit(moved), dtype=torch.float32)
+        return inputs, None if moved is None else self._box_numbers(moved, metres, centre, radius)
 
-    def _choice(self, available: int, where: str, key: tuple[object, ...]) -> NDArray[np.int64] | slice:
-        if available == self.num_points:
+    def _box_numbers(self, box: Sequence[float], metres: bool, centre: NDArray[np.float64], radius: float) -> Tensor:
+        """The moved box, in metres or in the unit frame whose centre and radius are given, as the model's numbers."""
+        if self.box3d == "metres_corners":
+            stored = box if metres else transform_cloud_box(box, np.eye(3) * radius, centre)
+            return torch.tensor(released_corners(stored), dtype=torch.float32)
+        unit = transform_cloud_box(box, np.eye(3) / radius, -centre / radius) if metres else box
+        return torch.tensor(frame_to_unit(unit), dtype=torch.float32)
+
+    def _choice(self, available: int, wanted: int, where: str, key: tuple[object, ...]) -> NDArray[np.int64] | slice:
+        if available == wanted:
             return slice(None)
-        if available > self.num_points:
-            return np.sort(generator("points", *key).choice(available, self.num_points, replace=False))
+        if available > wanted:
+            return np.sort(generator("points", *key).choice(available, wanted, replace=False))
         if not self.allow_few_points:
             raise PointsError(
-                f"{where}: {available} points, fewer than num_points {self.num_points}; reject such clouds when preparing, or lower it"
+                f"{where}: {available} points, fewer than num_points {wanted}; reject such clouds when preparing, or lower it"
             )
-        extra = generator("points", *key).integers(0, available, self.num_points - available)
+        extra = generator("points", *key).integers(0, available, wanted - available)
         return np.concatenate([np.arange(available), extra])
