@@ -25,6 +25,7 @@ class ModalitySpec:
         box_dim: numbers in a box, 0 where a sample is a whole source (4: xyxy in [0, 1]; 6: min xyz, max xyz, (v + 1) / 2).
         t5_prefix: the fixed text that FlanT5 reads behind the soft prompt (released code, section 5 of the paper's supplement).
         trains_by_default: whether it has parameters of its own in a default run; ``image`` is BLIP-2 itself and has none.
+        up: the axis that is drawn upwards where the source is points; objects stand on their y axis (Objaverse), rooms on z (ScanNet).
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModalitySpec:
     box_dim: int
     t5_prefix: str
     trains_by_default: bool
+    up: str = "y"
 
     @property
     def regional(self) -> bool:
@@ -45,7 +47,7 @@ MODALITIES: dict[str, ModalitySpec] = {
         ModalitySpec(IMAGE, "image", 0, "a photo of", trains_by_default=False),
         ModalitySpec(IMAGE_REGION, "image", 4, "a photo of", trains_by_default=True),
         ModalitySpec(POINT_CLOUD, "points", 0, "a point cloud of", trains_by_default=True),
-        ModalitySpec(POINT_CLOUD_REGION, "points", 6, "a point cloud of", trains_by_default=True),
+        ModalitySpec(POINT_CLOUD_REGION, "points", 6, "a point cloud of", trains_by_default=True, up="z"),
     )
 }
 

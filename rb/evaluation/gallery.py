@@ -1,30 +1,28 @@
-"""The report's gallery: examples of a run's prediction files as cards: image with box or cloud, references, what each file says.
+"""The report's gallery: examples of a run's predictions as cards, as in the paper's figures 2 to 5: the picture, what is said of it after
+and before training, the references. Per set a switch between random examples, the best and the worst.
 
-Reads `RUN_DIR/predictions/*.jsonl`; pictures come from the manifest that a file's meta names. Where that is gone or has changed, the cards
-say so instead.
+Reads `RUN_DIR/predictions/*.jsonl` and the scores per example where there are any.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rb.core.modality import MODALITIES, modality_spec
+from rb.core.seeding import generator
 from rb.data.formats import RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
-from rb.data.images import decode_image
-from rb.data.index import Loaded, ManifestReader
-from rb.data.points import decode_points
+from rb.data.index import Loaded
 from rb.drawing.page import Html, esc, note
-from rb.drawing.pictures import cloud_canvas, image_with_box
+from rb.evaluation.example_pictures import load_examples, missing, picture
 from rb.evaluation.scoring import examples_path
 
-PICTURE_BUDGET = 6_000_000  # bytes of pictures on a page; a browser opens 10 MB pages at once
+PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
 MAX_REFERENCES = 5
-# Objects stand on their y axis (Objaverse), rooms on z (ScanNet).
-UP = {"point_cloud": "y", "point_cloud_region": "z"}
+VIEWS = {"random": "Random", "best": "Best", "worst": "Worst"}
 
 
 @dataclass
@@ -37,21 +35,27 @@ class PredictionFile:
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
+    def trained(self) -> bool:
+        """Whether a trained model speaks; a file without a meta file counts as one."""
+        return bool(self.meta.get("checkpoint")) or self.meta.get("variant", "checkpoint") == "checkpoint"
+
+    @property
     def label(self) -> str:
         """Who speaks: the variant, and the checkpoint's step."""
         variant = self.meta.get("variant", "checkpoint")
         step = (self.meta.get("checkpoint") or {}).get("step")
-        names = {"base": "base", "crops": "base on crops" if step is None else "RegionBLIP on crops"}
-        return names.get(variant, "RegionBLIP" if step is None else f"RegionBLIP, step {step:,}")
+        name = {"base": "base", "crops": "RegionBLIP on crops" if self.trained else "base on crops"}
+        return name.get(variant, "RegionBLIP") + (f", step {step:,}" if isinstance(step, int) else "")
 
     @property
-    def rank(self) -> tuple[int, str]:
+    def rank(self) -> tuple[bool, int, str]:
         """Trained models speak first."""
-        return (["checkpoint", "base", "crops"].index(self.meta.get("variant", "checkpoint")), self.path.name)
+        variant = ["checkpoint", "base", "crops"].index(self.meta.get("variant", "checkpoint"))
+        return (not self.trained, variant, self.path.name)
 
 
 def gallery(run_dir: Path, count: int) -> Html:
-    """All sets of predictions, ``count`` examples of each, evenly spread over the file (not picked by score)."""
+    """All sets of predictions; of each ``count`` random examples, and where they were scored as many of the best and of the worst."""
     groups: dict[tuple[int, str, str, str], list[PredictionFile]] = {}
     parts: list[str] = []
     for path in sorted((run_dir / RUN_PREDICTIONS).glob("*.jsonl")):
@@ -65,10 +69,9 @@ def gallery(run_dir: Path, count: int) -> Html:
             order = list(MODALITIES).index(first.modality)
             groups.setdefault((order, first.modality, first.dataset, first.split), []).append(file)
     budget = PICTURE_BUDGET
-    for (_, modality, dataset, split), files in sorted(groups.items()):
-        html = _group(
-            f"{modality.replace('_', ' ')} · {dataset} {split}", sorted(files, key=lambda f: f.rank), count, budget
-        )
+    for done, ((_, modality, dataset, split), files) in enumerate(sorted(groups.items())):
+        title = f"{modality.replace('_', ' ')} · {dataset} {split}"
+        html = _group(title, sorted(files, key=lambda f: f.rank), count, budget // (len(groups) - done))
         budget -= len(html)
         parts.append(html)
     if not groups:
@@ -95,92 +98,107 @@ def read_file(path: Path, run_dir: Path) -> PredictionFile:
     return file
 
 
+def choose(ids: Sequence[str], scores: Mapping[str, float], count: int) -> dict[str, list[str]]:
+    """View to its ids in order. The random ones are the same for the same ids, whoever predicted and scored them."""
+    pool = sorted(ids)
+    places = generator("gallery", *pool[:1], len(pool)).permutation(len(pool))[:count]
+    views = {"random": [pool[place] for place in places]}
+    scored = sorted((i for i in pool if i in scores), key=lambda i: scores[i])
+    if scored:
+        views |= {"best": scored[::-1][:count], "worst": scored[:count]}
+    return views
+
+
 def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int) -> Html:
     lead = files[0]
-    ids = list(lead.rows)
-    count = min(count, len(ids))
-    chosen = [ids[round(i * (len(ids) - 1) / max(1, count - 1))] for i in range(count)]
-    sources, problem = _load(lead, chosen)
+    views = choose(list(lead.rows), lead.scores, count)
+    shown = list(dict.fromkeys(sample_id for ids in views.values() for sample_id in ids))  # the random ones first
+    sources, problem = load_examples(lead.path, lead.rows, lead.meta, shown)
     cards = []
-    for sample_id in dict.fromkeys(chosen):
-        card = _card(lead.rows[sample_id], files, sources.get(sample_id), with_picture=budget > 0)
+    for sample_id in shown:
+        places = {view: ids.index(sample_id) for view, ids in views.items() if sample_id in ids}
+        card = _card(lead.rows[sample_id], files, places, sources.get(sample_id), with_picture=budget > 0)
         budget -= len(card)
         cards.append(card)
-    choice = '<select class="sort" aria-label="order"><option value="">in the file\'s order</option>'
-    choice += '<option value="best">best CIDEr first</option><option value="worst">worst CIDEr first</option></select>'
+    spec = modality_spec(next(iter(lead.rows.values())).modality)
+    controls = _switch(views, lead)
+    if spec.regional:
+        controls = '<label class="boxes"><input type="checkbox" checked>boxes</label>' + controls
+    about = [_before(files), "Drag a cloud to turn it; a double click turns it back." if spec.source == "points" else ""]
     return Html(
-        f'<div class="group"><div class="bar"><h3>{esc(title)}</h3>{choice if lead.scores else ""}</div>'
-        f'<p class="soft">{len(cards)} of {len(ids):,} examples, evenly spread over the file; not picked by score.</p>'
+        f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
+        f'<p class="soft"><span class="which">{esc(_which("random", views, lead))}</span> {esc(" ".join(filter(None, about)))}</p>'
         f'{note(problem, warn=True) if problem else ""}<div class="cards">{"".join(cards)}</div></div>\n'
     )
 
 
-def _load(file: PredictionFile, ids: Sequence[str]) -> tuple[dict[str, Loaded], str]:
-    """The stored examples by id, and why some are missing."""
-    place = file.meta.get("data")
-    if not place:
-        return {}, f"{file.path.name} does not name its data (no meta file), so there are no pictures."
-    try:
-        reader = ManifestReader(Path(place), verify=False)
-        try:
-            if file.meta.get("manifest_digest", reader.digest) != reader.digest:
-                return {}, f"{place} is not what it was when {file.path.name} was predicted, so there are no pictures."
-            return _find(reader, file, ids), ""
-        finally:
-            reader.close()
-    except (ValueError, OSError) as error:
-        return {}, f"The pictures cannot be read: {error}"
+def _switch(views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:
+    if len(views) == 1:
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-view="{view}" data-which="{esc(_which(view, views, lead))}" '
+        f'aria-pressed="{"true" if view == "random" else "false"}">{VIEWS[view]}</button>'
+        for view in views
+    )
+    return f'<div class="switch" role="group" aria-label="which examples">{buttons}</div>'
 
 
-def _find(reader: ManifestReader, file: PredictionFile, ids: Sequence[str]) -> dict[str, Loaded]:
-    """Prediction writes the manifest's order, so an id's place in the file is its number; otherwise all numbers are searched."""
-    numbers = {sample_id: number for number, sample_id in enumerate(file.rows)}
-    found = {}
-    for sample_id in ids:
-        if numbers[sample_id] < reader.num_examples:
-            loaded = reader.example(numbers[sample_id])
-            if loaded.id == sample_id:
-                found[sample_id] = loaded
-    wanted = {file.rows[sample_id].source_id for sample_id in ids if sample_id not in found}
-    if wanted:
-        records = {n for n in range(len(reader.index.records)) if reader.index.source_id(n) in wanted}
-        samples = reader.index.samples
-        for number in range(len(samples)):
-            if int(samples[number]["caption"]) == 0 and int(samples[number]["record"]) in records:
-                loaded = reader.sample(number)
-                found.setdefault(loaded.id, loaded)
-    return found
+def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:
+    number = f"{len(views[view]):,} of {len(lead.rows):,} examples, "
+    if view == "random":
+        return number + "picked at random, not by score."
+    return number + f"the {view} by the CIDEr of {lead.label}, {view} first."
 
 
-def _card(row: Prediction, files: Sequence[PredictionFile], loaded: Loaded | None, with_picture: bool) -> Html:
-    said = []
-    for file in files:
-        if row.id in file.rows:
-            score = f"CIDEr {100 * file.scores[row.id]:.0f}" if row.id in file.scores else ""
-            text = file.rows[row.id].prediction or "(nothing)"
-            said.append(
-                f'<div><div class="who"><span>{esc(file.label)}</span><span>{score}</span></div>'
-                f'<div class="said">{esc(text)}</div></div>'
-            )
-    different = list(dict.fromkeys(row.references))
-    more = len(different) - MAX_REFERENCES
-    references = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
-    references += f"<li>and {more} more</li>" if more > 0 else ""
-    picture = _picture(row, loaded) if with_picture else '<div class="missing">left out to keep the page small</div>'
+def _before(files: Sequence[PredictionFile]) -> str:
+    """One sentence on what stands for the time before training."""
+    if not files[0].trained:
+        return "No predictions of a trained model."
+    untrained = [file.label for file in files if not file.trained]
+    if untrained:
+        return f"Before training: {', '.join(untrained)}."
+    return "Before training: no predictions of the untrained model for this set."
+
+
+def _card(
+    row: Prediction,
+    files: Sequence[PredictionFile],
+    places: Mapping[str, int],
+    loaded: Loaded | None,
+    with_picture: bool,
+) -> Html:
+    said = "".join(
+        voice(
+            f"{'after' if file.trained else 'before'} · {file.label}",
+            file.rows[row.id].prediction,
+            file.scores.get(row.id),
+            faint=not file.trained,
+        )
+        for file in files
+        if row.id in file.rows
+    )
+    shown = picture(row, loaded) if with_picture else missing("left out to keep the page small")
+    data = " ".join(f'data-{view}="{place}"' for view, place in places.items())
+    return card(shown, said, row.references, row.id, data + ("" if "random" in places else " hidden"))
+
+
+def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:
+    """One prediction: who says it, its CIDEr (0 to 10; shown times 100), what is said."""
+    shown = "" if score is None else f"CIDEr {100 * score:.0f}"
     return Html(
-        f'<article class="card" data-score="{files[0].scores.get(row.id, 0.0):.4f}"><div class="media">{picture}</div>'
-        f'<div class="words">{"".join(said)}<div><div class="who">references</div><ul>{references}</ul></div></div>'
-        f'<div class="id mono">{esc(row.id)}</div></article>'
+        f'<div><div class="who"><span>{esc(who)}</span><span>{shown}</span></div>'
+        f'<div class="said{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'
     )
 
 
-def _picture(row: Prediction, loaded: Loaded | None) -> str:
-    if loaded is None:
-        return '<div class="missing">no picture available</div>'
-    alt = f"{row.modality.replace('_', ' ')} {row.id}"
-    try:
-        if modality_spec(row.modality).source == "image":
-            return image_with_box(decode_image(loaded.media, loaded.where), row.box, alt)
-        return cloud_canvas(decode_points(loaded.media, loaded.where), row.box, UP.get(row.modality, "y"), alt)
-    except ValueError as error:
-        return f'<div class="missing">{esc(error)}</div>'
+def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
+    """Picture, voices (HTML), references, id."""
+    different = list(dict.fromkeys(references))
+    more = len(different) - MAX_REFERENCES
+    listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
+    listed += f"<li>and {more} more</li>" if more > 0 else ""
+    return Html(
+        f'<article class="card" {attributes}><div class="media">{shown}</div>'
+        f'<div class="words">{said}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
+        f'<div class="id mono">{esc(sample_id)}</div></article>'
+    )
