@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m eval.report", description="Curves, scores and a gallery on one page."
     )
     parser.add_argument("run_dir", type=Path, help="run folder")
-    parser.add_argument("--examples", type=int, default=12, help="gallery cards per set of predictions")
+    parser.add_argument("--examples", type=int, default=12, help="random, best and worst examples per set, each")
     args = parser.parse_args(argv)
     try:
         path = build_report(args.run_dir, args.examples)

@@ -182,7 +182,8 @@ def test_gallery_shows_boxes_clouds_and_all_voices(report: Page) -> None:
     assert all(base64.b64decode(a.split(",", 1)[1]).startswith(b"\xff\xd8") for a in images)
     boxes = report.all("rect", "over")
     assert len(boxes) == 7
-    assert (boxes[0]["x"], boxes[0]["y"], boxes[0]["width"], boxes[0]["height"]) == ("2", "1", "7.5", "7")
+    places = {(b["x"], b["y"], b["width"], b["height"]) for b in boxes}
+    assert places == {("2", "1", "7.5", "7"), ("3", "2", "7.5", "7")}
     clouds = report.all("canvas", "cloud")
     assert [a["data-up"] for a in clouds] == ["y"] * 5 + ["z"] * 7
     assert [a.get("data-box") is not None for a in clouds] == [False] * 5 + [True] * 7
@@ -260,7 +261,9 @@ def test_command_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(tmp_path)]) == 2
     assert "give a run folder" in capsys.readouterr().err
     assert main([str(run_dir), "--examples", "2"]) == 0
-    assert len(Page((run_dir / "report.html").read_text(encoding="utf-8")).all("article", "card")) == 8
+    cards = Page((run_dir / "report.html").read_text(encoding="utf-8")).all("article", "card")
+    assert [len([c for c in cards if f"data-{view}" in c]) for view in ("random", "best", "worst")] == [8, 8, 8]
+    assert all(("hidden" in c) == ("data-random" not in c) for c in cards)
     assert main([str(run_dir)]) == 0
 
 

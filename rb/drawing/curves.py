@@ -73,7 +73,8 @@ def label(value: float) -> str:
         return "0"
     size = abs(value)
     if size >= 1e6 or size < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+        digits, power = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     if size >= 1e4:
         return f"{value / 1e3:.4g}k"
     return f"{value:.4g}"

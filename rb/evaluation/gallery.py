@@ -1,7 +1,7 @@
-"""The report's gallery: examples of a run's predictions as cards, as in the paper's figures 2 to 5: the picture, what is said of it after
-and before training, the references. Per set a switch between random examples, the best and the worst.
+"""The report's gallery: examples of a run's predictions as cards, as in the paper's figures 2 to 5.
 
-Reads `RUN_DIR/predictions/*.jsonl` and the scores per example where there are any.
+A card holds the picture, what is said of it after and before training, and the references; per set a switch shows random examples, the
+best or the worst. Reads `RUN_DIR/predictions/*.jsonl` and the scores per example where there are any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rb.data.formats import RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predi
 from rb.data.index import Loaded
 from rb.drawing.page import Html, esc, note
 from rb.evaluation.example_pictures import load_examples, missing, picture
-from rb.evaluation.scoring import examples_path
+from rb.evaluation.scoring import VARIANTS, examples_path
+from rb.evaluation.table import ROW_NAMES
 
 PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
 MAX_REFERENCES = 5
@@ -35,23 +36,30 @@ class PredictionFile:
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
-    def trained(self) -> bool:
-        """Whether a trained model speaks; a file without a meta file counts as one."""
-        return bool(self.meta.get("checkpoint")) or self.meta.get("variant", "checkpoint") == "checkpoint"
+    def variant(self) -> str:
+        """Out of ``VARIANTS``; a file without a meta file counts as a trained model's."""
+        return str(self.meta.get("variant", "checkpoint"))
+
+    @property
+    def when(self) -> str:
+        """``after`` or ``before`` training, or ``control``."""
+        if self.variant not in ("checkpoint", "base", "crops"):
+            return "control"
+        return "after" if self.meta.get("checkpoint") or self.variant == "checkpoint" else "before"
 
     @property
     def label(self) -> str:
-        """Who speaks: the variant, and the checkpoint's step."""
-        variant = self.meta.get("variant", "checkpoint")
-        step = (self.meta.get("checkpoint") or {}).get("step")
-        name = {"base": "base", "crops": "RegionBLIP on crops" if self.trained else "base on crops"}
-        return name.get(variant, "RegionBLIP") + (f", step {step:,}" if isinstance(step, int) else "")
+        """Who speaks: the row of the table, and the checkpoint's step."""
+        checkpoint = self.meta.get("checkpoint") or {}
+        name = ROW_NAMES.get((self.variant, bool(checkpoint)), self.variant)
+        step = checkpoint.get("step")
+        return name + (f", step {step:,}" if isinstance(step, int) else "")
 
     @property
-    def rank(self) -> tuple[bool, int, str]:
-        """Trained models speak first."""
-        variant = ["checkpoint", "base", "crops"].index(self.meta.get("variant", "checkpoint"))
-        return (not self.trained, variant, self.path.name)
+    def rank(self) -> tuple[int, int, str]:
+        """Trained models speak first, controls last."""
+        order = ("checkpoint", *VARIANTS)
+        return ["after", "before", "control"].index(self.when), order.index(self.variant), self.path.name
 
 
 def gallery(run_dir: Path, count: int) -> Html:
@@ -82,11 +90,7 @@ def gallery(run_dir: Path, count: int) -> Html:
 def read_file(path: Path, run_dir: Path) -> PredictionFile:
     """A predictions file with its meta and the scores per example, where they were computed."""
     rows, meta = read_predictions(path)
-    if not isinstance(meta.get("checkpoint") or {}, dict) or meta.get("variant", "checkpoint") not in (
-        "checkpoint",
-        "base",
-        "crops",
-    ):
+    if not isinstance(meta.get("checkpoint") or {}, dict) or meta.get("variant", "checkpoint") not in VARIANTS:
         raise ValueError("its meta file holds another variant or checkpoint than this version writes; predict again")
     file = PredictionFile(path, {row.id: row for row in rows}, meta)
     scored = examples_path(run_dir / RUN_METRICS / f"{path.stem}.json")
@@ -124,7 +128,10 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
     controls = _switch(views, lead)
     if spec.regional:
         controls = '<label class="boxes"><input type="checkbox" checked>boxes</label>' + controls
-    about = [_before(files), "Drag a cloud to turn it; a double click turns it back." if spec.source == "points" else ""]
+    about = [
+        _before(files),
+        "Drag a cloud to turn it; a double click turns it back." if spec.source == "points" else "",
+    ]
     return Html(
         f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
         f'<p class="soft"><span class="which">{esc(_which("random", views, lead))}</span> {esc(" ".join(filter(None, about)))}</p>'
@@ -152,9 +159,9 @@ def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) 
 
 def _before(files: Sequence[PredictionFile]) -> str:
     """One sentence on what stands for the time before training."""
-    if not files[0].trained:
+    if files[0].when != "after":
         return "No predictions of a trained model."
-    untrained = [file.label for file in files if not file.trained]
+    untrained = [file.label for file in files if file.when == "before"]
     if untrained:
         return f"Before training: {', '.join(untrained)}."
     return "Before training: no predictions of the untrained model for this set."
@@ -169,10 +176,10 @@ def _card(
 ) -> Html:
     said = "".join(
         voice(
-            f"{'after' if file.trained else 'before'} · {file.label}",
+            f"{file.when} · {file.label}",
             file.rows[row.id].prediction,
             file.scores.get(row.id),
-            faint=not file.trained,
+            faint=file.when != "after",
         )
         for file in files
         if row.id in file.rows

@@ -5,6 +5,7 @@ Used by ``python -m eval.report RUN_DIR``, during a run as after it. What is mis
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -28,6 +29,7 @@ from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, t
 from rb.evaluation.gallery import gallery
 from rb.evaluation.report_scores import scores_section
 from rb.tracking.journal import Point, metric_points, read_rows
+from rb.tracking.mlflow_store import RUN_FILE
 
 LOSS = re.compile(r"(train|val)/([^/]+)/loss_(.+)")
 RATE = re.compile(r"(train|val)/([^/]+)/([^/]+)")
@@ -86,9 +88,12 @@ def _head(run_dir: Path, events: Sequence[Mapping[str, Any]], points: Mapping[st
         "schedule": params.get("train.schedule", "unknown"),
         "global batch size": params.get("train.global_batch_size", "unknown"),
         "ranks": tags.get("ranks", "unknown"),
+        "seed": params.get("seed", "unknown"),
         "config digest": _short(tags.get("config_digest", "unknown")),
         "git commit": _short(tags.get("git_commit", "unknown")),
     }
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not copied to MLflow, or not yet
+        shown["MLflow run"] = _short(str(json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["run_id"]))
     if not resumes:
         del shown["resumed"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(times[0])) if times else ""
@@ -113,14 +118,17 @@ def _duration(seconds: float) -> str:
 
 
 def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
-    """One panel per loss term with a curve per modality, then rate, gradient norm and speed, then scores over checkpoints."""
+    """Scores over the steps, one panel per loss term with a curve per modality and stage, then rate, gradient norm and speed."""
     panels: dict[str, list[Series]] = {}
+    scores: dict[str, list[Series]] = {}
     others: dict[str, list[Series]] = {}
     for name in sorted(points, key=_modality_order):
         line = [(p.step, p.value) for p in points[name]]
         loss, rate = LOSS.fullmatch(name), RATE.fullmatch(name)
         if loss:
             panels.setdefault(loss[3], []).append(_series(loss[1], loss[2], line))
+        elif rate and rate[1] == "val":
+            scores.setdefault(f"{rate[3]} in validation", []).append(_series("train", rate[2], line))
         elif name in PLAIN:
             others.setdefault(PLAIN[name], []).append(Series("all", "c4", line))
         elif rate:
@@ -130,19 +138,22 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
             others.setdefault(name.removeprefix("train/").replace("_", " "), []).append(Series("all", "c4", line))
         elif name.startswith("eval/") and len(line) > 1:
             place, metric = name.removeprefix("eval/").rsplit("/", 1)
-            series = others.setdefault(f"{metric} of checkpoints", [])
+            series = scores.setdefault(f"{metric} of checkpoints", [])
             series.append(Series(place, f"c{len(series) % 5}", line))
-    if not panels and not others:
+    if not panels and not others and not scores:
         return note("The journal holds no metrics yet.")
     order = {term: i for i, term in enumerate((*LOSS_NAMES, "total"))}
     losses = [chart(f"loss {t}", panels[t]) for t in sorted(panels, key=lambda t: (order.get(t, 99), t))]
     rest = [chart(name, others[name], smoothing=name != "learning rate", zero=True) for name in _plain_first(others)]
-    legend = _legend(
-        {series.name: series for group in panels.values() for series in group if not series.dashed}, panels
-    )
+    scored = [chart(name, scores[name], smoothing=False, zero=True) for name in sorted(scores)]
+    named = {
+        s.name: s for group in (*panels.values(), *others.values(), *scores.values()) for s in group if not s.dashed
+    }
+    legend = _legend({name: s for name, s in named.items() if s.colour != "c4" and "/" not in name}, panels)
+    parts = [("Scores", scored), ("Losses", losses), ("Rate, gradient, speed", rest)]
     return Html(
-        f"{legend}<div class='panels'>{''.join(losses)}</div>"
-        + (f"<h3>Rate, gradient, speed</h3><div class='panels'>{''.join(rest)}</div>" if rest else "")
+        legend
+        + "".join(f"<h3>{title}</h3><div class='panels'>{''.join(drawn)}</div>" for title, drawn in parts if drawn)
     )
 
 
