@@ -35,7 +35,16 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "points": ["torch-quickfps>=2.1"],
-        "dev": ["mypy>=1.15", "ninja", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.12", "types-PyYAML", "types-tqdm"],
+        "dev": [
+            "mypy>=1.15",
+            "ninja",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.12",
+            "selenium>=4.20",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
     entry_points={"console_scripts": ["rb=rb.cli:main"]},
 )

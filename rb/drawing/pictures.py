@@ -17,8 +17,6 @@ from rb.drawing.page import Html, esc
 MAX_SIDE = 360
 SMALL_SIDE = 160  # smaller images are enlarged without blur
 MAX_CLOUD_POINTS = 2000
-# Which axis of a modality's clouds points up: objects stand on y (Objaverse), rooms on z (ScanNet).
-UP = {"point_cloud": "y", "point_cloud_region": "z"}
 
 
 def image_with_box(image: Image.Image, box: Sequence[float] | None, text: str = "") -> Html:

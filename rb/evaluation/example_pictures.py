@@ -15,7 +15,7 @@ from rb.data.images import decode_image
 from rb.data.index import Loaded, ManifestReader
 from rb.data.points import decode_points
 from rb.drawing.page import Html, esc
-from rb.drawing.pictures import UP, cloud_canvas, image_with_box
+from rb.drawing.pictures import cloud_canvas, image_with_box
 
 
 def load_examples(
@@ -70,10 +70,11 @@ def picture(row: Prediction, loaded: Loaded | None) -> Html:
         return missing("no picture available")
     alt = f"{row.modality.replace('_', ' ')} {row.id}"
     try:
-        if modality_spec(row.modality).source == "image":
+        spec = modality_spec(row.modality)
+        if spec.source == "image":
             return image_with_box(decode_image(loaded.media, loaded.where), row.box, alt)
         points = decode_points(loaded.media, loaded.where)
-        return cloud_canvas(points, row.box, UP.get(row.modality, "y"), alt)
+        return cloud_canvas(points, row.box, spec.up, alt)
     except ValueError as error:
         return missing(str(error))
 
