@@ -12,6 +12,7 @@ from rb.core.modality import MODALITIES, in_table_order, modality_spec
 
 LOSS_NAMES = ("itc", "itm", "itg", "llm", "reg")
 SCHEDULES = ("weighted_round_robin", "round_robin", "sequential")
+TEXT_BRANCHES = ("stage1", "hub-itm", "bert")
 CLOUD_BOX_DIMS = {"min_max": 6, "metres_corners": 24}  # ``model.box3d`` -> numbers in a box of a cloud
 
 
@@ -65,9 +66,12 @@ class FoundationConfig:
     blip2: str = ""
     """A Hugging Face BLIP-2 folder (``blip2-opt-2.7b``, ...): ViT, Q-Former, projection, LLM, tokenizer, image processor."""
     text_branch: str = ""
-    """Folder with the Q-Former's text branch in LAVIS stage-1 names, and its BERT tokenizer."""
+    """What ``model.text_branch`` says: a LAVIS stage-1 file or its folder, a ``blip2-itm-vit-g`` folder, or a ``bert-base-uncased`` one.
+    Its folder also holds the BERT tokenizer, unless ``bert`` does."""
     point_encoder: str = ""
     """Folder or file of a Point-BERT in its original layout; needed only for point modalities."""
+    bert: str = ""
+    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, and the tokenizer where the text branch's folder has none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class ModelConfig:
         default_factory=lambda: tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
     )
     """Modalities with parameters of their own. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
+    text_branch: str = "stage1"
+    """Where the Q-Former's text branch comes from: ``stage1``, LAVIS's file, which alone has all of it; ``hub-itm``, the public matching
+    model, with BERT's LM head; ``bert``, BERT as it is (the released code)."""
     llm: str = "auto"
     """Kind of LLM that the foundation must hold: ``decoder`` (OPT), ``encoder_decoder`` (T5), or ``auto``: whichever it holds."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -112,7 +119,7 @@ class ModelConfig:
     prompt: str = ""
     """Literal text before the caption (decoders: none by default; T5: the modality's fixed prefix)."""
     numerics: str = "hf"
-    """``hf``: bit-equal to plain transformers."""
+    """``hf``: bit-equal to plain transformers; ``lavis``: as LAVIS (``ln_vision`` eps 1e-5, plain GELU in T5, OPT's 50,272 own words)."""
     num_points: int = 8192
     """Points of a cloud that the point encoder reads."""
     num_scene_points: int | None = None
@@ -140,7 +147,8 @@ class ModelConfig:
         _one_of("model.box3d", self.box3d, tuple(CLOUD_BOX_DIMS))
         _one_of("model.cloud_frame", self.cloud_frame, ("unit", "metres"))
         _one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
-        _one_of("model.numerics", self.numerics, ("hf",))
+        _one_of("model.text_branch", self.text_branch, TEXT_BRANCHES)
+        _one_of("model.numerics", self.numerics, ("hf", "lavis"))
         _one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))
         _one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
         _at_least("model.max_text_tokens", self.max_text_tokens, 4)

@@ -74,6 +74,8 @@ class TextProcessor:
                 loaded.append(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
             except (OSError, ValueError) as error:
                 raise ValueError(f"no tokenizer in {folder}: {error}") from error
+        if loaded[0].bos_token_id is None:  # plain BERT's; BLIP-2's own brings it
+            loaded[0].add_special_tokens({"bos_token": "[DEC]"})
         return cls(loaded[0], loaded[1], llm_kind, max_text_tokens, prompt)
 
     @property

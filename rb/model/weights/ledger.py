@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,13 +13,15 @@ from torch import nn
 
 from rb.model.weights.readers import CheckpointError
 
+FROM = " : "  # between a source (``blip2/model.safetensors``, ``init``) and its key or rule
+
 
 @dataclass
 class Ledger:
     """Origins of weights, kept while a model is built.
 
     Attributes:
-        origins: target name -> where it came from (a file and key, or ``init: RULE``).
+        origins: target name -> where it came from (a file and key, or ``init : RULE``).
         unused: source file -> its keys that were left out on purpose, with the reason.
     """
 
@@ -31,7 +35,13 @@ class Ledger:
 
     def leave_out(self, source: str, keys: Iterable[str], reason: str) -> None:
         """Note keys of a file that are not used, and why."""
-        self.unused.setdefault(source, {}).update(dict.fromkeys(keys, reason))
+        keys = list(keys)
+        if keys:
+            self.unused.setdefault(source, {}).update(dict.fromkeys(keys, reason))
+
+    def missing(self, model: nn.Module) -> list[str]:
+        """Saved parameters and buffers of the model that have no origin."""
+        return sorted({plain_name(name) for name in model.state_dict()} - set(self.origins))
 
     def check(self, model: nn.Module) -> None:
         """Every parameter and buffer that is saved must have an origin.
@@ -39,27 +49,60 @@ class Ledger:
         Raises:
             CheckpointError: lists those that have none.
         """
-        expected = {plain_name(name) for name in model.state_dict()}
-        missing, extra = sorted(expected - set(self.origins)), sorted(set(self.origins) - expected)
+        missing = self.missing(model)
+        extra = sorted(set(self.origins) - {plain_name(name) for name in model.state_dict()})
         if missing:
             raise CheckpointError(f"no file or rule gives these weights: {listing(missing)}")
         assert not extra, f"origins of weights that the model lacks: {listing(extra)}"
 
     def report(self, model: nn.Module) -> dict[str, Any]:
-        """The report as saved in ``weights.json``: per part the count of weights, numbers and dtypes by origin; per weight its row."""
+        """The report as saved in ``weights.json``.
+
+        ``parts``: part -> origin -> numbers; ``tensors`` and ``dtypes``: part -> how many tensors, of which types; ``weights``: a row for
+        each weight (origin, shape, dtype); ``unused``: file -> key -> reason; ``missing``: weights without origin, none after ``check``.
+        """
         rows: dict[str, Any] = {}
         parts: dict[str, Counter[str]] = {}
+        tensors: Counter[str] = Counter()
+        dtypes: dict[str, Counter[str]] = {}
         for name, tensor in model.state_dict().items():
             name = plain_name(name)
-            origin = self.origins[name]
-            rows[name] = {
-                "origin": origin,
-                "shape": list(tensor.shape),
-                "dtype": str(tensor.dtype).removeprefix("torch."),
-            }
+            origin = self.origins.get(name, "")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            rows[name] = {"origin": origin, "shape": list(tensor.shape), "dtype": dtype}
             part = ".".join(name.split(".")[:2])
-            parts.setdefault(part, Counter())[origin.split(" : ")[0]] += tensor.numel()
-        return {"parts": {part: dict(count) for part, count in parts.items()}, "unused": self.unused, "weights": rows}
+            parts.setdefault(part, Counter())[origin.split(FROM)[0]] += tensor.numel()
+            dtypes.setdefault(part, Counter())[dtype] += 1
+            tensors[part] += 1
+        return {
+            "parts": {part: dict(count) for part, count in parts.items()},
+            "tensors": dict(tensors),
+            "dtypes": {part: dict(count) for part, count in dtypes.items()},
+            "unused": self.unused,
+            "missing": self.missing(model),
+            "weights": rows,
+        }
+
+    def lines(self, model: nn.Module) -> list[str]:
+        """The report for a reader: one line for each part, then what was left out and what is missing."""
+        report = self.report(model)
+        lines = []
+        for part, origins in report["parts"].items():
+            sources = ", ".join(f"{origin} {count:,}" for origin, count in origins.items())
+            types = ", ".join(report["dtypes"][part])
+            lines.append(f"{part}: {report['tensors'][part]} tensors, {types}; numbers from {sources}")
+        for source, keys in self.unused.items():
+            for reason, count in Counter(keys.values()).items():
+                lines.append(f"not used of {source}: {count} ({reason})")
+        missing = report["missing"]
+        return [*lines, f"missing: {listing(missing) if missing else 'none'}"]
+
+    def digest(self, model: nn.Module) -> str:
+        """Identity of the assembly: origin and shape of every weight, what was left out; not the types, which follow the device."""
+        report = self.report(model)
+        rows = {name: [row["origin"], row["shape"]] for name, row in report["weights"].items()}
+        text = json.dumps([rows, self.unused], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain_name(name: str) -> str:

@@ -1,50 +1,138 @@
-"""Reads tensors out of checkpoint files without running anything in them: safetensors, or ``.pth`` in weights-only mode."""
+"""Reads checkpoint files without running anything in them: safetensors, or ``.pth`` and ``.bin`` in weights-only mode.
+
+Two ways in: ``read_tensors`` (numbers) and ``read_headers`` (names, shapes and types only, as tensors on the meta device, so that all
+that maps names and shapes runs on either). Who uses it: the other files of this folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 _EDGE = 1 << 20
+CONTAINERS = ("model", "base_model", "state_dict")
+TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+Reader = Callable[[Path], dict[str, Tensor]]
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it is: names the file, the keys and what to do."""
 
 
+class _Ignored:
+    """Stands in for what training scripts leave beside the tensors (their options, scores as numpy numbers): made, never looked at."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# Point-BERT and ULIP files hold these; the names are resolved to the stand-in above, so that nothing of theirs is called.
+_HARMLESS: list[Any] = [
+    (_Ignored, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "_codecs.encode",
+        "easydict.EasyDict",
+    )
+]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of one file on the CPU; nested containers (``model``, ``base_model``, ``state_dict``) are opened.
+
+    Mapped, not copied, where the format allows it: a tensor that is kept should be cloned or cast.
 
     Raises:
         CheckpointError: missing, truncated, or holding anything but tensors and plain containers.
     """
+    _check_there(path)
+    if path.suffix != ".safetensors":
+        return _from_pickle(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _truncated(path, error) from error
+
+
+def read_headers(path: Path) -> dict[str, Tensor]:
+    """As ``read_tensors``, on the meta device: reads a file's header only (files in torch's old format of before 2020 whole).
+
+    Raises:
+        CheckpointError: as above; a safetensors file that is shorter than its header says is found, too.
+    """
+    _check_there(path)
+    if path.suffix != ".safetensors":
+        return {name: tensor.to("meta") for name, tensor in _from_pickle(path).items()}
+    found = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                if part.get_dtype() not in _DTYPES:
+                    raise CheckpointError(
+                        f"{path}: {name} is of type {part.get_dtype()}, which this project does not read"
+                    )
+                found[name] = torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
+    except SafetensorError as error:
+        raise _truncated(path, error) from error
+    return found
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"checkpoint file {path} does not exist; check model.foundation in the run file")
+
+
+def _truncated(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again")
+
+
+def _from_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        with torch.serialization.safe_globals(_HARMLESS):
+            # Only torch's zip format can be mapped; Point-BERT's own files may be older.
+            tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors ({error}); files that need to run code are refused"
+            f"{path} cannot be read as plain tensors ({' '.join(reason)[:500]}); files that need to run code are refused: "
+            "if it is cut short, download it again; else get its tensors alone (safetensors) from who made it"
         ) from error
-    for container in ("model", "base_model", "state_dict"):
+    for container in CONTAINERS:
         if isinstance(tree, dict) and isinstance(tree.get(container), dict):
             tree = tree[container]
             break
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a state dict")
-    return {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    return {str(key): value.detach() for key, value in tree.items() if isinstance(value, Tensor)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,8 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def weights_file(folder: str, option: str, default_name: str) -> Path:
-    """The file that an option names: itself, or ``default_name`` (any suffix known here) inside the folder it names.
+def weights_file(folder: str, option: str, *default_names: str) -> Path:
+    """The file that an option names: itself, or the first of ``default_names`` (any suffix known here) inside the folder it names.
 
     Raises:
         CheckpointError: nothing there; says which option and what was looked for.
@@ -73,10 +161,11 @@ def weights_file(folder: str, option: str, default_name: str) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"{option}: {path} does not exist")
-    for suffix in (".safetensors", ".pth", ".pt"):
-        if (path / (default_name + suffix)).is_file():
-            return path / (default_name + suffix)
-    raise CheckpointError(f"{option}: {path} holds no {default_name}.safetensors, .pth or .pt")
+    for name in default_names:
+        for suffix in TENSOR_SUFFIXES:
+            if (path / (name + suffix)).is_file():
+                return path / (name + suffix)
+    raise CheckpointError(f"{option}: {path} holds no {' or '.join(default_names)} ({', '.join(TENSOR_SUFFIXES)})")
 
 
 def fingerprint(paths: list[Path]) -> str:

@@ -27,6 +27,7 @@ _HEAD = {
     "Qformer.cls.predictions.bias": "text_branch.bias",
 }
 _FEED_FORWARD = ("intermediate.dense", "output.dense", "output.LayerNorm")
+STAGE2_PROJECTIONS = ("opt_proj.weight", "t5_proj.weight")  # only stage-2 files have one
 # Heads that every trained modality gets a copy of (``init.heads: source``): source name -> name inside ModalityParts.
 HEADS = {
     "vision_proj.weight": "vision_proj.weight",
@@ -68,15 +69,18 @@ def check_stage1(tensors: Mapping[str, Tensor], names: Mapping[str, str], path: 
     """
     missing = sorted((set(names) | set(HEADS)) - set(tensors))
     if missing:
+        stage2 = [key for key in STAGE2_PROJECTIONS if key in tensors]
+        what = f"it is a stage-2 file ({stage2[0]} is in it), which has no text branch; " if stage2 else ""
         raise CheckpointError(
-            f"{path} lacks {len(missing)} weights of the text branch: {listing(missing)}; "
-            "it must be a stage-1 checkpoint (stage-2 and generation checkpoints have no text branch)"
+            f"{path} lacks {len(missing)} weights of the text branch: {listing(missing)}; {what}"
+            "it must be a stage-1 checkpoint (blip2_pretrained.pth; stage-2 and generation checkpoints have no text branch), "
+            "or choose another recipe by model.text_branch: hub-itm or bert"
         )
     rest = set(tensors) - set(names) - set(HEADS)
     unknown = sorted(key for key in rest if key not in _TIED and not _REPLACED.match(key))
     if unknown:
         raise CheckpointError(f"{path} has {len(unknown)} weights that this model has no place for: {listing(unknown)}")
     for key, twin in _TIED.items():
-        if key in tensors and not tensors[key].equal(tensors[twin]):
+        if key in tensors and not tensors[key].is_meta and not tensors[key].equal(tensors[twin]):
             raise CheckpointError(f"{path}: {key} differs from {twin}, but this model ties them")
     return sorted(rest)
