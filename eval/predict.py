@@ -36,6 +36,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--crop-context", type=float, default=0.0, help="widen crops by this share of the box on every side"
     )
     parser.add_argument(
+        "--shuffle-boxes", action="store_true", help="control: each region gets another box of its source"
+    )
+    parser.add_argument("--blind", action="store_true", help="control: the model gets a grey image or an empty cloud")
+    parser.add_argument(
         "--decode", choices=["run", "released"], default="run", help="decoding of the run, or the released code's"
     )
     parser.add_argument("--limit", type=int, help="only the first so many examples")
@@ -72,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         crop_boxes=args.crop_boxes,
         crop_context=args.crop_context,
         limit=args.limit,
+        shuffle_boxes=args.shuffle_boxes,
+        blind=args.blind,
         checkpoint=checkpoint,
     )
 

@@ -14,6 +14,7 @@ from rb.evaluation.caption_metrics import METRICS
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.scoring import metrics_path, score_file
 from rb.evaluation.spice import default_cache
+from rb.toy.judge import toy_judge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.score", description="Score prediction files.")
     parser.add_argument("predictions", nargs="+", type=Path, help="files that eval.predict wrote, one set each")
     parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
+    parser.add_argument(
+        "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"
+    )
     parser.add_argument("--metrics", nargs="+", default=METRICS, choices=METRICS, help="only these")
     parser.add_argument("--no-java", action="store_true", help="without METEOR, SPICE and the PTB tokeniser")
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the scores")
@@ -31,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.out and len(args.predictions) > 1:
             raise ValueError("--out names one file, but several files are to be scored; leave it out")
+        judge = toy_judge(args.truth) if args.truth else None
         said: set[str] = set()
         with Meteor() as meteor:
             for path in args.predictions:
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     spice_cache=args.spice_cache,
                     metrics=args.metrics,
                     meteor=meteor,
+                    judge=judge,
                 )
                 _tell(result, args.out or metrics_path(path), said)
     except (ValueError, OSError) as error:

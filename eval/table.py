@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rb.evaluation.table import format_table, read_metrics
+from rb.evaluation.table import format_table, format_truth, read_metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     args = parser.parse_args(argv)
     try:
-        print(format_table(read_metrics(args.run_dir)), end="")
+        metrics = read_metrics(args.run_dir)
+        truth = format_truth(metrics)
+        print(format_table(metrics) + (f"\n{truth}" if truth else ""), end="")
     except (ValueError, OSError) as error:
         print(f"eval.table: error: {error}", file=sys.stderr)
         return 2

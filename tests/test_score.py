@@ -145,7 +145,7 @@ def remove(path: Path) -> str:
 
 def invent_a_variant(path: Path) -> str:
     write(path, variant="bas")
-    return "variant 'bas'; known: base, crops, checkpoint"
+    return "variant 'bas'; known: base, crops, checkpoint, shuffled, blind"
 
 
 @pytest.mark.parametrize(

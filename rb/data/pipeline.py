@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -130,11 +130,27 @@ class PredictionBatch:
         )
 
 
+@dataclass(frozen=True)
+class View:
+    """What a model is given of an example; all of it by default.
+
+    Attributes:
+        crop: of an image only the inside of the example's box, widened by this share of the box on every side.
+        box_of: example to the object of its record whose box is given instead of its own (``rb/data/shuffled_boxes.py``).
+        blind: inputs of zeros, the same for every example: a grey image, or a cloud of one point.
+    """
+
+    crop: float | None = None
+    box_of: Mapping[int, int] = field(default_factory=dict)
+    blind: bool = False
+
+
 class PredictDataset(Dataset[PredictionBatch]):
     """Item i is the i-th batch of this rank's examples: rank, rank + world_size, ... of the manifest or of what ``limit`` leaves.
 
     Args:
         limit: only the first so many examples, or only those of these numbers.
+        view: what the model is given of each.
     """
 
     def __init__(
@@ -146,15 +162,14 @@ class PredictDataset(Dataset[PredictionBatch]):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        crop_boxes: bool = False,
-        crop_context: float = 0.0,
+        view: View = View(),
         limit: int | Sequence[int] | None = None,
     ) -> None:
         check_fits(reader, modality, predicting=True)
         if batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {batch_size}")
         self.reader, self.modality, self.decoder = reader, modality, decoder
-        self.batch_size, self.crop_boxes, self.crop_context = batch_size, crop_boxes, crop_context
+        self.batch_size, self.view = batch_size, view
         total = min(limit, reader.num_examples) if isinstance(limit, int) else reader.num_examples
         chosen = range(total) if limit is None or isinstance(limit, int) else limit
         self.examples: Sequence[int] = chosen[rank::world_size]
@@ -167,11 +182,16 @@ class PredictDataset(Dataset[PredictionBatch]):
         """Read and decode one batch; the same errors as in training."""
         numbers = self.examples[item * self.batch_size : (item + 1) * self.batch_size]
         samples = [
-            self.decoder.prediction_sample(self.reader.example(n), self.modality, self.crop_boxes, self.crop_context)
+            self.decoder.prediction_sample(
+                self.reader.example(n), self.modality, self.view.crop, self.view.box_of.get(n)
+            )
             for n in numbers
         ]
         boxes = [sample.box for sample in samples if sample.box is not None]
-        return PredictionBatch(samples, torch.stack([s.inputs for s in samples]), torch.stack(boxes) if boxes else None)
+        inputs = torch.stack([sample.inputs for sample in samples])
+        if self.view.blind:
+            inputs = torch.zeros_like(inputs)
+        return PredictionBatch(samples, inputs, torch.stack(boxes) if boxes else None)
 
 
 def _start_worker(_worker: int) -> None:

@@ -7,7 +7,7 @@ prediction is the same every time, and knows all references.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,30 +42,36 @@ class SampleDecoder:
         """The sample at ``position`` of the modality's stream; ``FormatError`` if its media cannot be used."""
         spec = modality_spec(modality)
         if spec.source == "image":
-            inputs, box = self._image(loaded, spec, crop=False, context=0.0)
+            inputs, box = self._image(loaded, spec, crop=None)
         else:
             key = (self.seed, modality, position)
             inputs, box = self._points(loaded, spec, key, augment=self.augment)
         return _sample(loaded, spec, inputs, box, position)
 
     def prediction_sample(
-        self, loaded: Loaded, modality: str, crop_boxes: bool = False, context: float = 0.0
+        self, loaded: Loaded, modality: str, crop: float | None = None, box_of: int | None = None
     ) -> Sample:
-        """One example without any draw of the run. ``crop_boxes``: the image inside the object's box instead of the whole image."""
+        """One example without any draw of the run.
+
+        Args:
+            crop: of an image only the inside of the object's box, widened by this share of the box on every side.
+            box_of: number of another object of the record, whose box the model is given; everything else stays the example's own.
+        """
         spec = modality_spec(modality)
+        seen = loaded if box_of is None else replace(loaded, item=loaded.record.objects[box_of])
         if spec.source == "image":
-            inputs, box = self._image(loaded, spec, crop_boxes, context)
+            inputs, box = self._image(seen, spec, crop)
         else:
-            inputs, box = self._points(loaded, spec, ("predict", loaded.record.source_id), augment=False)
+            inputs, box = self._points(seen, spec, ("predict", loaded.record.source_id), augment=False)
         return _sample(loaded, spec, inputs, box, position=-1)
 
-    def _image(self, loaded: Loaded, spec: ModalitySpec, crop: bool, context: float) -> tuple[Tensor, Tensor | None]:
+    def _image(self, loaded: Loaded, spec: ModalitySpec, crop: float | None) -> tuple[Tensor, Tensor | None]:
         if self.images is None:
             raise ValueError(f"{loaded.where}: images need the foundation's image settings (SampleDecoder.images)")
         record = loaded.record
         image = decode_image(loaded.media, loaded.where, (record.width, record.height))
-        if crop:
-            image = crop_to_box(image, _box_of(loaded), context)
+        if crop is not None:
+            image = crop_to_box(image, _box_of(loaded), crop)
         box = None
         if spec.regional:
             box = torch.tensor(normalise_image_box(_box_of(loaded), record.width, record.height), dtype=torch.float32)

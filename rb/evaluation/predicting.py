@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from rb.core.modality import IMAGE, modality_spec
 from rb.core.text import TextProcessor
 from rb.data.formats import find_manifest, manifest_digest
 from rb.data.index import ManifestReader
-from rb.data.pipeline import PredictDataset
+from rb.data.pipeline import PredictDataset, View
 from rb.data.predictions import write_predictions
+from rb.data.shuffled_boxes import shuffle_boxes
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
 
@@ -44,6 +45,8 @@ class Job:
         crop_boxes: caption the inside of each box instead of the whole image (the paper's BLIP-2 baseline for regions).
         crop_context: widen the crop by this share of the box on every side.
         limit: only the manifest's first examples.
+        shuffle_boxes: each region gets another box of its source; a region without another one is left out.
+        blind: the model gets a grey image, or a cloud of one point, whatever the example.
         checkpoint: identity of the trained parameters for the meta file; none is the base model.
     """
 
@@ -56,6 +59,8 @@ class Job:
     crop_boxes: bool = False
     crop_context: float = 0.0
     limit: int | None = None
+    shuffle_boxes: bool = False
+    blind: bool = False
     checkpoint: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -63,11 +68,20 @@ class Job:
             modality_spec(self.modality).regional and modality_spec(self.modality).source == "image"
         ):
             raise ValueError(f"--crop-boxes needs a modality with image boxes, not {self.modality}")
+        if self.shuffle_boxes and not modality_spec(self.modality).regional:
+            raise ValueError(f"--shuffle-boxes needs a modality with boxes, not {self.modality}")
+        views = {"--crop-boxes": self.crop_boxes, "--shuffle-boxes": self.shuffle_boxes, "--blind": self.blind}
+        if sum(views.values()) > 1:
+            asked = " and ".join(name for name, given in views.items() if given)
+            raise ValueError(f"{asked}: a predictions file is of one kind; predict each to a file of its own")
 
     @property
     def variant(self) -> str:
-        """``base``, ``crops`` or ``checkpoint``: the row of the table that this job fills."""
-        return "crops" if self.crop_boxes else "base" if self.checkpoint is None else "checkpoint"
+        """``base``, ``crops``, ``shuffled``, ``blind`` or ``checkpoint``: the row of the table that this job fills."""
+        for name, given in (("crops", self.crop_boxes), ("shuffled", self.shuffle_boxes), ("blind", self.blind)):
+            if given:
+                return name
+        return "base" if self.checkpoint is None else "checkpoint"
 
 
 def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
@@ -85,6 +99,10 @@ def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
     model = build_model(job.config.model, job.config.seed, device).model
     load(model)
     read_as = _read_as(job, model)
+    limit: int | Sequence[int] | None = job.limit
+    shuffled = shuffle_boxes(reader) if job.shuffle_boxes else None
+    if shuffled is not None:
+        limit = [n for n in range(_first(job.limit, reader.num_examples)) if n in shuffled.box_of]
     dataset = PredictDataset(
         reader,
         job.modality,
@@ -92,17 +110,27 @@ def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
         batch_size=job.batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        crop_boxes=job.crop_boxes,
-        crop_context=job.crop_context,
-        limit=job.limit,
+        view=View(
+            crop=job.crop_context if job.crop_boxes else None,
+            box_of=shuffled.box_of if shuffled is not None else {},
+            blind=job.blind,
+        ),
+        limit=limit,
     )
     rows = caption_examples(model, text, dataset, read_as, job.decode, job.num_workers)
     gathered = dist.gather_objects(rows)
     if gathered is None:
         return len(rows)
     ordered = in_manifest_order(gathered)
-    write_predictions(out, ordered, _meta(job, reader, text))
+    meta = _meta(job, reader, text)
+    if shuffled is not None:
+        meta["left_out"] = {"regions without another box": _first(job.limit, reader.num_examples) - len(ordered)}
+    write_predictions(out, ordered, meta)
     return len(ordered)
+
+
+def _first(limit: int | None, total: int) -> int:
+    return total if limit is None else min(limit, total)
 
 
 def _read_as(job: Job, model: RegionBLIP) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rb.core.modality import MODALITIES
 from rb.drawing.page import Html, esc, fold, note
-from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics
+from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics, truth_rows
+from rb.evaluation.verdicts import VERDICTS
 
 METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE_L")
 
@@ -25,7 +26,7 @@ def scores_section(run_dir: Path) -> Html:
         first = note(error, warn=True)
     reasons = {f"{name}: {why}" for one in metrics for name, why in (one.get("skipped") or {}).items()}
     skipped = "".join(note(f"skipped {reason}", warn=True) for reason in sorted(reasons))
-    return Html(f"{first}{skipped}<h3>All metrics, times 100</h3>{_full_table(metrics)}")
+    return Html(f"{first}{skipped}<h3>All metrics, times 100</h3>{_full_table(metrics)}{_truth_table(metrics)}")
 
 
 def _paper_table(found: Table) -> Html:
@@ -86,6 +87,25 @@ def _full_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
     head = "".join(f'<th class="n">{esc(name.replace("_", "-"))}</th>' for name in METRICS)
     return Html(
         f'<div class="scroll"><table><thead><tr><th></th>{head}<th>decoding</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _truth_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
+    """What was true of the captions, where they were judged."""
+    rows = truth_rows(metrics)
+    if not rows:
+        return Html("")
+    told = {name.replace("_", " "): meaning for name, meaning in VERDICTS.items()}
+    head = "".join(f'<th class="n" title="{esc(told.get(name, ""))}">{esc(name)}</th>' for name in rows[0][2:])
+    body = ""
+    for where, name, *texts in rows[1:]:
+        body += f"<tr><td>{esc(where)}</td><td>{esc(name)}</td>"
+        body += "".join(f'<td class="n">{esc(text.replace("+-", "±"))}</td>' for text in texts) + "</tr>"
+    meant = "".join(f'<p class="soft">{esc(name)}: {esc(told[name])}.</p>' for name in rows[0] if name in told)
+    return Html(
+        f"<h3>What is true of the captions, times 100, ± the standard error over sources</h3>"
+        f'<div class="scroll"><table><thead><tr><th></th><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{fold('what the headings mean', meant)}"
     )
 
 

@@ -16,13 +16,11 @@ from rb.data.formats import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS, Predictio
 from rb.data.strict_json import FormatError, dumps, write_atomic
 from rb.evaluation.caption_metrics import METRICS, CaptionScores, score_captions
 from rb.evaluation.meteor import Meteor
+from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import log_evaluation
 
-VARIANTS = (
-    "base",
-    "crops",
-    "checkpoint",
-)  # who wrote the captions: the frozen model, the same on cut-out regions, a trained one
+# Who wrote the captions: the frozen model, the same on cut-out regions, a trained one; then controls: boxes of other objects, no input.
+VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind")
 
 
 def score_file(
@@ -33,6 +31,7 @@ def score_file(
     spice_cache: Path | None = None,
     metrics: Sequence[str] = METRICS,
     meteor: Meteor | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Scores one predictions file and returns what ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
 
@@ -44,6 +43,7 @@ def score_file(
         spice_cache: folder for SPICE's parsed captions.
         metrics: names out of ``METRICS``.
         meteor: a METEOR process that several files share.
+        judge: says what is true of each caption; its shares join the scores, their counts and errors stand under ``truth``.
 
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
@@ -64,12 +64,15 @@ def score_file(
         metrics=metrics,
         meteor=meteor,
     )
+    verdicts = judge(rows) if judge is not None else [{} for _ in rows]
+    truth = shares(rows, verdicts)
     result = {
         "modality": modality,
         "dataset": dataset,
         "split": split,
         **_made_by(meta, predictions),
-        "scores": found.scores,
+        "scores": {**found.scores, **{name: entry["share"] for name, entry in truth.items()}},
+        **({"truth": truth} if judge is not None else {}),
         "attainable": found.attainable,
         "skipped": found.skipped,
         "tokeniser": found.tokeniser,
@@ -84,7 +87,7 @@ def score_file(
     }
     out = metrics_path(predictions) if out is None else Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(examples_path(out), _examples(found).encode())
+    write_atomic(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}).encode())
     write_atomic(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     if use_mlflow:
         _log(result, predictions, out)
@@ -104,7 +107,7 @@ def metrics_path(predictions: Path) -> Path:
 
 
 def examples_path(metrics: Path) -> Path:
-    """``X.json`` -> ``X.examples.jsonl``: one row per id with its ``CIDEr``, ``SPICE`` and SPICE's categories."""
+    """``X.json`` -> ``X.examples.jsonl``: one row per id with its ``CIDEr``, ``SPICE``, SPICE's categories and what a judge said."""
     return Path(metrics).with_suffix(".examples.jsonl")
 
 
@@ -138,9 +141,9 @@ def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"variant": variant, "checkpoint": checkpoint}
 
 
-def _examples(found: CaptionScores) -> str:
+def _examples(found: CaptionScores, verdicts: Mapping[str, Mapping[str, bool]]) -> str:
     return "".join(
-        dumps({"id": i, **row, "SPICE_details": found.spice_details.get(i)}) + "\n"
+        dumps({"id": i, **row, **verdicts[i], "SPICE_details": found.spice_details.get(i)}) + "\n"
         for i, row in found.per_example.items()
     )
 

@@ -1,6 +1,6 @@
 """The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set CIDEr and SPICE, times 100.
 
-Used by ``python -m eval.table`` and the report page. A column is one set, told apart by its digest: scores of unequal sets never
+Below it, where captions were judged, what was true of them. Used by ``python -m eval.table`` and the report page. A column is one set, told apart by its digest: scores of unequal sets never
 share a column. What the scores depend on stands in the notes below the table.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from rb.core.modality import MODALITIES
 from rb.data.formats import RUN_METRICS
 from rb.data.strict_json import FormatError, parse
+from rb.evaluation.verdicts import VERDICTS
 
 COLUMN_METRICS = ("CIDEr", "SPICE")
 # (variant, has trained parameters) -> row, in the order of the rows
@@ -24,6 +25,10 @@ ROW_NAMES = {
     ("checkpoint", False): "RegionBLIP",  # predictions without a meta file
     ("checkpoint", True): "RegionBLIP",
     ("crops", True): "RegionBLIP on crops",
+    ("shuffled", False): "base, boxes shuffled",
+    ("shuffled", True): "RegionBLIP, boxes shuffled",
+    ("blind", False): "base, sees nothing",
+    ("blind", True): "RegionBLIP, sees nothing",
 }
 ABSENT = "-"
 _NEEDED = ("modality", "dataset", "split", "variant", "scores", "num_examples", "set_sha256", "tokeniser")
@@ -108,6 +113,47 @@ def format_table(metrics: Sequence[Mapping[str, Any]]) -> str:
     for name, cells in table.rows:
         lines.append(" | ".join([name.ljust(first), *(_pair(c, w) for c, w in zip(cells, widths, strict=True))]))
     return "\n".join(line.rstrip() for line in [*lines, "", *table.notes]) + "\n"
+
+
+def truth_rows(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """What was true, by a judge: a row of headings, then one for each scored set and model; empty where nothing was judged.
+
+    Shares are times 100, with the standard error of a bootstrap over sources. Sets are never mixed: each has rows of its own.
+    """
+    judged = [one for one in metrics if one.get("truth")]
+    judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), _column_key(one), _row_key(one)))
+    names = [name for name in VERDICTS if any(name in one["truth"] for one in judged)]
+    rows = [_row_key(one) for one in judged]
+    lines = [("", "", "captions", *(name.replace("_", " ") for name in names))] if judged else []
+    for one in judged:
+        where = f"{one['modality'].replace('_', ' ')} ({one['dataset']} {one['split']})"
+        shown = [_share(one["truth"].get(name)) for name in names]
+        lines.append((where, _row_name(_row_key(one), sorted(set(rows))), f"{one['num_examples']:,}", *shown))
+    return lines
+
+
+def format_truth(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """``truth_rows`` as plain text with what each heading means; empty where nothing was judged."""
+    rows = truth_rows(metrics)
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    told = [f"{name.replace('_', ' ')}: {VERDICTS[name]}." for name in VERDICTS if name.replace("_", " ") in rows[0]]
+    head = "What is true of the captions, times 100, +- the standard error over sources."
+    return "\n".join(line.rstrip() for line in [head, "", *lines, "", *told]) + "\n"
+
+
+def _share(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ABSENT
+    error = f" +-{100 * entry['error']:4.1f}" if entry["error"] is not None else ""
+    return f"{100 * entry['share']:.1f}{error}"
 
 
 def _pair(texts: Sequence[str], width: int) -> str:

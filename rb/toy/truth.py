@@ -93,22 +93,42 @@ def singles_out(caption: str, truth: Truth, object_id: str) -> bool:
     A position word compares objects that share the phrase's attributes: beyond every other by the margin. Where there is but one, the
     word speaks of the image's half.
     """
-    phrases = parse_caption(caption)
-    if phrases is None or len(phrases) != 1:
+    found = _spoken_of(caption, truth, object_id)
+    if found is None:
         return False
+    said, target, rivals = found
+    if not rivals:
+        return all(_in_half(word, target, truth) for word in said.places)
+    return bool(said.places) and all(_beyond(word, target, rivals) for word in said.places)
+
+
+def true_region(caption: str, truth: Truth, object_id: str) -> bool:
+    """The caption is one phrase and all it says holds of this object, whatever else it holds of.
+
+    A position word holds in the image's half that it names, and of an object beyond all others that share the phrase's attributes.
+    """
+    found = _spoken_of(caption, truth, object_id)
+    if found is None:
+        return False
+    said, target, rivals = found
+    return all(_in_half(word, target, truth) or (rivals and _beyond(word, target, rivals)) for word in said.places)
+
+
+def _spoken_of(
+    caption: str, truth: Truth, object_id: str
+) -> tuple[Phrase, Mapping[str, Any], list[Mapping[str, Any]]] | None:
+    """The caption's only phrase, the object and all others that share the phrase's attributes; None where they are not the object's."""
     objects = truth["objects"]
     if all(item["object_id"] != object_id for item in objects):
         raise ValueError(
             f"no object {object_id!r} in this scene; it has {', '.join(item['object_id'] for item in objects)}"
         )
+    phrases = parse_caption(caption)
+    if phrases is None or len(phrases) != 1:
+        return None
     candidates = [item for item in objects if _attributes_hold(phrases[0], item)]
     target = [item for item in candidates if item["object_id"] == object_id]
-    if not target:
-        return False
-    if len(candidates) == 1:
-        return all(_in_half(word, target[0], truth) for word in phrases[0].places)
-    rivals = [item for item in candidates if item is not target[0]]
-    return bool(phrases[0].places) and all(_beyond(word, target[0], rivals) for word in phrases[0].places)
+    return (phrases[0], target[0], [item for item in candidates if item is not target[0]]) if target else None
 
 
 def _assign(fits: Sequence[set[int]], taken: frozenset[int]) -> bool:
