@@ -43,6 +43,7 @@ __all__ = [
     "RUN_METRICS",
     "RUN_PREDICTIONS",
     "RUN_REPORT",
+    "RUN_VALIDATION",
     "RUN_WEIGHTS",
     "FormatError",
     "IndexEntry",
@@ -84,6 +85,7 @@ RUN_LATEST = "latest"
 RUN_PREDICTIONS = "predictions"
 RUN_METRICS = "metrics"
 RUN_REPORT = "report.html"
+RUN_VALIDATION = "validation"
 RUN_LOG = "log.txt"
 
 

@@ -1,15 +1,17 @@
-"""Images with a box, and point clouds to turn with the mouse, as pieces of a self-contained page."""
+"""Images with a box, and point clouds, to turn with the mouse or still, as pieces of a self-contained page."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rb.core.boxes import cloud_box_corners
 from rb.drawing.page import Html, esc
@@ -17,6 +19,9 @@ from rb.drawing.page import Html, esc
 MAX_SIDE = 360
 SMALL_SIDE = 160  # smaller images are enlarged without blur
 MAX_CLOUD_POINTS = 2000
+STILL_SIDE = 240
+STILL_PAPER, STILL_INK, STILL_SOFT = np.array([236, 239, 243]), np.array([29, 102, 214]), np.array([91, 100, 116])
+STILL_BOX = (255, 45, 85)
 
 
 def image_with_box(image: Image.Image, box: Sequence[float] | None, text: str = "") -> Html:
@@ -51,21 +56,75 @@ def cloud_canvas(
 
     ``box``: min xyz, max xyz in the cloud's units. ``up``: which axis points up, "y" or "z".
     """
-    kept = points[np.linspace(0, len(points) - 1, min(len(points), MAX_CLOUD_POINTS)).round().astype(np.int64)]
-    xyz = np.asarray(kept[:, :3], dtype=np.float64)
-    shown = xyz if box is None else np.concatenate([xyz, cloud_box_corners(box)])
-    centre = (shown.min(0) + shown.max(0)) / 2
-    radius = float(np.linalg.norm(shown - centre, axis=1).max()) or 1.0
+    kept, xyz, centre, radius = _framed(points, box)
     attributes = {"up": up, "points": _base64(np.round((xyz - centre) / radius * 32767).astype("<i2"))}
     if kept.shape[1] >= 6:
-        colours = np.asarray(kept[:, 3:6], dtype=np.float64)
-        colours = colours * 255.0 if colours.max() <= 1.0 else colours
-        attributes["colours"] = _base64(np.clip(colours, 0, 255).astype(np.uint8))
+        attributes["colours"] = _base64(_colours(kept))
     if box is not None:
         ends = (np.asarray(box, dtype=np.float64) - np.tile(centre, 2)) / radius
         attributes["box"] = json.dumps([round(float(v), 4) for v in ends])
     data = " ".join(f'data-{name}="{esc(value)}"' for name, value in attributes.items())
     return Html(f'<canvas class="cloud" role="img" aria-label="{esc(text)}" {data}></canvas>')
+
+
+def cloud_still(
+    points: NDArray[np.floating], box: Sequence[float] | None = None, up: str = "y", text: str = ""
+) -> Html:
+    """The same cloud and box as they stand before anybody turns them, as a picture for places that run no scripts."""
+    kept, xyz, centre, radius = _framed(points, box)
+    size = STILL_SIDE * 2  # drawn twice as large and shrunk, for smooth edges
+    seen = _seen((xyz - centre) / radius, up)
+    inside = np.ones(len(xyz), dtype=bool)
+    if box is not None:
+        low, high = np.asarray(box[:3]) - 1e-3 * radius, np.asarray(box[3:]) + 1e-3 * radius
+        inside = ((xyz >= low) & (xyz <= high)).all(axis=1)
+    ink = _colours(kept).astype(float) if kept.shape[1] >= 6 else np.where(inside[:, None], STILL_INK, STILL_SOFT)
+    near = np.clip((seen[:, 2:] + 1) / 2, 0, 1)
+    shades = (STILL_PAPER + (ink - STILL_PAPER) * (0.25 + 0.75 * near)).round().astype(int)
+    image = Image.new("RGB", (size, size), tuple(int(v) for v in STILL_PAPER))
+    pen = ImageDraw.Draw(image)
+    for i in np.argsort(seen[:, 2]):
+        x, y, r = *(size * (0.5 + 0.48 * seen[i, :2])), size / 240 * (1 + 1.1 * float(near[i, 0]))
+        pen.ellipse([x - r, y - r, x + r, y + r], fill=tuple(shades[i].tolist()))
+    if box is not None:
+        corners = size * (0.5 + 0.48 * _seen((cloud_box_corners(box) - centre) / radius, up)[:, :2])
+        for a, b in _edges(cloud_box_corners(box)):
+            pen.line([*corners[a], *corners[b]], fill=STILL_BOX, width=size // 120)
+    buffer = io.BytesIO()
+    still = image.resize((STILL_SIDE, STILL_SIDE), Image.Resampling.LANCZOS)
+    still.quantize(128).save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Html(f'<img class="still" alt="{esc(text)}" src="data:image/png;base64,{data}">')
+
+
+def _framed(
+    points: NDArray[np.floating], box: Sequence[float] | None
+) -> tuple[NDArray[np.floating], NDArray[np.float64], NDArray[np.float64], float]:
+    """The points that are drawn [n, C], their coordinates [n, 3], and centre and radius of all that is seen."""
+    kept = points[np.linspace(0, len(points) - 1, min(len(points), MAX_CLOUD_POINTS)).round().astype(np.int64)]
+    xyz = np.asarray(kept[:, :3], dtype=np.float64)
+    shown = xyz if box is None else np.concatenate([xyz, cloud_box_corners(box)])
+    centre = (shown.min(0) + shown.max(0)) / 2
+    return kept, xyz, centre, float(np.linalg.norm(shown - centre, axis=1).max()) or 1.0
+
+
+def _seen(xyz: NDArray[np.float64], up: str) -> NDArray[np.float64]:
+    """Coordinates in the cloud's frame [n, 3] as page.js sees them at first: right, down, towards the eye."""
+    turn, tilt = (-0.35, 0.65) if up == "z" else (-0.6, 0.38)
+    x, y, z = xyz.T if up != "z" else (xyz[:, 0], xyz[:, 2], -xyz[:, 1])
+    u, d = math.cos(turn) * x + math.sin(turn) * z, math.cos(turn) * z - math.sin(turn) * x
+    return np.stack([u, math.sin(tilt) * d - math.cos(tilt) * y, math.sin(tilt) * y + math.cos(tilt) * d], axis=1)
+
+
+def _edges(corners: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of corners that differ along one axis."""
+    pairs = itertools.combinations(range(len(corners)), 2)
+    return [(a, b) for a, b in pairs if np.count_nonzero(corners[a] != corners[b]) == 1]
+
+
+def _colours(kept: NDArray[np.floating]) -> NDArray[np.uint8]:
+    colours = np.asarray(kept[:, 3:6], dtype=np.float64)
+    return np.clip(colours * 255.0 if colours.max() <= 1.0 else colours, 0, 255).astype(np.uint8)
 
 
 def _base64(array: NDArray[np.generic]) -> str:

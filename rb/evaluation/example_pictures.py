@@ -14,7 +14,8 @@ from rb.data.formats import Prediction
 from rb.data.images import decode_image
 from rb.data.index import Loaded, ManifestReader
 from rb.data.points import decode_points
-from rb.drawing.page import Html, esc
+from rb.drawing.cards import missing
+from rb.drawing.page import Html
 from rb.drawing.pictures import cloud_canvas, image_with_box
 
 
@@ -77,8 +78,3 @@ def picture(row: Prediction, loaded: Loaded | None) -> Html:
         return cloud_canvas(points, row.box, spec.up, alt)
     except ValueError as error:
         return missing(str(error))
-
-
-def missing(why: str) -> Html:
-    """What stands in a picture's place."""
-    return Html(f'<div class="missing">{esc(why)}</div>')

@@ -16,13 +16,13 @@ from rb.core.modality import MODALITIES, modality_spec
 from rb.core.seeding import generator
 from rb.data.formats import RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
 from rb.data.index import Loaded
+from rb.drawing.cards import card, missing, voice
 from rb.drawing.page import Html, esc, note
-from rb.evaluation.example_pictures import load_examples, missing, picture
+from rb.evaluation.example_pictures import load_examples, picture
 from rb.evaluation.scoring import VARIANTS, examples_path
 from rb.evaluation.table import ROW_NAMES
 
 PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
-MAX_REFERENCES = 5
 VIEWS = {"random": "Random", "best": "Best", "worst": "Worst"}
 
 
@@ -187,25 +187,3 @@ def _card(
     shown = picture(row, loaded) if with_picture else missing("left out to keep the page small")
     data = " ".join(f'data-{view}="{place}"' for view, place in places.items())
     return card(shown, said, row.references, row.id, data + ("" if "random" in places else " hidden"))
-
-
-def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:
-    """One prediction: who says it, its CIDEr (0 to 10; shown times 100), what is said."""
-    shown = "" if score is None else f"CIDEr {100 * score:.0f}"
-    return Html(
-        f'<div><div class="who"><span>{esc(who)}</span><span>{shown}</span></div>'
-        f'<div class="said{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'
-    )
-
-
-def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
-    """Picture, voices (HTML), references, id."""
-    different = list(dict.fromkeys(references))
-    more = len(different) - MAX_REFERENCES
-    listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
-    listed += f"<li>and {more} more</li>" if more > 0 else ""
-    return Html(
-        f'<article class="card" {attributes}><div class="media">{shown}</div>'
-        f'<div class="words">{said}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
-        f'<div class="id mono">{esc(sample_id)}</div></article>'
-    )

@@ -1,0 +1,36 @@
+"""Cards of a gallery: a picture, what is said of it and by whom, the references. Used by every page that shows examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rb.drawing.page import Html, esc
+
+MAX_REFERENCES = 5
+
+
+def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:
+    """One prediction: who says it, its CIDEr (0 to 10; shown times 100), what is said."""
+    shown = "" if score is None else f"CIDEr {100 * score:.0f}"
+    return Html(
+        f'<div><div class="who"><span>{esc(who)}</span><span>{shown}</span></div>'
+        f'<div class="said{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'
+    )
+
+
+def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
+    """Picture, voices (HTML), references, id."""
+    different = list(dict.fromkeys(references))
+    more = len(different) - MAX_REFERENCES
+    listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
+    listed += f"<li>and {more} more</li>" if more > 0 else ""
+    return Html(
+        f'<article class="card" {attributes}><div class="media">{shown}</div>'
+        f'<div class="words">{said}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
+        f'<div class="id mono">{esc(sample_id)}</div></article>'
+    )
+
+
+def missing(why: str) -> Html:
+    """What stands in a picture's place."""
+    return Html(f'<div class="missing">{esc(why)}</div>')
