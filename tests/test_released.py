@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from rb.core.batch import Batch
 from rb.core.boxes import released_corners
-from rb.core.config import ModelConfig
+from rb.core.config import FoundationConfig, InitConfig, ModelConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.text import TextProcessor
 from rb.data.points import PointTransform
+from rb.evaluation.predicting import RELEASED_DECODING
+from rb.model import region_blip
+from rb.model.qformer import joint_pass
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import build_model, text_processor
+from tests import tiny
 
 # -- boxes and frames of clouds ---------------------------------------------------------------------------------------
 
@@ -77,3 +87,168 @@ def test_width_of_boxes_follows_the_choice() -> None:
 def test_unknown_choices_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=rf"model\.{field}: 'sideways' is not one of"):
         ModelConfig(**{field: "sideways"})  # type: ignore[arg-type]
+
+
+# -- a Q-Former of its own for points, shared heads, initialisation ---------------------------------------------------
+
+ALL_THREE = (IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION)
+RELEASED = {
+    "train_modalities": ALL_THREE,
+    "point_qformer": "separate",
+    "shared_heads": True,
+    "box3d": "metres_corners",
+    "cloud_frame": "metres",
+    "itm_modalities": (),
+    "init": InitConfig(query_tokens="normal", language_projection="default", heads="default"),
+}
+
+
+@pytest.fixture(scope="module")
+def foundation(tmp_path_factory: pytest.TempPathFactory) -> FoundationConfig:
+    return tiny.write_foundation(tmp_path_factory.mktemp("foundation"))
+
+
+@pytest.fixture(scope="module")
+def text(foundation: FoundationConfig) -> TextProcessor:
+    return text_processor(tiny.model_config(foundation))
+
+
+def batch_of(modality: str, text: TextProcessor) -> Batch:
+    batch = tiny.make_batch(modality, text, range(4))
+    if modality == POINT_CLOUD_REGION:
+        batch.boxes = torch.rand(4, 24, generator=torch.Generator().manual_seed(0)) * 4
+    return batch
+
+
+def shake(parameters: Iterable[torch.nn.Parameter], seed: int = 0) -> None:
+    """New numbers everywhere, LoRA's zeros included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def test_the_second_qformer_starts_as_blip2s_and_reads_points_only(
+    foundation: FoundationConfig, text: TextProcessor
+) -> None:
+    def build(kind: str) -> RegionBLIP:
+        return build_model(tiny.model_config(foundation, train_modalities=ALL_THREE, point_qformer=kind), seed=0).model
+
+    shared, separate = build("shared"), build("separate")
+    batches = [tiny.make_batch(modality, text, range(4)) for modality in ALL_THREE]
+    before = [separate(batch) for batch in batches]
+    for batch, terms in zip(batches, before, strict=True):
+        assert terms.terms["itm"] > 0
+        for name, value in shared(batch).terms.items():
+            assert torch.equal(value, terms.terms[name]), (batch.modality, name)
+    assert separate.point_qformer is not None
+    assert separate.point_text_branch is not None
+    shake([*separate.point_qformer.parameters(), *separate.point_text_branch.parameters()])
+    for batch, terms in zip(batches, before, strict=True):
+        for name, value in separate(batch).terms.items():
+            assert torch.equal(value, terms.terms[name]) == (batch.modality == IMAGE_REGION), (batch.modality, name)
+
+
+def test_the_second_qformer_trains_whole_by_points_only(foundation: FoundationConfig, text: TextProcessor) -> None:
+    model = build_model(tiny.model_config(foundation, **RELEASED | {"itm_modalities": ALL_THREE}), seed=0).model
+    shake(p for name, p in model.trainable_parameters().items() if "lora_" in name)
+    users, points = model.parameter_modalities(), (POINT_CLOUD, POINT_CLOUD_REGION)
+    second = {n for n in users if n.startswith(("point_qformer.", "point_text_branch."))}
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert not any(name.startswith(("point_qformer.", "point_text_branch.")) for name in frozen)
+    for modality in ALL_THREE:
+        model.zero_grad()
+        model(batch_of(modality, text)).total.backward()
+        moved = {n for n, p in model.trainable_parameters().items() if p.grad is not None and p.grad.abs().sum() > 0}
+        expected = {name for name in users if modality in users[name]}
+        # Nothing else moves; and all of it does, but words and places that no text has, and biases that softmax cancels.
+        assert moved <= expected
+        assert {n for n in expected - moved if not n.endswith("key.bias")} == set()
+    assert {users[name] for name in second if "lora_" not in name} == {points}
+    assert {users[name] for name in second if "lora_" in name} == {(POINT_CLOUD,), (POINT_CLOUD_REGION,)}
+
+
+def test_adapters_sit_where_the_modality_is_read(foundation: FoundationConfig) -> None:
+    model = build_model(tiny.model_config(foundation, **RELEASED), seed=0).model
+    places = {(n.split(".lora_")[1].split(".")[1], n.split(".")[0], n.split(".")[1]) for n in lora_names(model)}
+    assert places == {
+        (IMAGE_REGION, "blip2", "qformer"),
+        *((modality, "blip2", "language_model") for modality in ALL_THREE),
+        *((modality, "point_qformer", "encoder") for modality in (POINT_CLOUD, POINT_CLOUD_REGION)),
+    }
+    assert model.adapters.point_peft is not None
+    assert set(model.adapters.point_peft.peft_config) == {POINT_CLOUD, POINT_CLOUD_REGION}
+
+
+def lora_names(model: RegionBLIP) -> list[str]:
+    return [name for name in model.trainable_parameters() if ".lora_" in name]
+
+
+def test_heads_and_temperature_are_shared_where_asked(foundation: FoundationConfig, text: TextProcessor) -> None:
+    for source, temperature in (("default", 0.07), ("source", None)):
+        config = tiny.model_config(foundation, **RELEASED | {"init": InitConfig(heads=source)})
+        built = build_model(config, seed=0)
+        shared = {name for name in built.model.trainable_parameters() if "shared_heads." in name}
+        assert shared == {
+            *(f"shared_heads.{head}.{kind}" for head in ("text_proj", "itm_head") for kind in ("weight", "bias")),
+            "shared_heads.temperature",
+        }
+        assert not any(name.startswith("parts.") and "text_proj" in name for name in built.ledger.origins)
+        assert {built.model.parameter_modalities()[name] for name in shared} == {ALL_THREE}
+        assert temperature is None or built.model.shared_heads.temperature.item() == pytest.approx(temperature)
+        origin = built.ledger.origins["shared_heads.text_proj.weight"]
+        assert origin.startswith("init : ") == (source == "default")
+    assert set(built.model(batch_of(POINT_CLOUD, text)).terms) == {"itc", "itg", "llm"}
+
+
+def test_released_initialisation(foundation: FoundationConfig) -> None:
+    built = build_model(tiny.model_config(foundation, **RELEASED), seed=0)
+    model, origins = built.model, built.ledger.origins
+    drawn = torch.cat([model.parts[m].query_tokens.detach().flatten() for m in ALL_THREE])
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.15)
+    assert abs(drawn.mean().item()) < 0.005
+    for modality in ALL_THREE:
+        assert origins[f"parts.{modality}.query_tokens"] == "init : N(0, 0.02)"
+        for part in ("language_projection", "vision_proj"):
+            layer = getattr(model.parts[modality], part)
+            assert origins[f"parts.{modality}.{part}.weight"] == "init : PyTorch's default for Linear"
+            weight = layer.weight.detach()
+            assert weight.abs().max() <= layer.in_features**-0.5
+            assert weight.std().item() == pytest.approx(layer.in_features**-0.5 / 3**0.5, rel=0.1)
+    assert not torch.equal(model.parts[POINT_CLOUD].query_tokens, model.parts[POINT_CLOUD_REGION].query_tokens)
+
+
+def test_regions_read_and_predict_24_numbers(foundation: FoundationConfig, text: TextProcessor) -> None:
+    model = build_model(tiny.model_config(foundation, **RELEASED), seed=0).model
+    parts = model.parts[POINT_CLOUD_REGION]
+    assert (parts.pafe.fc1.in_features, parts.box_head.fc.out_features) == (24, 24)
+    batch = batch_of(POINT_CLOUD_REGION, text)
+    assert model(batch).terms["reg"] > 0
+    with pytest.raises(ValueError, match=r"point_cloud_region needs boxes of shape \(4, 24\), got \(4, 6\)"):
+        model(tiny.make_batch(POINT_CLOUD_REGION, text, range(4)))
+
+
+def test_itm_of_a_modality_that_is_not_listed_never_runs(
+    foundation: FoundationConfig, text: TextProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny.model_config(foundation, itm_modalities=(IMAGE_REGION,)), seed=0).model
+    calls: list[int] = []
+
+    def counted(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return joint_pass(*args)
+
+    monkeypatch.setattr(region_blip, "joint_pass", counted)
+    assert "itm" in model(tiny.make_batch(IMAGE_REGION, text, range(4))).terms
+    assert len(calls) == 1
+    terms = model(tiny.make_batch(POINT_CLOUD, text, range(4)))
+    assert set(terms.terms) == {"itc", "itg", "llm"}
+    assert len(calls) == 1
+    terms.total.backward()
+    assert all(p.grad is None for p in model.parts[POINT_CLOUD].itm_head.parameters())
+
+
+def test_released_decoding_preset() -> None:
+    decode = RELEASED_DECODING
+    assert (decode.num_beams, decode.min_new_tokens, decode.max_new_tokens, decode.image_size) == (5, 8, 30, 364)
+    assert decode.length_penalty == 1.0

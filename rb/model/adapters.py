@@ -16,18 +16,20 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
 
 from rb.core.config import LoraConfig
+from rb.core.modality import modality_spec
 from rb.core.seeding import torch_generator
 
-QFORMER_TARGETS = r"qformer\..*\.(?:attention|crossattention)\.attention\.(?:query|value)"
+QUERY_VALUE_OF_QFORMER = r".*\.(?:attention|crossattention)\.attention\.(?:query|value)"
+QFORMER_TARGETS = rf"qformer\.{QUERY_VALUE_OF_QFORMER}"
 # Names of the query and value projections in the attentions of the LLM families; the first pair found is used.
 LLM_QUERY_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))
 
 
-def lora_targets(blip2: Blip2ForConditionalGeneration) -> str:
-    """The regular expression (on full module names) of the layers that get LoRA.
+def lora_targets(blip2: Blip2ForConditionalGeneration, qformer: bool = True) -> str:
+    """The regular expression (on full module names) of the layers that get LoRA; ``qformer``: those of BLIP-2's Q-Former too.
 
     Raises:
         ValueError: the LLM names its query and value projections in none of the known ways; lists its linear layers.
@@ -39,11 +41,23 @@ def lora_targets(blip2: Blip2ForConditionalGeneration) -> str:
     }
     for query, value in LLM_QUERY_VALUE:
         if query in linear and value in linear:
-            return rf"{QFORMER_TARGETS}|language_model\..*\.(?:{re.escape(query)}|{re.escape(value)})"
+            in_llm = rf"language_model\..*\.(?:{re.escape(query)}|{re.escape(value)})"
+            return f"{QFORMER_TARGETS}|{in_llm}" if qformer else in_llm
     raise ValueError(
         f"no LoRA targets known in {type(blip2.language_model).__name__}: its linear layers are {', '.join(sorted(linear))}; "
         "add its query and value names to LLM_QUERY_VALUE"
     )
+
+
+def _add(
+    wrapped: PeftModel | None, root: nn.Module | None, modality: str, config: LoraConfig, targets: str
+) -> PeftModel:
+    """One more adapter around ``root``."""
+    settings = PeftLoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets)
+    if wrapped is None:
+        return get_peft_model(root, settings, adapter_name=modality)
+    wrapped.add_adapter(modality, settings)
+    return wrapped
 
 
 class Adapters:
@@ -56,38 +70,46 @@ class Adapters:
         modalities: one adapter each; may be empty (then nothing is wrapped).
         config: rank and alpha.
         seed: keys A's initialisation; B starts at zero, so a new adapter changes nothing.
+        point_qformer: of its own for points (``model.point_qformer: separate``): their adapters sit in it instead of BLIP-2's.
     """
 
     def __init__(
-        self, blip2: Blip2ForConditionalGeneration, modalities: Iterable[str], config: LoraConfig, seed: int = 0
+        self,
+        blip2: Blip2ForConditionalGeneration,
+        modalities: Iterable[str],
+        config: LoraConfig,
+        seed: int = 0,
+        point_qformer: Blip2QFormerModel | None = None,
     ) -> None:
         self.modalities = tuple(modalities)
         self.peft: PeftModel | None = None
+        self.point_peft: PeftModel | None = None
         self._layers: list[LoraLayer] = []
         if not self.modalities:
             return
-        targets = lora_targets(blip2)
+        in_both, in_llm = lora_targets(blip2), lora_targets(blip2, qformer=False)
         for modality in self.modalities:
-            settings = PeftLoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets)
-            if self.peft is None:
-                self.peft = get_peft_model(blip2, settings, adapter_name=modality)
-            else:
-                self.peft.add_adapter(modality, settings)
-        assert self.peft is not None
-        self._layers = [module for module in blip2.modules() if isinstance(module, LoraLayer)]
+            apart = point_qformer is not None and modality_spec(modality).source == "points"
+            self.peft = _add(self.peft, blip2, modality, config, in_llm if apart else in_both)
+            if apart:
+                self.point_peft = _add(self.point_peft, point_qformer, modality, config, QUERY_VALUE_OF_QFORMER)
+        roots = (blip2,) if point_qformer is None else (blip2, point_qformer)
+        self._layers = [module for root in roots for module in root.modules() if isinstance(module, LoraLayer)]
         self._initialise(seed)
         # PEFT leaves all but the first adapter frozen; the engine fixes its set of parameters once, so all must be on from the start.
         for name, parameter in blip2.named_parameters():
             parameter.requires_grad_("lora_" in name)
+        if point_qformer is not None:
+            point_qformer.requires_grad_(requires_grad=True)  # it trains whole
         self.activate(None)
 
     def _initialise(self, seed: int) -> None:
         """A: Kaiming uniform, keyed by (seed, adapter, layer); recent transformers switch ``nn.init`` off while loading, so check it."""
         for index, layer in enumerate(self._layers):
             for modality in self.modalities:
-                weight = layer.lora_A[modality].weight
-                if weight.is_meta:
+                if modality not in layer.lora_A or layer.lora_A[modality].weight.is_meta:
                     continue
+                weight = layer.lora_A[modality].weight
                 bound = 1.0 / math.sqrt(weight.shape[1])  # kaiming_uniform with a = sqrt(5)
                 draw = (
                     torch.rand(weight.shape, generator=torch_generator(seed, "lora", modality, index)) * (2 * bound)

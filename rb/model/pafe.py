@@ -15,10 +15,10 @@ INITS = ("default", "zero")
 
 
 class PaFE(nn.Module):
-    """Box [B, box_dim] in [0, 1] -> feature [B, 1, D], to be added to the query tokens.
+    """Box [B, box_dim] -> feature [B, 1, D], to be added to the query tokens.
 
     Args:
-        box_dim: 4 for images, 6 for clouds.
+        box_dim: 4 for images, 6 for clouds, all in [0, 1]; 24 in metres as the released code.
         width: D.
         hidden: between the two layers.
         init: "default", or "zero" for a last layer of zeros: training then starts with queries that ignore the box.
@@ -51,6 +51,6 @@ class BoxHead(nn.Module):
         self.fc = nn.Linear(width, box_dim)
 
     def forward(self, query_output: Tensor) -> Tensor:
-        """Query output [B, Q, D] -> [B, box_dim] float32, meant for [0, 1] but not clamped."""
+        """Query output [B, Q, D] -> [B, box_dim] float32, in the numbers of the boxes that it is trained on, not clamped."""
         with torch.autocast(query_output.device.type, enabled=False):
             return self.fc(query_output.float().mean(dim=1))

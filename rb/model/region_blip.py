@@ -6,69 +6,26 @@ micro-batch, W gathered batch, P patches, Q query tokens, T text tokens, D Q-For
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
 
 from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import DecodeConfig, ModelConfig
-from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
+from rb.core.modality import MODALITIES, modality_spec
 from rb.model import language, losses
 from rb.model.adapters import Adapters
-from rb.model.pafe import BoxHead, PaFE
+from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.qformer import TextBranch, joint_pass, query_and_text_pass, query_pass
 
 LABEL_SMOOTHING = 0.1  # ITC and ITG (LAVIS)
-INITIAL_TEMPERATURE = 0.07
-
-
-class ModalityParts(nn.Module):
-    """What one trained modality owns beside its adapter. All start from PyTorch's defaults; ``weights/build.py`` copies over them."""
-
-    def __init__(self, spec: ModalitySpec, config: ModelConfig, sizes: Sizes) -> None:
-        super().__init__()
-        self.query_tokens = nn.Parameter(torch.zeros(1, sizes.num_queries, sizes.qformer_width))  # [1, Q, D]
-        self.language_projection = nn.Linear(sizes.qformer_width, sizes.llm_width)
-        self.vision_proj = nn.Linear(sizes.qformer_width, sizes.itc_width)
-        self.text_proj = nn.Linear(sizes.qformer_width, sizes.itc_width)
-        self.itm_head = nn.Linear(sizes.qformer_width, 2)
-        # Shape [1]: DeepSpeed's initialize crashes on a 0-dim parameter.
-        self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
-        self.pafe = (
-            PaFE(spec.box_dim, sizes.qformer_width, config.pafe_hidden, config.init.pafe)
-            if spec.regional and config.pafe
-            else None
-        )
-        self.box_head = BoxHead(sizes.qformer_width, spec.box_dim) if spec.regional else None
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Widths that the parts must agree on, read off the foundation."""
-
-    num_queries: int
-    qformer_width: int
-    vision_width: int
-    llm_width: int
-    itc_width: int
-
-    @classmethod
-    def of(cls, blip2: Blip2ForConditionalGeneration, itc_width: int) -> Sizes:
-        """The sizes of a BLIP-2."""
-        config = blip2.config
-        return cls(
-            num_queries=config.num_query_tokens,
-            qformer_width=config.qformer_config.hidden_size,
-            vision_width=config.vision_config.hidden_size,
-            llm_width=config.text_config.hidden_size,
-            itc_width=itc_width,
-        )
 
 
 class RegionBLIP(nn.Module):
@@ -108,11 +65,18 @@ class RegionBLIP(nn.Module):
                 "name a Point-BERT folder, or leave the point modalities out"
             )
         self.parts = nn.ModuleDict({spec.name: ModalityParts(spec, config, sizes) for spec in trained})
+        self.shared_heads = SharedHeads(sizes) if config.shared_heads and trained else None
         # One for both point modalities: it belongs to the encoder, not to what is asked of it.
         self.point_projection = (
             nn.Linear(point_encoder.config.trans_dim, sizes.vision_width) if points and point_encoder else None
         )
-        self.adapters = Adapters(blip2, config.train_modalities, config.lora, seed)
+        self.point_qformer: Blip2QFormerModel | None = None
+        self.point_text_branch: TextBranch | None = None
+        if points and config.point_qformer == "separate":
+            # Copies in shape; weights/build.py says where their numbers come from.
+            self.point_qformer = copy.deepcopy(blip2.qformer).requires_grad_(requires_grad=True)
+            self.point_text_branch = copy.deepcopy(text_branch).requires_grad_(requires_grad=True)
+        self.adapters = Adapters(blip2, config.train_modalities, config.lora, seed, self.point_qformer)
         self.train(False)
 
     def train(self, mode: bool = True) -> RegionBLIP:  # noqa: ARG002 (nn.Module's signature)
@@ -131,8 +95,10 @@ class RegionBLIP(nn.Module):
 
     def _users(self, name: str) -> tuple[str, ...]:
         pieces = name.split(".")
-        if pieces[0] == "point_projection":
+        if pieces[0] in ("point_projection", "point_qformer", "point_text_branch") and "lora_" not in name:
             return tuple(m for m in self.parts if MODALITIES[m].source == "points")
+        if pieces[0] == "shared_heads":
+            return tuple(self.parts)
         owner = pieces[1] if pieces[0] == "parts" else next((p for p in pieces if p in self.parts), "")
         assert owner in self.parts, f"trainable parameter {name} belongs to no modality"
         return (owner,)
@@ -146,6 +112,16 @@ class RegionBLIP(nn.Module):
 
     def _parts_of(self, modality: str) -> ModalityParts:
         return cast("ModalityParts", self.parts[modality])
+
+    def heads_of(self, modality: str) -> ModalityParts | SharedHeads:
+        """Where the ``text_proj``, ``itm_head`` and ``temperature`` of a trained modality are."""
+        return self._parts_of(modality) if self.shared_heads is None else self.shared_heads
+
+    def qformer_of(self, modality: str) -> tuple[Blip2QFormerModel, TextBranch]:
+        """The Q-Former that reads a modality, and its text branch."""
+        if self.point_qformer is None or self.point_text_branch is None or modality_spec(modality).source != "points":
+            return self.blip2.qformer, self.text_branch
+        return self.point_qformer, self.point_text_branch
 
     def _autocast(self) -> torch.autocast:
         """bf16 where the frozen parts are bf16: what trains and the Q-Former stay in fp32 and are cast per operation."""
@@ -182,9 +158,10 @@ class RegionBLIP(nn.Module):
         queries = parts.query_tokens.expand(batch_size, -1, -1)
         if not spec.regional:
             return queries
-        if boxes is None or boxes.shape != (batch_size, spec.box_dim):
+        expected = (batch_size, self.config.box_dim(modality))
+        if boxes is None or boxes.shape != expected:
             shape = None if boxes is None else tuple(boxes.shape)
-            raise ValueError(f"{modality} needs boxes of shape {(batch_size, spec.box_dim)}, got {shape}")
+            raise ValueError(f"{modality} needs boxes of shape {expected}, got {shape}")
         return queries if parts.pafe is None else queries + parts.pafe(boxes)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -204,10 +181,10 @@ class RegionBLIP(nn.Module):
             features = self.encode(batch.modality, batch.inputs)  # [B, P, V or point width]
             image_embeds = self._image_embeds(batch.modality, features)  # [B, P, V]
             queries = self.query_tokens(batch.modality, batch.boxes, len(batch))  # [B, Q, D]
-            qformer = self.blip2.qformer
+            qformer, text_branch = self.qformer_of(batch.modality)
             if wants_text:
                 passed = query_and_text_pass(
-                    qformer, self.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
+                    qformer, text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
                 )
                 query_output = passed.query_output  # [B, Q, D]
                 terms |= self._text_losses(
@@ -235,7 +212,7 @@ class RegionBLIP(nn.Module):
         features: Tensor,
     ) -> dict[str, Tensor]:
         """ITC, ITM and ITG (BLIP-2's stage-1 losses; LAVIS blip2_qformer), negatives from all ranks."""
-        weights, parts = self.config.loss_weights, self._parts_of(batch.modality)
+        weights, parts, heads = self.config.loss_weights, self._parts_of(batch.modality), self.heads_of(batch.modality)
         terms: dict[str, Tensor] = {}
         gathered = _GatheredText.of(batch)
         row_offset = dist.rank() * len(batch)
@@ -246,13 +223,13 @@ class RegionBLIP(nn.Module):
         if weights["itc"] > 0 or wants_itm:
             with torch.autocast(self.device.type, enabled=False):
                 query_features = F.normalize(parts.vision_proj(query_output.float()), dim=-1)  # [B, Q, E]
-                text_features = F.normalize(parts.text_proj(text_cls.float()), dim=-1)  # [B, E]
+                text_features = F.normalize(heads.text_proj(text_cls.float()), dim=-1)  # [B, E]
                 itc, sim_i2t, sim_t2i = losses.itc_loss(
                     query_features,
                     text_features,
                     dist.all_gather_with_grad(query_features),
                     dist.all_gather_with_grad(text_features),
-                    parts.temperature,
+                    heads.temperature,
                     row_offset,
                     exclude if self.config.itc_mask_duplicates else None,
                     LABEL_SMOOTHING,
@@ -269,7 +246,8 @@ class RegionBLIP(nn.Module):
             )
         if weights["itg"] > 0:
             # Logits at places 0..T-2 predict tokens 1..T-1: a fixed shape, padding weighed out, so nothing waits for the device.
-            logits = self.text_branch.logits(itg_hidden[:, :-1]).float()  # [B, T - 1, vocabulary]
+            _, text_branch = self.qformer_of(batch.modality)
+            logits = text_branch.logits(itg_hidden[:, :-1]).float()  # [B, T - 1, vocabulary]
             mask = batch.text_mask[:, 1:].float()
             terms["itg"] = losses.token_loss(
                 logits, batch.text_ids[:, 1:], mask, dist.all_reduce_sum(mask.sum()), dist.world_size(), LABEL_SMOOTHING
@@ -297,14 +275,13 @@ class RegionBLIP(nn.Module):
         negative_boxes = None if batch.boxes is None else _take(batch.boxes, image_index)
         negative_queries = self.query_tokens(batch.modality, negative_boxes, len(batch))
         joint = joint_pass(
-            self.blip2.qformer,
-            self.text_branch,
+            *self.qformer_of(batch.modality),
             torch.cat([queries, negative_queries, queries]),  # [3B, Q, D]
             torch.cat([image_embeds, negative_embeds, image_embeds]),  # [3B, P, V]
             torch.cat([batch.text_ids, batch.text_ids, gathered.text_ids[text_index]]),  # [3B, T]
             torch.cat([batch.text_mask, batch.text_mask, gathered.text_mask[text_index]]),
         )  # [3B, Q, D]
-        logits = self._parts_of(batch.modality).itm_head(joint).float().mean(dim=1)  # [3B, 2]
+        logits = self.heads_of(batch.modality).itm_head(joint).float().mean(dim=1)  # [3B, 2]
         valid = losses.itm_row_weights(image_valid, text_valid)
         return losses.itm_loss(logits, valid, dist.all_reduce_sum(valid.sum()), dist.world_size())
 
@@ -322,7 +299,8 @@ class RegionBLIP(nn.Module):
         self.adapters.activate(modality if trained else None)
         image_embeds = self._image_embeds(modality, self.encode(modality, inputs))
         queries = self.query_tokens(modality, boxes, inputs.shape[0])
-        query_output = query_pass(self.blip2.qformer, queries, image_embeds)
+        qformer, _ = self.qformer_of(modality)
+        query_output = query_pass(qformer, queries, image_embeds)
         projection = self._parts_of(modality).language_projection if trained else self.blip2.language_projection
         return projection(query_output)
 

@@ -18,10 +18,12 @@ from rb.core.config import ModelConfig
 from rb.core.modality import modality_spec
 from rb.core.seeding import torch_generator
 from rb.core.text import TextProcessor
+from rb.model.parts import INITIAL_TEMPERATURE
 from rb.model.point_encoder import PointBert, PointBertConfig, from_original, infer_config
 from rb.model.qformer import TextBranch
-from rb.model.region_blip import INITIAL_TEMPERATURE, RegionBLIP
+from rb.model.region_blip import RegionBLIP
 from rb.model.weights.ledger import Ledger, listing, plain_name
+from rb.model.weights.point_qformer import point_qformer_start
 from rb.model.weights.readers import CheckpointError, fingerprint, read_json, read_tensors, weights_file
 from rb.model.weights.text_branch import HEADS, check_stage1, stage1_names
 
@@ -270,13 +272,15 @@ def _start_parts(
                 copies[f"{prefix}.language_projection.{kind}"] = (source, f"blip2 copy : language_projection.{kind}")
         if config.init.heads == "source":
             for key, name in HEADS.items():
-                copies[f"{prefix}.{name}"] = (
+                shared = model.shared_heads is not None and not name.startswith("vision_proj")
+                copies[f"shared_heads.{name}" if shared else f"{prefix}.{name}"] = (
                     stage1[key].reshape(-1) if key == "temp" else stage1[key],
                     f"{stage1_path.name} : {key}",
                 )
+    copies |= point_qformer_start(model)
     _fill(model, copies, ledger, stage1_path)
     for name, parameter in model.trainable_parameters().items():
-        if name not in ledger.origins:
+        if plain_name(name) not in ledger.origins:  # a layer with LoRA trains too, where the whole Q-Former does
             ledger.assign(name, _start(model, name, parameter, config, seed))
 
 
@@ -309,7 +313,13 @@ def _settle_dtypes(model: RegionBLIP, dtype: torch.dtype) -> None:
     """Encoders and LLM in ``dtype``; the Q-Former, the text branch and all that trains in fp32 (fp16 Q-Formers overflow)."""
     if model.point_encoder is not None:
         model.point_encoder.cast_frozen(dtype)
-    for module in (model.blip2.qformer, model.text_branch, model.parts, model.blip2.language_projection):
+    for module in (
+        model.blip2.qformer,
+        model.text_branch,
+        model.parts,
+        model.blip2.language_projection,
+        *(m for m in (model.point_qformer, model.point_text_branch) if m is not None),
+    ):
         module.float()
     model.blip2.query_tokens.data = model.blip2.query_tokens.data.float()
     for parameter in model.trainable_parameters().values():
