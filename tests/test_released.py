@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import Blip2Config, OPTConfig
 
 from rb.core.batch import Batch
 from rb.core.boxes import released_corners
 from rb.core.config import FoundationConfig, InitConfig, ModelConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.run_file import load_run
 from rb.core.text import TextProcessor
 from rb.data.points import PointTransform
 from rb.evaluation.predicting import RELEASED_DECODING
 from rb.model import region_blip
+from rb.model.point_encoder import PointBertConfig
 from rb.model.qformer import joint_pass
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model, text_processor
+from rb.model.weights.build import build_meta, build_model, text_processor
 from tests import tiny
 
 # -- boxes and frames of clouds ---------------------------------------------------------------------------------------
@@ -252,3 +256,71 @@ def test_released_decoding_preset() -> None:
     decode = RELEASED_DECODING
     assert (decode.num_beams, decode.min_new_tokens, decode.max_new_tokens, decode.image_size) == (5, 8, 30, 364)
     assert decode.length_penalty == 1.0
+
+
+# -- the run file -----------------------------------------------------------------------------------------------------
+
+LLM_LORA, QFORMER_LORA, STAGE1_PROJ = 2_621_440, 473_088, 196_864
+# What the released OPT-2.7B model trains, part by part, and those of its parts that no gradient ever reaches: this model has no such parts.
+TRAINED = {
+    "Qformer_pc": 186_282_811,
+    "Qformer_pc LoRA": 2 * QFORMER_LORA,
+    "Qformer LoRA": QFORMER_LORA,
+    "LLM LoRA": 3 * LLM_LORA,
+    "opt_proj": 3 * 1_968_640,
+    "query_tokens": 3 * 24_576,
+    "stage1_proj": 3 * STAGE1_PROJ,
+    "stage1_proj_text": STAGE1_PROJ,
+    "img_itm_head": 1_538,
+    "temp": 1,
+    "posembed": 99_712 + 102_272,
+    "reg": 3_076 + 18_456,
+    "pc_adapter": 542_080,
+}
+NEVER_MOVED = (
+    STAGE1_PROJ + 4 * QFORMER_LORA
+)  # stage1_proj_img; LoRA of pc modalities in Qformer, of img ones in Qformer_pc
+RELEASED_PART = {
+    "query_tokens": "query_tokens",
+    "language_projection": "opt_proj",
+    "vision_proj": "stage1_proj",
+    "text_proj": "stage1_proj_text",
+    "itm_head": "img_itm_head",
+    "temperature": "temp",
+    "pafe": "posembed",
+    "box_head": "reg",
+    "point_projection": "pc_adapter",
+    "point_text_branch": "Qformer_pc",
+}
+
+
+def released_part(name: str) -> str:
+    pieces = name.split(".")
+    if "lora_" in name:
+        return {"point_qformer": "Qformer_pc LoRA"}.get(
+            pieces[0], {"qformer": "Qformer LoRA"}.get(pieces[1], "LLM LoRA")
+        )
+    if pieces[0] == "point_qformer":
+        return "Qformer_pc"
+    return RELEASED_PART[pieces[{"parts": 2, "shared_heads": 1}.get(pieces[0], 0)]]
+
+
+def test_the_run_file_trains_what_the_released_code_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RB_WEIGHTS", "weights")
+    monkeypatch.setenv("RB_DATA", "data")
+    run = load_run("launch/runs/released_opt_2.7b.yaml")
+    opt = OPTConfig(
+        hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32
+    )
+    model = build_meta(run.model, Blip2Config(text_config=opt.to_dict()), PointBertConfig())
+    counts = Counter[str]()
+    for name, parameter in model.trainable_parameters().items():
+        counts[released_part(name)] += parameter.numel()
+    assert dict(counts) == TRAINED
+    total = counts.total() + NEVER_MOVED
+    assert total == 205_189_850
+    assert round(total / 1e6, 1) == 205.2
+    assert round((total - TRAINED["Qformer_pc"] - 4 * QFORMER_LORA) / 1e6, 1) == 17.0
+    assert run.train.grad_accum_steps(32) == 1
+    assert run.decode == RELEASED_DECODING
+    assert {name: getattr(run.model, name) for name in RELEASED} == RELEASED
