@@ -159,7 +159,11 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tracker.params({"optim": {"lr": 1e-4}, "long": "x" * 600, **{f"p{i}": i for i in range(150)}})
         tracker.tags({"git_commit": "abc", "trainable_parameters.image_region": 5585799})
         tracker.inputs([("refcoco+", digest, "/data/refcoco/manifest.json")])
+        tracker.inputs([("refcoco+", digest[::-1], "/data/val/manifest.json")], "validation")
         tracker.artifact(run_dir / "config.yaml")
+        (run_dir / "validation").mkdir()
+        (run_dir / "validation" / "step_0000001.html").write_text("<p>a red cube</p>")
+        tracker.artifact(run_dir / "validation" / "step_0000001.html")
         for step in range(250):
             tracker.metrics(step, {**losses(step), "train/lr": 1e-4, "bad/nan": math.nan, "bad/inf": math.inf})
     client = client_of(tmp_path / "runs")
@@ -171,8 +175,12 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.data.params["long"] == "x" * 500
     assert run.data.tags["trainable_parameters.image_region"] == "5585799"
     assert run.data.tags["dataset.refcocoplus.digest"] == digest
-    assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [("refcoco+", digest[:36])]
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert run.data.tags["validation_dataset.refcocoplus.digest"] == digest[::-1]
+    inputs = {(d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs}
+    assert inputs == {("refcoco+", digest[:36], "training"), ("refcoco+", digest[::-1][:36], "validation")}
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml", "validation"]
+    (page,) = client.list_artifacts(run.info.run_id, "validation")
+    assert Path(client.download_artifacts(run.info.run_id, page.path)).read_text() == "<p>a red cube</p>"
     for name in losses(0):
         history = client.get_metric_history(run.info.run_id, name)
         assert [(p.step, p.value) for p in history] == [(step, losses(step)[name]) for step in range(250)]

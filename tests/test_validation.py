@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from rb.core.run_file import to_tree
 from rb.data.predictions import read_predictions
 from rb.data.shards import ShardWriter
 from rb.tracking import metric_points
+from rb.tracking.mlflow_store import run_identity
 from rb.training import checkpoint
 from tests import small_data, tiny
 
@@ -78,7 +82,7 @@ def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
         },
         "validation": {"num_loss_batches": 2, "num_examples": 50, "keep_best": "val/point_cloud/loss_itc"},
         "decode": {"num_beams": 2, "max_new_tokens": 6},
-        "tracking": {"mlflow": False},
+        "tracking": {"experiment": "held out"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     with socket.socket() as probe:
@@ -155,3 +159,62 @@ def test_its_cider_is_that_of_the_captions_of_prediction(runs: Path, tmp_path: P
     assert found.step == STEPS
     assert found.value > 0
     assert found.value == pytest.approx(simple_cider([r.prediction for r in rows], [r.references for r in rows]))
+
+
+@pytest.mark.dist
+def test_samples_and_manifests_are_in_mlflow(runs: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    run = client.get_run(run_identity(runs / "validated")["run_id"])
+    inputs = {
+        (
+            Path(json.loads(d.dataset.source)["uri"]) if d.dataset.source.startswith("{") else Path(d.dataset.source)
+        ).parent.name: d.tags[0].value
+        for d in run.inputs.dataset_inputs
+    }
+    assert inputs == dict.fromkeys(("regions", "clouds"), "training") | dict.fromkeys(
+        ("held_regions", "held_clouds", "more_clouds"), "validation"
+    )
+    pages = [file.path for file in client.list_artifacts(run.info.run_id, "validation")]
+    assert pages == [f"validation/step_{step:07d}.html" for step in (3, 6, 8)]
+    texts = []
+    for page in pages:
+        texts.append(Path(client.download_artifacts(run.info.run_id, page)).read_text(encoding="utf-8"))
+        assert texts[-1] == (runs / "validated" / page).read_text(encoding="utf-8")
+        assert "<script" not in texts[-1]
+    for text in texts:
+        # Of 7 held-out regions and 7 clouds, the same six each: image with box, cloud as it stands.
+        assert text.count("<article") == 12
+        assert text.count('<rect class="box over"') == text.count('src="data:image/png;base64,') == 6
+        assert ids_of(text) == ids_of(texts[0])
+    broken = runs / "broken" / "validation"
+    assert [
+        (broken / Path(page).name).read_text(encoding="utf-8").replace("broken", "validated") for page in pages
+    ] == texts
+
+
+@pytest.mark.dist
+def test_the_samples_are_the_captions_of_prediction(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "regions.jsonl"
+    arguments = [
+        "--checkpoint",
+        str(runs / "validated"),
+        "--data",
+        str(runs.parent / "held_regions"),
+        "--out",
+        str(out),
+    ]
+    assert predict_command.main([*arguments, "--modality", "image_region", "--batch-size", "2"]) == 0
+    predicted = {row.id: row for row in read_predictions(out)[0]}
+    text = (runs / "validated" / "validation" / f"step_{STEPS:07d}.html").read_text(encoding="utf-8")
+    shown = [card for card in text.split("<article")[1:] if "image_region/" in card]
+    assert len(shown) == 6
+    for card in shown:
+        row = predicted[next(iter(ids_of(card)))]
+        assert f'<div class="said">{html.escape(row.prediction)}</div>' in card
+        assert all(f"<li>{html.escape(reference)}</li>" in card for reference in row.references)
+
+
+def ids_of(text: str) -> list[str]:
+    return re.findall(r'<div class="id mono">(.*?)</div>', text)

@@ -31,23 +31,24 @@ def json_script(value: object, attributes: str = 'type="application/json"') -> H
     return Html(f"<script {attributes}>{text}</script>")
 
 
-def page(title: str, html: str) -> str:
-    """A whole document. It loads nothing: a content policy forbids it."""
+def page(title: str, html: str, script: bool = True) -> str:
+    """A whole document. It loads nothing: a content policy forbids it. ``script``: false for a page that only shows."""
     files = resources.files("rb.drawing")
     css, js = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{esc(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n{html}\n</main>\n<script>\n{js}</script>\n"
-        "</body>\n</html>\n"
+        f"<title>{esc(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n{html}\n</main>\n"
+        + (f"<script>\n{js}</script>\n" if script else "")
+        + "</body>\n</html>\n"
     )
 
 
-def write_page(path: Path, title: str, html: str) -> Path:
+def write_page(path: Path, title: str, html: str, script: bool = True) -> Path:
     """Write ``page(...)`` atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(title, html), encoding="utf-8")
+    temporary.write_text(page(title, html, script), encoding="utf-8")
     temporary.replace(path)
     return path
 

@@ -74,10 +74,10 @@ def cloud_still(
     kept, xyz, centre, radius = _framed(points, box)
     size = STILL_SIDE * 2  # drawn twice as large and shrunk, for smooth edges
     seen = _seen((xyz - centre) / radius, up)
-    inside = np.ones(len(xyz), dtype=bool)
+    inside: NDArray[np.bool_] = np.ones(len(xyz), dtype=bool)
     if box is not None:
         low, high = np.asarray(box[:3]) - 1e-3 * radius, np.asarray(box[3:]) + 1e-3 * radius
-        inside = ((xyz >= low) & (xyz <= high)).all(axis=1)
+        inside = np.all((xyz >= low) & (xyz <= high), axis=1)
     ink = _colours(kept).astype(float) if kept.shape[1] >= 6 else np.where(inside[:, None], STILL_INK, STILL_SOFT)
     near = np.clip((seen[:, 2:] + 1) / 2, 0, 1)
     shades = (STILL_PAPER + (ink - STILL_PAPER) * (0.25 + 0.75 * near)).round().astype(int)

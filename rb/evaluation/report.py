@@ -191,10 +191,14 @@ def _made_of(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> Html:
         html += "<h3>Trainable parameters, by the modalities that use them</h3>" + table(
             ("used by", "numbers"), rows, (1,)
         )
-    inputs = {(r.get("name"), r.get("source")): r.get("digest", "") for r in events if r["kind"] == "input"}
+    inputs = {
+        (r.get("context", "training"), r.get("name"), r.get("source")): r.get("digest", "")
+        for r in events
+        if r["kind"] == "input"
+    }
     if inputs:
-        rows_in = [(name, _short(str(digest)), source) for (name, source), digest in inputs.items()]
-        html += "<h3>Training data</h3>" + table(("name", "digest", "manifest"), rows_in)
+        rows_in = [(why, name, _short(str(digest)), source) for (why, name, source), digest in inputs.items()]
+        html += "<h3>Data</h3>" + table(("for", "name", "digest", "manifest"), rows_in)
     parts = {k.split(".", 1)[1]: v for k, v in tags.items() if k.startswith("foundation.")}
     if parts:
         html += "<h3>Foundation (frozen)</h3>" + table(

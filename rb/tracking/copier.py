@@ -214,18 +214,22 @@ class JournalCopier:
             client.log_batch(self.run_id, tags=tags[start : start + CHUNK_VALUES])
 
     def _copy_input(self, client: MlflowClient, row: dict[str, Any]) -> None:
-        """A data set as MLflow's input (its digest holds 36 characters) and, whole, as a tag."""
+        """A data set as MLflow's input (its digest holds 36 characters) and, whole, as a tag; without a context it was trained on."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name, digest, source = row["name"], row["digest"], row["source"]
         data = Dataset(name=name, digest=digest.removeprefix("sha256:")[:36], source_type="local", source=source)
-        client.log_inputs(self.run_id, [DatasetInput(dataset=data, tags=[InputTag("mlflow.data.context", "training")])])
-        self._set_tags(client, {clean_name(f"dataset.{name}.digest"): digest})
+        context = row.get("context", "training")
+        client.log_inputs(self.run_id, [DatasetInput(dataset=data, tags=[InputTag("mlflow.data.context", context)])])
+        prefix = "dataset" if context == "training" else f"{context}_dataset"
+        self._set_tags(client, {clean_name(f"{prefix}.{name}.digest"): digest})
 
     def _copy_artifact(self, client: MlflowClient, path: str) -> None:
         local = self.run_dir / path
+        folder = Path(path).parent
         if local.exists():
-            client.log_artifact(self.run_id, str(local))
+            inside = not Path(path).is_absolute() and folder != Path()
+            client.log_artifact(self.run_id, str(local), folder.as_posix() if inside else None)
         else:
             _log.warning("%s is not there any more and is not copied to MLflow", local)
 

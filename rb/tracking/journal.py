@@ -5,7 +5,7 @@ append to the same file and a kill leaves at most one torn line, at the end. Row
 
     {"kind": "metrics", "time": s, "step": n, "values": {name: float}}      NaN and infinities as "NaN", "Infinity", "-Infinity"
     {"kind": "params" | "tags", "time": s, "values": {name: str}}
-    {"kind": "input", "time": s, "name": str, "digest": str, "source": str}
+    {"kind": "input", "time": s, "name": str, "digest": str, "source": str, "context": "training" | "validation"}
     {"kind": "artifact", "time": s, "path": str}                            relative to the run folder where it lies in it
     {"kind": "status", "time": s, "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED"}
     {"kind": "resume", "time": s, "step": n}                                metrics above step n, written before this row, are superseded

@@ -41,7 +41,7 @@ class Tracker:
         mlflow: bool = True,
         interval_s: float = 5.0,
     ) -> None:
-        self.run_dir = Path(run_dir)
+        self.run_dir = Path(run_dir).resolve()
         self._journal: Journal | None = None
         self._copy: MlflowCopy | None = None
         self._lock = FolderLock(self.run_dir)
@@ -71,7 +71,7 @@ class Tracker:
             self._journal.metrics(step, values)
 
     def artifact(self, path: str | Path) -> None:
-        """Have a file copied to MLflow; relative paths are relative to the run folder."""
+        """Have a file copied to MLflow, into the folder that it has in the run folder; relative paths are relative to that."""
         if self._journal:
             path = Path(path)
             if path.is_absolute() or not (self.run_dir / path).exists():
@@ -80,11 +80,11 @@ class Tracker:
                 path = path.relative_to(home) if path.is_relative_to(home) else path
             self._journal.write("artifact", path=str(path))
 
-    def inputs(self, datasets: Iterable[tuple[str, str, str]]) -> None:
-        """Log the data sets of the run as (name, digest, source)."""
+    def inputs(self, datasets: Iterable[tuple[str, str, str]], context: str = "training") -> None:
+        """Log the data sets of the run as (name, digest, source); ``context`` says what for: training, validation."""
         if self._journal:
             for name, digest, source in datasets:
-                self._journal.write("input", name=str(name), digest=str(digest), source=str(source))
+                self._journal.write("input", name=str(name), digest=str(digest), source=str(source), context=context)
 
     def resumed(self, step: int) -> None:
         """Say that the run goes on from ``step``: what was logged of later steps is superseded."""

@@ -152,6 +152,8 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
         if run.validation.due(done, last):
             scores, best = run.validation.run(done)
             tracker.metrics(done, scores)
+            if run.config.validation.num_examples:
+                tracker.artifact(on_main(partial(run.validation.write_samples, run.folder.path, done, scores)))
             window.restart_clock()
         if done % train_config.checkpoint_every == 0 or last or stopping or best:
             save(run, done, best)
@@ -213,6 +215,8 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
         if not resumed:
             run.folder.write(RUN_CONFIG, dump_run(config))
     log.info("run folder %s, commit %s", run.folder.path, place["git_commit"])
+    for line in run.built.ledger.lines(model) if dist.is_main() else ():
+        log.info("weights: %s", line)
     log.info("%d ranks (%s), optimizer kernel %s", place["ranks"], place["device"], place["optimizer_kernel"])
     log.info("trainable parameters: %s", ", ".join(f"{users} {count:,}" for users, count in counts.items()))
     log.info("%s, steps of the first epoch: %s", run.schedule.kind, run.schedule.epoch_steps(0))
@@ -227,6 +231,7 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     tracker.tags({"ranks": dist.world_size(), "optimizer_kernel": run.engine.kernel})
     readers = [reader for d in run.data.values() for reader in d.readers]
     tracker.inputs((reader.manifest.name, reader.digest, str(reader.path)) for reader in readers)
+    tracker.inputs(run.validation.inputs(), "validation")
     for name in (RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS):
         tracker.artifact(run.folder.path / name)
     if resumed:

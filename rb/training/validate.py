@@ -2,7 +2,7 @@
 
 Nothing about training changes by it: it draws from no generator that training uses, leaves no gradient, and puts the active adapter
 back. All ranks take part: a loss batch is spread over them as in training, captions are shared out. What is shown is the same at every
-validation and for every seed. The loop decides when, and writes checkpoints.
+validation and for every seed. The loop decides when, and writes checkpoints; `validation_page.py` shows a few of the captions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_tr
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import text_processor
 from rb.training.schedule import Turn
+from rb.training.validation_page import Shown, choose_examples, write_samples_page
 
 SEED = 0  # of validation's own draws (which captions, which points, which negatives): the same in runs of any seed
 
@@ -68,6 +70,10 @@ class Validation:
         self.settings, self._config, self._data, self._model = config.validation, config, data, model
         found = Best(**best) if best else None
         self.best = found if found and found.name == self.settings.keep_best else None
+        # By modality, on rank 0: which examples (manifest, number) were captioned, what was said (manifest, id), what is shown of it.
+        self._captioned: dict[str, list[tuple[int, int]]] = {}
+        self._said: dict[str, dict[tuple[int, str], str]] = {}
+        self._shown: dict[str, list[Shown]] = {}
         if self.settings.every:
             self._text = text_processor(config.model)
             self._decoder = example_decoder(config.model, model, SEED)
@@ -80,6 +86,19 @@ class Validation:
     def record(self) -> dict[str, Any] | None:
         """The best so far, for a checkpoint's meta file."""
         return asdict(self.best) if self.best else None
+
+    def inputs(self) -> list[tuple[str, str, str]]:
+        """(name, digest, source) of every manifest."""
+        readers = [reader for data in self._data.values() for reader in data.readers]
+        return [(reader.manifest.name, reader.digest, str(reader.path)) for reader in readers]
+
+    def write_samples(self, run_dir: Path, done: int, scores: dict[str, float]) -> Path:
+        """Write a few captions of the newest validation as a page into the run folder, and return its path. Rank 0 only."""
+        for modality, captioned in self._captioned.items():
+            if modality not in self._shown:
+                self._shown[modality] = choose_examples(modality, self._data[modality].readers, captioned)
+        samples = {m: [(one, self._said[m][one.manifest, one.id]) for one in shown] for m, shown in self._shown.items()}
+        return write_samples_page(run_dir, done, samples, scores)
 
     def run(self, done: int) -> tuple[dict[str, float], bool]:
         """Validate after ``done`` steps. Collective; the same result on all ranks.
@@ -157,9 +176,12 @@ class Validation:
         if wanted == 0:
             return {}
         rows, before = [], 0
+        captioned: list[tuple[int, int]] = []
         for number, reader in enumerate(readers):
             after = before + reader.num_examples
             count = wanted * after // total - wanted * before // total
+            chosen = [i * reader.num_examples // count for i in range(count)]
+            captioned += [(number, example) for example in chosen]
             dataset = PredictDataset(
                 reader,
                 modality,
@@ -167,7 +189,7 @@ class Validation:
                 batch_size=self._config.train.micro_batch_size,
                 rank=dist.rank(),
                 world_size=dist.world_size(),
-                limit=[i * reader.num_examples // count for i in range(count)],
+                limit=chosen,
             )
             made = caption_examples(
                 self._model, self._text, dataset, modality, self._config.decode, self._config.data.num_workers, False
@@ -182,4 +204,6 @@ class Validation:
                 row for rank_rows in gathered for row in rank_rows
             )  # an order without ranks: the same last bit
             score = simple_cider([row[2] for row in everything], [row[3] for row in everything])
+            self._captioned[modality] = captioned
+            self._said[modality] = {(manifest, sample_id): caption for manifest, sample_id, caption, _ in everything}
         return {f"val/{modality}/CIDEr": dist.broadcast_object(score)}
