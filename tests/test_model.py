@@ -315,7 +315,7 @@ def test_every_weight_has_an_origin(built: Built) -> None:
     report = built.ledger.report(built.model)
     assert set(report["weights"]) == {name.replace(".base_layer.", ".") for name in built.model.state_dict()}
     assert all(row["origin"] for row in report["weights"].values())
-    assert set(built.foundation) == {"blip2", "text_branch", "point_encoder"}
+    assert set(built.foundation) == {"blip2", "text_branch", "point_encoder", "recipe", "numerics", "report"}
 
 
 def test_same_seed_same_start(config: ModelConfig, built: Built) -> None:

@@ -89,6 +89,7 @@ def load_blip2(
     for name in blip2.state_dict():
         if name not in text_names:
             key = name if name in shards else _twin(name, tied, shards)
+            assert key is not None, name  # else it was listed as missing
             ledger.assign(f"blip2.{name}", f"{ROLE}/{shards[key].name}{FROM}{key}")
     return blip2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -87,8 +88,12 @@ class Ledger:
         """The report for a reader: one line for each part, then what was left out and what is missing."""
         report = self.report(model)
         lines = []
-        for part, origins in report["parts"].items():
-            sources = ", ".join(f"{origin} {count:,}" for origin, count in origins.items())
+        numbers: dict[str, Counter[str]] = {}
+        for name, row in report["weights"].items():
+            origin = row["origin"] if row["origin"].startswith(f"init{FROM}") else row["origin"].split(FROM)[0]
+            numbers.setdefault(".".join(name.split(".")[:2]), Counter())[origin] += math.prod(row["shape"])
+        for part, origins in numbers.items():
+            sources = ", ".join(f"{origin}: {count:,}" for origin, count in origins.items())
             types = ", ".join(report["dtypes"][part])
             lines.append(f"{part}: {report['tensors'][part]} tensors, {types}; numbers from {sources}")
         for source, keys in self.unused.items():

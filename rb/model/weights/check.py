@@ -1,0 +1,43 @@
+"""``rb weights check``: the whole assembly of a run's model from names and shapes alone, and what of it trains. Reads no tensor.
+
+Runs ``build_model`` on the meta device, so that what passes here is what training does. Used by ``commands.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rb.core.config import RunConfig
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import build_model, image_settings
+
+
+def check_run(config: RunConfig) -> list[str]:
+    """The report as lines, trainable parameters last.
+
+    Raises:
+        ValueError: whatever would stop training from loading: a file, a key, a shape, a tokenizer, the image settings.
+    """
+    built = build_model(config.model, config.seed, "meta")
+    side = image_settings(config.model)["size"]
+    expected = built.model.blip2.config.vision_config.image_size
+    lines = [f"run {config.name}: recipe {config.model.text_branch}, numerics {config.model.numerics}"]
+    lines += built.ledger.lines(built.model)
+    if side != expected:
+        lines.append(f"images: the processor says {side} pixels, the encoder was trained at {expected}")
+    lines += [f"{part}: {value[:16]}" for part, value in built.foundation.items() if len(value) == 64]
+    lines.append("trainable parameters:")
+    lines += [f"  {users}: {count:,}" for users, count in trainable_by_users(built.model).items()]
+    return lines
+
+
+def trainable_by_users(model: RegionBLIP) -> dict[str, int]:
+    """Trainable numbers by the modalities that use them: each one's own, then what several share."""
+    users, counts = model.parameter_modalities(), Counter[tuple[str, ...]]()
+    for name, parameter in model.trainable_parameters().items():
+        counts[users[name]] += parameter.numel()
+    shown = {}
+    for group in sorted(counts, key=len):
+        name = group[0] if len(group) == 1 else f"shared by {' and '.join(group)}"
+        shown[name] = counts[group]
+    return shown
