@@ -100,3 +100,21 @@ def test_a_step_without_an_active_modality_is_our_mistake() -> None:
     optimizer = torch_adamw(parameter_groups(parameters(), USERS, OPTIM), OPTIM, fused=False)
     with pytest.raises(AssertionError, match="set_active"):
         optimizer.step()
+
+
+def test_idle_groups_moved_is_what_plain_adamw_does_with_gradients_of_zero() -> None:
+    """`optim.idle_groups: moved`, the defect that the ablation measures."""
+    defect, plain = parameters(), parameters()
+    optimizer = torch_adamw(parameter_groups(defect, USERS, OPTIM), OPTIM, fused=False)
+    optimizer.idle_groups_move = True
+    usual = torch.optim.AdamW(parameter_groups(plain, USERS, OPTIM), lr=1e-2)
+    for modality in ("image_region", "point_cloud"):
+        for name in USERS:
+            value = float(modality in USERS[name])
+            defect[name].grad, plain[name].grad = (torch.full_like(p[name], value) for p in (defect, plain))
+        optimizer.set_active(modality)
+        before = defect["image_region.weight"].detach().clone()
+        optimizer.step()
+        usual.step()
+    assert all(torch.equal(defect[name], plain[name]) for name in USERS)
+    assert not torch.equal(before, defect["image_region.weight"])

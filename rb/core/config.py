@@ -1,165 +1,46 @@
-"""The configuration of a run: frozen dataclasses that check themselves. ``rb/core/run_file.py`` reads them from YAML.
+"""The configuration of a run: frozen dataclasses that check themselves; ``model`` is in rb/core/model_config.py.
 
-A sentence under each field says what it means; defaults are this project's choices (paper first, then the released code; the table in
-docs/architecture.md has all columns). Every check names field, value and what would be right.
+``rb/core/run_file.py`` reads them from YAML. A sentence under each field says what it means; defaults are this project's choices (paper
+first, then the released code; the table in docs/architecture.md has all columns). Every check names field, value and what would be right.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rb.core.modality import MODALITIES, in_table_order, modality_spec
+from rb.core.modality import in_table_order, modality_spec
+from rb.core.model_config import (
+    CLOUD_BOX_DIMS,
+    LOSS_NAMES,
+    TEXT_BRANCHES,
+    FoundationConfig,
+    InitConfig,
+    LoraConfig,
+    ModelConfig,
+    at_least,
+    one_of,
+)
 
-LOSS_NAMES = ("itc", "itm", "itg", "llm", "reg")
 SCHEDULES = ("weighted_round_robin", "round_robin", "sequential")
-TEXT_BRANCHES = ("stage1", "hub-itm", "bert")
-CLOUD_BOX_DIMS = {"min_max": 6, "metres_corners": 24}  # ``model.box3d`` -> numbers in a box of a cloud
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{name}: must be at least {least}, got {value}")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """LoRA of every adapter (q and v of the Q-Former's attentions and of the LLM's)."""
-
-    r: int = 8
-    """Rank."""
-    alpha: float = 1.0
-    """Scale is alpha / r."""
-
-    def __post_init__(self) -> None:
-        _at_least("model.lora.r", self.r, 1)
-
-
-@dataclass(frozen=True)
-class InitConfig:
-    """Where a modality's own parts start."""
-
-    query_tokens: str = "blip2"
-    """``blip2``: a copy of BLIP-2's; ``normal``: N(0, 0.02) as the released code."""
-    language_projection: str = "blip2"
-    """``blip2``: a copy; ``default``: PyTorch's default initialisation."""
-    heads: str = "source"
-    """vision_proj, text_proj, itm_head, temperature. ``source``: the text branch's file; ``default``: PyTorch's default, 0.07."""
-    pafe: str = "default"
-    """PaFE's last layer. ``default``: PyTorch's; ``zero``: queries start as if there were no box."""
-
-    def __post_init__(self) -> None:
-        _one_of("model.init.query_tokens", self.query_tokens, ("blip2", "normal"))
-        _one_of("model.init.language_projection", self.language_projection, ("blip2", "default"))
-        _one_of("model.init.heads", self.heads, ("source", "default"))
-        _one_of("model.init.pafe", self.pafe, ("default", "zero"))
-
-
-@dataclass(frozen=True)
-class FoundationConfig:
-    """The frozen checkpoint set, as local folders."""
-
-    blip2: str = ""
-    """A Hugging Face BLIP-2 folder (``blip2-opt-2.7b``, ...): ViT, Q-Former, projection, LLM, tokenizer, image processor."""
-    text_branch: str = ""
-    """What ``model.text_branch`` says: a LAVIS stage-1 file or its folder, a ``blip2-itm-vit-g`` folder, or a ``bert-base-uncased`` one.
-    Its folder also holds the BERT tokenizer, unless ``bert`` does."""
-    point_encoder: str = ""
-    """Folder or file of a Point-BERT in its original layout; needed only for point modalities."""
-    bert: str = ""
-    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, and the tokenizer where the text branch's folder has none."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The model: foundation, what is added to it, and its losses."""
-
-    foundation: FoundationConfig = field(default_factory=FoundationConfig)
-    """The frozen checkpoint set."""
-    train_modalities: tuple[str, ...] = field(
-        default_factory=lambda: tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
-    )
-    """Modalities with parameters of their own. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
-    text_branch: str = "stage1"
-    """Where the Q-Former's text branch comes from: ``stage1``, LAVIS's file, which alone has all of it; ``hub-itm``, the public matching
-    model, with BERT's LM head; ``bert``, BERT as it is (the released code)."""
-    llm: str = "auto"
-    """Kind of LLM that the foundation must hold: ``decoder`` (OPT), ``encoder_decoder`` (T5), or ``auto``: whichever it holds."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    """LoRA of every adapter."""
-    init: InitConfig = field(default_factory=InitConfig)
-    """Where new parts start."""
-    point_qformer: str = "shared"
-    """Q-Former that reads points: ``shared``, BLIP-2's with LoRA, or ``separate``, a second one that trains whole (released code)."""
-    shared_heads: bool = False
-    """One text_proj, itm_head and temperature for all modalities (released code) instead of one each."""
-    box3d: str = "min_max"
-    """Box of a cloud: ``min_max``, 6 numbers in the cloud's own frame mapped to [0, 1], or ``metres_corners``, the released code's 24:
-    eight corners in the cloud's own units, extents of y and z exchanged."""
-    cloud_frame: str = "unit"
-    """Points of scenes (clouds with a box): ``unit``, mean 0 and largest radius 1 as objects always, or ``metres``, as they are stored."""
-    pafe: bool = True
-    """Position-assisted feature extraction; false is the paper's Table 2 (queries, LoRA and regression stay)."""
-    pafe_hidden: int = 128
-    """Hidden width of PaFE."""
-    loss_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSS_NAMES, 1.0))
-    """Weight of each term in the total (paper eq. 2). A term of weight 0 is not computed."""
-    itm_modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MODALITIES))
-    """Modalities that have an ITM term."""
-    itm_negatives: str = "global"
-    """Hard negatives chosen over all ranks (``global``) or this one (``local``)."""
-    itc_mask_duplicates: bool = True
-    """Leave the same object and the same caption out of ITC's and ITM's negatives."""
-    max_text_tokens: int = 32
-    """Length of a caption, end token included."""
-    prompt: str = ""
-    """Literal text before the caption (decoders: none by default; T5: the modality's fixed prefix)."""
-    numerics: str = "hf"
-    """``hf``: bit-equal to plain transformers; ``lavis``: as LAVIS (``ln_vision`` eps 1e-5, plain GELU in T5, OPT's 50,272 own words)."""
-    num_points: int = 8192
-    """Points of a cloud that the point encoder reads."""
-    num_scene_points: int | None = None
-    """Points of a scene (a cloud with a box) where that is another number; the released code reads 40,000."""
-    frozen_dtype: str = "auto"
-    """Frozen encoders and LLM: ``bfloat16``, ``float32``, or ``auto`` (bfloat16 on a GPU, float32 on a CPU)."""
-    attention: str = "sdpa"
-    """Attention of ViT and LLM: ``sdpa``, ``eager``, or ``flash_attention_2`` (extra ``[flash]``). The Q-Former always uses sdpa."""
-
-    def __post_init__(self) -> None:
-        for name in ("train_modalities", "itm_modalities"):
-            object.__setattr__(self, name, in_table_order(getattr(self, name)))
-        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
-        if unknown:
-            raise ValueError(f"model.loss_weights: unknown term {unknown[0]!r}; terms: {', '.join(LOSS_NAMES)}")
-        for name, weight in self.loss_weights.items():
-            _at_least(f"model.loss_weights.{name}", weight, 0.0)
-        object.__setattr__(self, "loss_weights", {name: float(self.loss_weights.get(name, 1.0)) for name in LOSS_NAMES})
-        if not any(self.loss_weights.values()):
-            raise ValueError(
-                "model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight"
-            )
-        _one_of("model.llm", self.llm, ("auto", "decoder", "encoder_decoder"))
-        _one_of("model.point_qformer", self.point_qformer, ("shared", "separate"))
-        _one_of("model.box3d", self.box3d, tuple(CLOUD_BOX_DIMS))
-        _one_of("model.cloud_frame", self.cloud_frame, ("unit", "metres"))
-        _one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
-        _one_of("model.text_branch", self.text_branch, TEXT_BRANCHES)
-        _one_of("model.numerics", self.numerics, ("hf", "lavis"))
-        _one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))
-        _one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
-        _at_least("model.max_text_tokens", self.max_text_tokens, 4)
-        _at_least("model.num_points", self.num_points, 1)
-        _at_least("model.num_scene_points", self.num_scene_points or 1, 1)
-        _at_least("model.pafe_hidden", self.pafe_hidden, 1)
-
-    def box_dim(self, modality: str) -> int:
-        """Numbers in a box of ``modality`` as this model reads it; 0 where a sample is a whole source."""
-        spec = modality_spec(modality)
-        return CLOUD_BOX_DIMS[self.box3d] if spec.regional and spec.source == "points" else spec.box_dim
+# The ``model`` section's classes are part of this module for everyone else.
+__all__ = (
+    "CLOUD_BOX_DIMS",
+    "LOSS_NAMES",
+    "SCHEDULES",
+    "TEXT_BRANCHES",
+    "DataConfig",
+    "DataSource",
+    "DecodeConfig",
+    "FoundationConfig",
+    "InitConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "ValidationConfig",
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +53,7 @@ class DataSource:
     """How often it is shown per epoch (the released code shows ScanRefer twice)."""
 
     def __post_init__(self) -> None:
-        _at_least("data.*.repeat", self.repeat, 1)
+        at_least("data.*.repeat", self.repeat, 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +77,7 @@ class DataConfig:
                 if not sources:
                     raise ValueError(f"data.{part}.{name}: no manifest listed; list one, or remove the modality")
             object.__setattr__(self, part, {name: listed[name] for name in in_table_order(listed)})
-        _at_least("data.num_workers", self.num_workers, 0)
+        at_least("data.num_workers", self.num_workers, 0)
 
 
 @dataclass(frozen=True)
@@ -217,6 +98,9 @@ class OptimConfig:
     """Not on biases, norms and other parameters of fewer than two dimensions."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0 is none."""
+    idle_groups: str = "still"
+    """Parameters that a step's modality does not use: ``still``, or ``moved`` by old momentum and decay, as DeepSpeed moves them. The
+    latter is a defect of the released code, here for the ablation that measures it only."""
     kernel: str = "auto"
     """``auto`` (torch's fused AdamW on a GPU, for-each on a CPU), ``torch``, ``torch_fused`` or ``deepspeed_fused``."""
 
@@ -227,8 +111,9 @@ class OptimConfig:
         if not 0.0 <= self.min_lr <= self.lr:
             raise ValueError(f"optim.min_lr: must lie between 0 and optim.lr = {self.lr}, got {self.min_lr}")
         for name in ("warmup_steps", "warmup_start_lr", "weight_decay", "grad_clip"):
-            _at_least(f"optim.{name}", getattr(self, name), 0)
-        _one_of("optim.kernel", self.kernel, ("auto", "torch", "torch_fused", "deepspeed_fused"))
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        one_of("optim.idle_groups", self.idle_groups, ("still", "moved"))
+        one_of("optim.kernel", self.kernel, ("auto", "torch", "torch_fused", "deepspeed_fused"))
 
 
 @dataclass(frozen=True)
@@ -261,7 +146,7 @@ class TrainConfig:
     """CPU threads of one rank; 0 leaves torch's choice."""
 
     def __post_init__(self) -> None:
-        _one_of("train.schedule", self.schedule, SCHEDULES)
+        one_of("train.schedule", self.schedule, SCHEDULES)
         for name in (
             "global_batch_size",
             "micro_batch_size",
@@ -270,10 +155,10 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            at_least(f"train.{name}", getattr(self, name), 1)
         if self.max_steps is not None:
-            _at_least("train.max_steps", self.max_steps, 1)
-        _at_least("train.timeout_s", self.timeout_s, 1)
+            at_least("train.max_steps", self.max_steps, 1)
+        at_least("train.timeout_s", self.timeout_s, 1)
 
     def grad_accum_steps(self, num_ranks: int) -> int:
         """Micro-batches of a step on each rank; ``ValueError`` names the three numbers where they do not divide."""
@@ -301,7 +186,7 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "num_examples", "num_loss_batches"):
-            _at_least(f"validation.{name}", getattr(self, name), 0)
+            at_least(f"validation.{name}", getattr(self, name), 0)
 
     def check_keep_best(self, model: ModelConfig, modalities: tuple[str, ...]) -> None:
         """Whether validation of ``modalities`` will give the score that ``keep_best`` names; a ``ValueError`` lists those it gives."""
@@ -345,8 +230,8 @@ class DecodeConfig:
     """Side of the image when it is not the encoder's own (the released code evaluates at 364)."""
 
     def __post_init__(self) -> None:
-        _at_least("decode.num_beams", self.num_beams, 1)
-        _at_least("decode.min_new_tokens", self.min_new_tokens, 0)
+        at_least("decode.num_beams", self.num_beams, 1)
+        at_least("decode.min_new_tokens", self.min_new_tokens, 0)
         if self.max_new_tokens < max(1, self.min_new_tokens):
             raise ValueError(
                 f"decode.max_new_tokens: must be at least min_new_tokens = {self.min_new_tokens}, got {self.max_new_tokens}"

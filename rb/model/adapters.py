@@ -28,12 +28,14 @@ QFORMER_TARGETS = rf"qformer\.{QUERY_VALUE_OF_QFORMER}"
 LLM_QUERY_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))
 
 
-def lora_targets(blip2: Blip2ForConditionalGeneration, qformer: bool = True) -> str:
-    """The regular expression (on full module names) of the layers that get LoRA; ``qformer``: those of BLIP-2's Q-Former too.
+def lora_targets(blip2: Blip2ForConditionalGeneration, qformer: bool = True, llm: bool = True) -> str:
+    """The regular expression (on full module names) of the layers that get LoRA; of BLIP-2's Q-Former, of the LLM, or of both.
 
     Raises:
         ValueError: the LLM names its query and value projections in none of the known ways; lists its linear layers.
     """
+    if not llm:
+        return QFORMER_TARGETS
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in blip2.language_model.named_modules()
@@ -68,7 +70,7 @@ class Adapters:
     Args:
         blip2: wrapped in place.
         modalities: one adapter each; may be empty (then nothing is wrapped).
-        config: rank and alpha.
+        config: rank, alpha, and whether the LLM has any.
         seed: keys A's initialisation; B starts at zero, so a new adapter changes nothing.
         point_qformer: of its own for points (``model.point_qformer: separate``): their adapters sit in it instead of BLIP-2's.
     """
@@ -87,10 +89,14 @@ class Adapters:
         self._layers: list[LoraLayer] = []
         if not self.modalities:
             return
-        in_both, in_llm = lora_targets(blip2), lora_targets(blip2, qformer=False)
+        # Before the first adapter: wrapped layers have other names.
+        in_llm = lora_targets(blip2, qformer=False) if config.llm else None
+        in_blip2 = lora_targets(blip2, llm=config.llm)
         for modality in self.modalities:
             apart = point_qformer is not None and modality_spec(modality).source == "points"
-            self.peft = _add(self.peft, blip2, modality, config, in_llm if apart else in_both)
+            targets = in_llm if apart else in_blip2
+            if targets is not None:
+                self.peft = _add(self.peft, blip2, modality, config, targets)
             if apart:
                 self.point_peft = _add(self.point_peft, point_qformer, modality, config, QUERY_VALUE_OF_QFORMER)
         roots = (blip2,) if point_qformer is None else (blip2, point_qformer)

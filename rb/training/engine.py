@@ -102,6 +102,7 @@ class Engine:
         param_groups = groups.parameter_groups(self.parameters, modalities_of, optim)
         self.kernel = choose_kernel(optim.kernel, device)
         self.optimizer = _build_optimizer(self.kernel, param_groups, optim)
+        self.optimizer.idle_groups_move = optim.idle_groups == "moved"
         self._loss = _TotalLoss(model)
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=self._loss, optimizer=self.optimizer, config=settings)

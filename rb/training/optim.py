@@ -71,9 +71,10 @@ def parameter_groups(
 
 
 class ActiveGroups(torch.optim.Optimizer):
-    """Mixed into an optimizer: its `step()` keeps only the groups of the active modality; none set is our mistake."""
+    """Mixed into an optimizer: its `step()` moves only the groups of the active modality; none set is our mistake."""
 
     active_modality: str | None = None
+    idle_groups_move = False  # `optim.idle_groups: moved`, for the ablation only
 
     def set_active(self, modality: str) -> None:
         """From now on `step()` moves only the parameters that `modality` uses. The same on all ranks."""
@@ -89,7 +90,8 @@ class ActiveGroups(torch.optim.Optimizer):
         assert closure is None, "a closure would run for every group"
         assert self.active_modality is not None, "set_active() comes before step()"
         every = self.param_groups
-        self.param_groups = [group for group in every if self.active_modality in group[MODALITIES_KEY]]
+        if not self.idle_groups_move:
+            self.param_groups = [group for group in every if self.active_modality in group[MODALITIES_KEY]]
         try:
             if self.param_groups:
                 super().step()
