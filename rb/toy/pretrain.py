@@ -1,7 +1,8 @@
 """``python -m rb.toy.pretrain --out DIR``: pre-trains the toy foundation, stage by stage, and writes it in the public checkpoints' forms.
 
-Stages: vision, language and points (independent; two at a time, one thread each), then the bridge (Q-Former and text branch) and its
-settling, export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on where it stopped; ``--scale`` shortens all of them.
+Stages: vision, language, points and T5's language (independent; two at a time, one thread each), then the bridge (Q-Former and text branch),
+its settling, and T5 behind the settled bridge; export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on
+where it stopped; ``--scale`` shortens all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rb.toy.pretrain_export import write_foundation
 from rb.toy.pretrain_language import train_language
 from rb.toy.pretrain_points import train_points
 from rb.toy.pretrain_score import score_foundation
+from rb.toy.pretrain_t5 import settle_t5, train_t5_language
 from rb.toy.pretrain_vision import train_vision
 
 # Steps, and how many scenes, documents or clouds to learn from.
@@ -34,14 +36,18 @@ STAGES: dict[str, tuple[int, int]] = {
     "points": (400, 3000),
     "bridge": (1200, 8000),
     "settle": (250, 8000),
+    "t5_language": (800, 12000),
+    "t5_settle": (1500, 8000),
 }
 _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]]]] = {
     "vision": train_vision,
     "language": train_language,
     "points": train_points,
+    "t5_language": train_t5_language,
 }
+_AFTER = ("bridge", "settle", "t5_settle")  # each needs those before it
 _LEAST = 300  # scenes, documents or clouds: whole batches and held-out rows
-_TIED = "lm_head.weight"  # OPT's output matrix is its embedding
+_TIED = "lm_head.weight"  # OPT's output matrix is its embedding, T5's is not
 
 
 def _finished(work: Path, stage: str, steps: int) -> bool:
@@ -57,7 +63,8 @@ def _keep(
 ) -> None:
     """Weights first, then the book that says they are complete."""
     temporary = work / f".{stage}.new"
-    save_file({k: v.contiguous() for k, v in weights.items() if not k.endswith(_TIED)}, temporary)
+    own = {k: v for k, v in weights.items() if stage.startswith("t5_") or not k.endswith(_TIED)}
+    save_file({k: v.contiguous() for k, v in own.items()}, temporary)
     temporary.replace(work / f"{stage}.safetensors")
     book = {"steps": steps, "seconds": round(time.monotonic() - began), "scores": scores}
     (work / f"{stage}.json").write_text(json.dumps(book, indent=2) + "\n", encoding="utf-8")
@@ -70,7 +77,10 @@ def run_stage(stage: str, work: Path, scale: float) -> None:
     if _finished(work, stage, steps):
         return
     began = time.monotonic()
-    if stage in ("bridge", "settle"):
+    if stage == "t5_settle":
+        bridge = trained_bridge(load_file(work / "settle.safetensors"))
+        weights, scores = settle_t5(bridge, load_file(work / "t5_language.safetensors"), steps, amount)
+    elif stage in ("bridge", "settle"):
         if stage == "bridge":
             vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
             bridge = new_bridge(vision, language)
@@ -90,7 +100,7 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         for job in [pool.submit(run_stage, stage, work, scale) for stage in _ALONE]:
             job.result()
-    for stage in ("bridge", "settle"):
+    for stage in _AFTER:
         run_stage(stage, work, scale)
     return finish(out, work, num_scenes)
 
@@ -98,10 +108,18 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
     """Export of the finished stages in ``work``, and scores of what was written."""
     bridge = trained_bridge(load_file(work / "settle.safetensors"))
-    write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"))
+    points, t5 = (load_file(work / f"{stage}.safetensors") for stage in ("points", "t5_settle"))
+    write_foundation(out, bridge.eval(), points, t5)
     scores, examples = score_foundation(out, num_scenes)
+    t5_scores, t5_examples = score_foundation(out, num_scenes, llm="t5")
     stages = {stage: json.loads((work / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}
-    tree = {"scores": scores, "stages": stages, "examples": examples}
+    tree = {
+        "scores": scores,
+        "t5_scores": t5_scores,
+        "stages": stages,
+        "examples": examples,
+        "t5_examples": t5_examples,
+    }
     (out / "scores.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     return tree
 

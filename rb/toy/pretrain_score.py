@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
+from rb.core.modality import IMAGE, modality_spec
 from rb.core.text import one_line
 from rb.toy.pretrain_data import SEED, to_pixels
 from rb.toy.truth import parse_caption, scene_truth, true_counted, true_whole
@@ -24,10 +25,10 @@ HELD_OUT = "held-out"
 _CHUNK = 50
 
 
-def load_foundation(folder: Path) -> tuple[Blip2ForConditionalGeneration, AutoTokenizer]:
-    """The BLIP-2 of a foundation in fp32, and the LLM's tokenizer."""
-    model = Blip2ForConditionalGeneration.from_pretrained(folder / "blip2-opt", dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder / "blip2-opt")
+def load_foundation(folder: Path, llm: str = "opt") -> tuple[Blip2ForConditionalGeneration, AutoTokenizer]:
+    """The BLIP-2 of a foundation in fp32, with ``opt`` or ``t5``, and the LLM's tokenizer."""
+    model = Blip2ForConditionalGeneration.from_pretrained(folder / f"blip2-{llm}", dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder / f"blip2-{llm}")
 
 
 @torch.no_grad()
@@ -42,15 +43,17 @@ def captions_of(
     captions: list[str] = []
     settings = copy.deepcopy(model.generation_config)
     settings.num_beams = num_beams
-    num_queries = model.config.num_query_tokens
+    # OPT begins at its start token, T5 reads the paper's prefix.
+    t5 = model.config.text_config.is_encoder_decoder
+    prompt_ids = tokenizer(modality_spec(IMAGE).t5_prefix if t5 else "")["input_ids"]
     for chunk in pixels.split(_CHUNK):
         embeds = model.vision_model(chunk).last_hidden_state
         embeds = torch.zeros_like(embeds) if blind else embeds
         queries = model.query_tokens.expand(len(chunk), -1, -1)
         output = model.qformer(query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
-        start = model.get_input_embeddings()(torch.full((len(chunk), 1), model.config.text_config.bos_token_id))
-        inputs = torch.cat([model.language_projection(output), start], dim=1)
-        assert inputs.shape[1] == num_queries + 1
+        prompt = model.get_input_embeddings()(torch.tensor([prompt_ids] * len(chunk)))
+        inputs = torch.cat([model.language_projection(output), prompt], dim=1)
+        assert inputs.shape[1] == model.config.num_query_tokens + len(prompt_ids)
         ids = model.language_model.generate(
             inputs_embeds=inputs,
             attention_mask=torch.ones(inputs.shape[:2], dtype=torch.int64),
@@ -60,9 +63,9 @@ def captions_of(
     return captions
 
 
-def score_foundation(folder: Path, num_scenes: int = 400) -> tuple[dict[str, float], list[str]]:
+def score_foundation(folder: Path, num_scenes: int = 400, llm: str = "opt") -> tuple[dict[str, float], list[str]]:
     """Shares of true captions, and some captions to look at."""
-    model, tokenizer = load_foundation(folder)
+    model, tokenizer = load_foundation(folder, llm)
     scenes = [make_scene(SEED, HELD_OUT, i) for i in range(num_scenes)]
     truths = [scene_truth(scene) for scene in scenes]
     pixels = to_pixels(scene.image for scene in scenes)
