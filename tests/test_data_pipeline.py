@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,13 @@ def test_regions_can_be_predicted_from_crops_or_whole_images(sources) -> None:
             PredictDataset(ManifestReader(Path(sources[IMAGE][0].manifest)), modality, decoder, batch_size=1, **kwargs)[
                 0
             ]
+
+
+def test_an_epoch_of_the_first_samples_only(sources) -> None:
+    source = replace(sources[IMAGE_REGION][0], repeat=1, first=5)
+    data = open_training_data({IMAGE_REGION: [source]}, seed=3)[IMAGE_REGION]
+    assert len(data.stream) == 5
+    assert sorted(data.place(position)[1].sample for position in range(5)) == [0, 1, 2, 3, 4]
 
 
 def test_equal_objects_and_captions_have_equal_keys(sources, text: TextProcessor) -> None:

@@ -51,9 +51,12 @@ class DataSource:
     """Path of a ``manifest.json`` (or its folder)."""
     repeat: int = 1
     """How often it is shown per epoch (the released code shows ScanRefer twice)."""
+    first: int | None = None
+    """Only its first so many samples: an epoch of a small share of the data, as ablations need. Validation losses use it too."""
 
     def __post_init__(self) -> None:
         at_least("data.*.repeat", self.repeat, 1)
+        at_least("data.*.first", 1 if self.first is None else self.first, 1)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def open_training_data(sources: Mapping[str, Sequence[DataSource]], seed: int) -
         for reader in readers:
             check_fits(reader, modality, predicting=False)
         repeats = [source.repeat for source in listed]
-        opened[modality] = TrainingData(readers, Stream(modality, [len(reader) for reader in readers], repeats, seed))
+        sizes = [min(len(r), s.first or len(r)) for r, s in zip(readers, listed, strict=True)]
+        opened[modality] = TrainingData(readers, Stream(modality, sizes, repeats, seed))
     return opened
 
 
