@@ -11,15 +11,26 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands; each room adds its own."""
     import rb.data.commands as data_commands
     import rb.model.weights.commands as weights_commands
+    from rb.ablate import commands as ablate_commands
     from rb.data import prepare
     from rb.evaluation import doctor
     from rb.toy import commands as toy_commands
     from rb.tracking import commands as tracking_commands
+    from rb.training import import_released
 
     parser = argparse.ArgumentParser(prog="rb", description="RegionBLIP: prepare data, train, evaluate.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="start a training run under the deepspeed launcher", add_help=False)
-    for room in (prepare, data_commands, toy_commands, tracking_commands, weights_commands, doctor):
+    for room in (
+        prepare,
+        data_commands,
+        toy_commands,
+        tracking_commands,
+        weights_commands,
+        import_released,
+        doctor,
+        ablate_commands,
+    ):
         room.add_commands(commands)
     return parser
 

@@ -1,0 +1,83 @@
+"""``rb import-released FILE --run RUN --out RUN_DIR``: a released RegionBLIP checkpoint as a run folder of this project.
+
+The folder has the resolved configuration, the loader's report and a checkpoint of step 0 without optimizer state: prediction reads it as
+any other, and a run starts from it by ``init_from``. What goes where is in ``rb/model/weights/released.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from rb.core.config import RunConfig
+from rb.core.run_file import digest, dump_run, load_run, to_tree
+from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.model.weights.build import build_model
+from rb.model.weights.ledger import FROM
+from rb.model.weights.readers import fingerprint, read_tensors
+from rb.model.weights.released import import_released
+from rb.training.checkpoint import PARAMETER, TrainState, save
+from rb.training.run_folder import RunFolder, environment, package_versions
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``rb import-released``."""
+    command = commands.add_parser("import-released", help="a released RegionBLIP checkpoint as a run folder")
+    command.add_argument("file", type=Path, help="regionblip_opt-2.7b.pth or a sibling")
+    command.add_argument(
+        "--run", type=Path, required=True, metavar="FILE", dest="run_file", help="launch/runs/released_opt_2.7b.yaml"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="the run folder to make")
+    command.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="e.g. model.foundation.blip2=FOLDER"
+    )
+    command.set_defaults(run=_import)
+
+
+def _import(args: argparse.Namespace) -> int:
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
+    for line in import_run(args.file, load_run(args.run_file, args.overrides), args.out):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+def import_run(file: Path, config: RunConfig, out: Path) -> list[str]:
+    """Build the run's model, read the released file into it, write the run folder; lines that say what became of every key.
+
+    Raises:
+        ValueError: the foundation or the file does not fit, or there is a run in ``out`` already.
+    """
+    built = build_model(config.model, config.seed, torch.device("cpu"))
+    tensors = read_tensors(file)
+    account = import_released(built.model, tensors, str(file))
+    for target, key in account.origins.items():
+        built.ledger.origins[target] = f"{file.name}{FROM}{key}"
+    for key, reason in account.left_out.items():
+        built.ledger.leave_out(file.name, [key], reason)
+    state = TrainState()
+    state.tensors[PARAMETER] = {
+        name: parameter.detach().contiguous() for name, parameter in built.model.trainable_parameters().items()
+    }
+    meta = {
+        "config": to_tree(config),
+        "config_digest": digest(config),
+        "identities": {"foundation": built.foundation, "data": {}},
+        "versions": package_versions(),
+        "seed": config.seed,
+        "imported": {"file": file.name, "fingerprint": fingerprint([file])},
+    }
+    folder = RunFolder(out)
+    folder.claim(new=True)
+    save(out, 0, state, meta, keep=1)
+    folder.write(RUN_WEIGHTS, built.ledger.report(built.model))
+    folder.write(RUN_ENVIRONMENT, environment({"imported": file.name}))
+    folder.write(RUN_CONFIG, dump_run(config))  # last: with it the folder is a run
+    numbers = sum(tensors[key].numel() for key in account.origins.values())
+    lines = [f"{file}: {len(tensors)} keys", f"read: {len(account.origins)} ({numbers:,} numbers)"]
+    lines += [f"left out: {count} ({reason})" for reason, count in Counter(account.left_out.values()).items()]
+    return [*lines, f"run folder {out}: caption with python -m eval.predict --checkpoint {out}"]
