@@ -83,7 +83,7 @@ def load_blip2(
         # FlanT5: its head is not its embedding, though the library would quietly put that in the head's place.
         tied.pop("language_model.lm_head.weight", None)
     shards = _compare(folder, settings, {n: t for n, t in places.items() if n not in text_names}, tied, ledger)
-    blip2 = skeleton if meta else _read(folder, config, settings, places, tied, dtype)
+    blip2 = skeleton.to(dtype) if meta else _read(folder, config, settings, places, tied, dtype)
     if config.numerics == "lavis":
         blip2.vision_model.post_layernorm.eps = LN_VISION_EPS
     for name in blip2.state_dict():
