@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= demo
+LLM ?= opt
 
 .PHONY: help demo test check install clean
 
 help:
 	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
+	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
 	@echo "make test    run every test (about 10 minutes on 2 cores)"
 	@echo "make check   ruff, mypy and make test: what CI runs"
 	@echo "make clean   remove the demo's folder and the virtual environment"
@@ -23,7 +25,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	@touch $@
 
 demo: install
-	@$(RUN) -m rb.cli toy demo --out $(DEMO)
+	@$(RUN) -m rb.cli toy demo --out $(DEMO) --llm $(LLM)
 
 test: install
 	@$(RUN) -m pytest

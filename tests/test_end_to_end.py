@@ -25,8 +25,14 @@ from rb.tracking import metric_points
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, LOG_EVERY = 6, 2
-DATA = {"image": "coco_test", "image_region": "refcoco_test", "point_cloud": "objaverse_test"}
+STEPS, LOG_EVERY = 6, 3
+DATA = {
+    "image": "coco_test",
+    "image_region": "refcoco_test",
+    "point_cloud": "objaverse_test",
+    "point_cloud_region": "scanrefer_test",
+}
+SPLITS = {"coco": ("test",), **dict.fromkeys(("refcoco", "objaverse", "scanrefer"), ("train", "test"))}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files and shards, by ``rb toy`` and ``rb prepare``."""
     folder = tmp_path_factory.mktemp("world")
     assert rb(["toy", "raw", "--out", f"{folder}/raw", "--scale", "small"]) == 0
-    for name, splits in {"coco": ["test"], "refcoco": ["train", "test"], "objaverse": ["train", "test"]}.items():
+    for name, splits in SPLITS.items():
         for split in splits:
             out = f"{folder}/{name}_{split}"
             assert rb(["prepare", name, "--raw", f"{folder}/raw/{name}", "--out", out, "--split", split]) == 0
@@ -46,11 +52,12 @@ def run_file(world: Path, foundation: FoundationConfig) -> Path:
     tree = {
         "name": "chain",
         "output_dir": f"{world}/runs",
-        "model": to_tree(tiny.model_config(foundation)),
+        "model": to_tree(tiny.model_config(foundation, train_modalities=tuple(DATA)[1:])),
         "data": {
             "train": {
                 "image_region": [{"manifest": f"{world}/refcoco_train"}],
                 "point_cloud": [{"manifest": f"{world}/objaverse_train", "repeat": 3}],
+                "point_cloud_region": [{"manifest": f"{world}/scanrefer_train"}],
             },
             "num_workers": 1,
         },
@@ -152,13 +159,14 @@ def test_mlflow_holds_what_happened(run_dir: Path, predicted: Callable[[str, boo
     assert run.info.status == "FINISHED"
 
     points = metric_points(run_dir / "journal.jsonl")
-    terms = {"image_region": ("itc", "itm", "itg", "llm", "reg"), "point_cloud": ("itc", "itm", "itg", "llm")}
+    every = ("itc", "itm", "itg", "llm")
+    terms = {"image_region": (*every, "reg"), "point_cloud": every, "point_cloud_region": (*every, "reg")}
     logged = list(range(LOG_EVERY, STEPS + 1, LOG_EVERY))
     names = [f"train/{m}/loss_{t}" for m, ts in terms.items() for t in (*ts, "total")]
     for name in [*names, "train/lr", "train/grad_norm", "train/samples_per_s"]:
         history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
         assert history == [(point.step, point.value) for point in points[name]], name
-        # Strict turns and a window of two steps: every modality is in every window.
+        # Strict turns and a window of three steps: every modality is in every window.
         assert [step for step, _ in history] == logged, name
 
     scores = json.loads((run_dir / "metrics" / "image_region.json").read_text())["scores"]
@@ -182,12 +190,17 @@ def test_mlflow_holds_what_happened(run_dir: Path, predicted: Callable[[str, boo
 def test_table_and_page(
     run_dir: Path, predicted: Callable[[str, bool], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for modality, trained in (("image", True), ("image", False), ("image_region", False), ("point_cloud", True)):
-        assert score_command.main([str(predicted(modality, trained)), "--no-java", "--no-mlflow"]) == 0
+    cells = [("image", True), ("image", False), ("image_region", False), ("point_cloud", True)]
+    for modality, trained in [*cells, ("image_region", True), ("point_cloud_region", True)]:
+        truth = f"{run_dir.parent.parent}/raw/{DATA[modality].removesuffix('_test')}/truth.json"
+        arguments = [str(predicted(modality, trained)), "--no-java", "--no-mlflow", "--truth", truth]
+        assert score_command.main(arguments) == 0
     capsys.readouterr()
     assert table_command.main([str(run_dir)]) == 0
     table = capsys.readouterr().out
-    for words in ("base", "RegionBLIP", "image region", "point cloud", "CIDEr", "SPICE"):
+    heading = [part.strip() for part in table.splitlines()[0].split("|")]
+    assert heading[1:] == [name.replace("_", " ") for name in DATA]  # Table 1 in full shape
+    for words in ("base", "RegionBLIP", "CIDEr", "SPICE", "true", "right object"):
         assert words in table
     assert report_command.main([str(run_dir)]) == 0
     page = (run_dir / "report.html").read_text()

@@ -17,17 +17,26 @@ from pathlib import Path
 
 from rb.data.formats import RUN_PREDICTIONS, RUN_REPORT
 
-RUN_FILE = "launch/runs/toy_opt.yaml"
-RUN_NAME = "toy_opt"
-# (file name, modality, shards, options): what Table 1 needs. The base model is the foundation without any training.
-TRAINED: list[str] = []
-PREDICTIONS = (
-    ("base_image", "image", "coco_test", ["--run", RUN_FILE]),
-    ("image", "image", "coco_test", TRAINED),
-    ("base_image_region", "image_region", "refcoco_test", ["--run", RUN_FILE]),
-    ("crops_image_region", "image_region", "refcoco_test", ["--run", RUN_FILE, "--crop-boxes"]),
-    ("image_region", "image_region", "refcoco_test", TRAINED),
-    ("point_cloud", "point_cloud", "objaverse_test", TRAINED),
+LLMS = ("opt", "t5")
+# Data set, and the splits that Table 1 needs of it.
+DATA_SETS = (
+    ("coco", ("test",)),
+    ("refcoco", ("train", "test")),
+    ("objaverse", ("train", "test")),
+    ("scanrefer", ("train", "test")),
+)
+# (file name, modality, shards, trained, options): what Table 1 needs, and shuffled boxes as a control. The base model is the foundation
+# without any training.
+PREDICTIONS: tuple[tuple[str, str, str, bool, tuple[str, ...]], ...] = (
+    ("base_image", "image", "coco_test", False, ()),
+    ("image", "image", "coco_test", True, ()),
+    ("base_image_region", "image_region", "refcoco_test", False, ()),
+    ("crops_image_region", "image_region", "refcoco_test", False, ("--crop-boxes",)),
+    ("image_region", "image_region", "refcoco_test", True, ()),
+    ("shuffled_image_region", "image_region", "refcoco_test", True, ("--shuffle-boxes",)),
+    ("point_cloud", "point_cloud", "objaverse_test", True, ()),
+    ("point_cloud_region", "point_cloud_region", "scanrefer_test", True, ()),
+    ("shuffled_point_cloud_region", "point_cloud_region", "scanrefer_test", True, ("--shuffle-boxes",)),
 )
 
 
@@ -36,8 +45,19 @@ class Demo:
     """One run of the chain in one folder."""
 
     folder: Path
+    llm: str
     steps: int | None
     started: float
+
+    @property
+    def run_file(self) -> str:
+        """The run file of this LLM."""
+        return f"launch/runs/toy_{self.llm}.yaml"
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the training run."""
+        return self.folder / "runs" / f"toy_{self.llm}"
 
     def run(self, title: str, *command: str) -> None:
         """Announce and run one command; a failure ends the demo with that command's exit code."""
@@ -60,68 +80,27 @@ class Demo:
         """Raw files as the real data sets have them, then shards."""
         raw, shards = self.folder / "raw", self.folder / "shards"
         self.run("a small world, written in the real data sets' raw formats", "rb", "toy", "raw", "--out", f"{raw}")
-        self.run(
-            "COCO captions to shards",
-            "rb",
-            "prepare",
-            "coco",
-            "--raw",
-            f"{raw}/coco",
-            "--out",
-            f"{shards}/coco_test",
-            "--split",
-            "test",
-        )
-        for split in ("train", "test"):
-            self.run(
-                f"RefCOCO {split} to shards",
-                "rb",
-                "prepare",
-                "refcoco",
-                "--raw",
-                f"{raw}/refcoco",
-                "--out",
-                f"{shards}/refcoco_{split}",
-                "--split",
-                split,
-            )
-            self.run(
-                f"Objaverse and Cap3D {split} to shards",
-                *(
-                    "rb",
-                    "prepare",
-                    "objaverse",
-                    "--raw",
-                    f"{raw}/objaverse",
-                    "--out",
-                    f"{shards}/objaverse_{split}",
-                    "--split",
-                    split,
-                ),
-            )
+        for name, splits in DATA_SETS:
+            for split in splits:
+                places = ("--raw", f"{raw}/{name}", "--out", f"{shards}/{name}_{split}", "--split", split)
+                self.run(f"{name}, {split}, to shards", "rb", "prepare", name, *places)
 
     def train(self) -> None:
         """The real launcher, ZeRO-2, two ranks."""
         limit = [] if self.steps is None else [f"train.max_steps={self.steps}"]
-        self.run("training: DeepSpeed ZeRO-2 on 2 ranks", "rb", "train", "--ranks", "2", "--run", RUN_FILE, *limit)
+        self.run("training: DeepSpeed ZeRO-2 on 2 ranks", "rb", "train", "--ranks", "2", "--run", self.run_file, *limit)
 
     def evaluate(self) -> None:
         """Predict to files, score the files, one table, one page."""
-        run = self.folder / "runs" / RUN_NAME
-        for name, modality, data, options in PREDICTIONS:
-            out = run / RUN_PREDICTIONS / f"{name}.jsonl"
-            self.run(
-                f"captions: {name}",
-                *("python", "-m", "eval.predict", *(options or ["--checkpoint", f"{run}"])),
-                *("--data", f"{self.folder}/shards/{data}", "--modality", modality, "--out", f"{out}"),
-            )
-        self.run(
-            "scores",
-            "python",
-            "-m",
-            "eval.score",
-            *(f"{run / RUN_PREDICTIONS / name}.jsonl" for name, *_ in PREDICTIONS),
-        )
+        run = self.run_dir
+        for name, modality, data, trained, options in PREDICTIONS:
+            model = ("--checkpoint", f"{run}") if trained else ("--run", self.run_file)
+            out = f"{run / RUN_PREDICTIONS / name}.jsonl"
+            places = ("--data", f"{self.folder}/shards/{data}", "--modality", modality, "--out", out)
+            self.run(f"captions: {name}", "python", "-m", "eval.predict", *model, *options, *places)
+        files = [f"{run / RUN_PREDICTIONS / name}.jsonl" for name, *_ in PREDICTIONS]
+        truths = [f"--truth={self.folder}/raw/{name}/truth.json" for name, _ in DATA_SETS]
+        self.run("scores, and what is true of the captions", "python", "-m", "eval.score", *files, *truths)
         self.run("the report", "python", "-m", "eval.report", f"{run}")
         self.run("the paper's Table 1, on the toy world", "python", "-m", "eval.table", f"{run}")
 
@@ -138,11 +117,11 @@ def run_demo(args: argparse.Namespace) -> int:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     marker.touch()
-    demo = Demo(folder, args.steps, time.monotonic())
+    demo = Demo(folder, args.llm, args.steps, time.monotonic())
     demo.prepare()
     demo.train()
     demo.evaluate()
-    report = folder / "runs" / RUN_NAME / RUN_REPORT
+    report = demo.run_dir / RUN_REPORT
     print(
         f"\n== done in {time.monotonic() - demo.started:.0f} s. Report: {report}  MLflow: mlflow ui --backend-store-uri sqlite:///{folder.resolve()}/runs/mlflow.db"
     )
@@ -152,6 +131,7 @@ def run_demo(args: argparse.Namespace) -> int:
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """``rb toy demo``."""
     parser = commands.add_parser("demo", help="the whole chain on the toy world, about 12 minutes on 2 cores")
+    parser.add_argument("--llm", choices=LLMS, default="opt", help="LLM of the foundation (opt)")
     parser.add_argument("--out", default="demo", help="folder for everything it makes")
     parser.add_argument(
         "--steps", type=int, default=None, help="fewer training steps than the run file's, for a quick look"

@@ -42,7 +42,7 @@ SCALES: dict[str, dict[str, dict[str, int]]] = {
         "coco": {"train": 1000, "val": 200, "test": 200},
         "refcoco": {"train": 3000, "val": 80, "test": 80},
         "objaverse": {"train": 3000, "val": 200, "test": 200},
-        "scanrefer": {"train": 600, "val": 60, "test": 80},
+        "scanrefer": {"train": 1500, "val": 80, "test": 120},
     },
 }
 _RESTVAL = 4  # every fourth image of COCO's train is Karpathy's restval
