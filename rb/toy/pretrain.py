@@ -37,7 +37,7 @@ STAGES: dict[str, tuple[int, int]] = {
     "bridge": (1200, 8000),
     "settle": (250, 8000),
     "t5_language": (800, 12000),
-    "t5_settle": (1500, 8000),
+    "t5_settle": (1000, 8000),
 }
 _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]]]] = {
     "vision": train_vision,
