@@ -11,6 +11,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands; each room adds its own."""
     import rb.data.commands as data_commands
     import rb.model.weights.commands as weights_commands
+    from rb.ablate import commands as ablate_commands
     from rb.data import prepare
     from rb.evaluation import doctor
     from rb.toy import commands as toy_commands
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         weights_commands,
         import_released,
         doctor,
+        ablate_commands,
     ):
         room.add_commands(commands)
     return parser

@@ -17,9 +17,11 @@ LAYER = {
     "rb.training": 3,
     "rb.evaluation": 3,
     "rb.toy": 4,
+    "rb.gpu_check": 4,
     "rb.train": 4,
     "rb.cli": 5,
     "rb.api": 4,
+    "rb.ablate": 4,
     "eval": 4,
 }
 # Rooms of one layer that may use each other; any other import inside a layer is across a wall.

@@ -1,0 +1,167 @@
+"""One variant with one seed: its trainings, its predictions, its scores, by the project's own commands as processes.
+
+What is finished is not done again, and an unfinished training goes on from its checkpoint; both are read off the run folders, nothing else
+is remembered. Several may run side by side in threads of one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rb.ablate.plan import Plan, Question, Variant
+from rb.core.config import RunConfig
+from rb.core.run_file import digest, load_run
+from rb.data.formats import RUN_CONFIG, RUN_METRICS, RUN_PREDICTIONS
+from rb.data.predictions import predictions_meta_path
+from rb.data.strict_json import parse
+from rb.training import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHUFFLED = "_shuffled"  # end of the name of predictions with shuffled boxes
+TAIL = 12  # lines of a failed command's log that are shown
+
+
+class StoppedError(Exception):
+    """The whole job was asked to stop."""
+
+
+class FailedError(Exception):
+    """A command failed; the message names it and its log."""
+
+
+class Processes:
+    """Runs commands, each with its output in a log file, and stops the running ones together."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs, self._lock = logs, threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def run(self, log: str, command: Sequence[str]) -> None:
+        """One command to its end, its output appended to the log of this name.
+
+        Raises:
+            StoppedError: ``stop`` was called.
+            FailedError: it ended with another code than 0.
+        """
+        path = self._logs / f"{log}.log"
+        environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        if not _has_gpu():
+            environment["DS_ACCELERATOR"] = "cpu"
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        with path.open("ab") as file:
+            file.write(f"$ {' '.join(command)}\n".encode())
+            file.flush()
+            with self._lock:
+                if self.stopped:
+                    raise StoppedError
+                # A session of its own, so that Ctrl-C reaches it once, through ``stop``.
+                process = subprocess.Popen(
+                    [sys.executable, *command], stdout=file, stderr=file, env=environment, start_new_session=True
+                )
+                self._running.add(process)
+            code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            if self.stopped:
+                raise StoppedError
+        if code:
+            tail = "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
+            raise FailedError(f"{' '.join(command[:4])} ... ended with exit code {code}; {path} ends:\n{tail}")
+
+    def stop(self) -> None:
+        """Ask every running command to stop; trainings save first. No other is started."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                process.send_signal(signal.SIGTERM)
+
+
+def train_and_ask(plan: Plan, variant: Variant, seed: int, out: Path, ranks: int, processes: Processes) -> float:
+    """Everything of one variant and seed that is not there yet. Returns the seconds that it took.
+
+    Raises:
+        ValueError: a run folder in ``out`` holds a run of another configuration.
+        FailedError, StoppedError: see ``Processes.run``.
+    """
+    started = time.monotonic()
+    for stage in range(len(variant.stages)):
+        _train(plan, variant, seed, stage, out, ranks, processes)
+    name = plan.training_name(variant, seed, len(variant.stages) - 1)
+    run_dir = out / "runs" / name
+    for modality, question in plan.questions.items():
+        for shuffled in (False, True) if question.shuffle_boxes else (False,):
+            _ask(plan, question, modality, shuffled, run_dir, processes)
+    return time.monotonic() - started
+
+
+def _train(plan: Plan, variant: Variant, seed: int, stage: int, out: Path, ranks: int, processes: Processes) -> None:
+    overrides, config = plan.training(variant, seed, stage, out)
+    run_dir = out / "runs" / config.name
+    begun = (run_dir / RUN_CONFIG).is_file()
+    if begun:
+        _check_same(run_dir, config)
+        found = checkpoint.find(run_dir)
+        if found is not None and found.step == config.train.max_steps:
+            return
+    what = ["--resume", str(run_dir)] if begun else ["--run", str(plan.run), *overrides]
+    # One rank needs no launcher, which takes some seconds to start.
+    entry = ["-m", "rb.train"] if ranks == 1 else ["-m", "rb.cli", "train", "--ranks", str(ranks)]
+    processes.run(config.name, [*entry, *what])
+
+
+def _check_same(run_dir: Path, config: RunConfig) -> None:
+    there = load_run(run_dir / RUN_CONFIG)
+    if digest(there) != digest(config):
+        raise ValueError(
+            f"{run_dir}: holds a run of another configuration than the plan's; give a new --out, or remove that folder"
+        )
+
+
+def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir: Path, processes: Processes) -> None:
+    said = run_dir / RUN_PREDICTIONS / f"{modality}{SHUFFLED if shuffled else ''}.jsonl"
+    if not _predicted(said, question, run_dir):
+        command = ["-m", "eval.predict", "--checkpoint", str(run_dir), "--data", question.data, "--modality", modality]
+        command += ["--out", str(said), "--threads", "1"]
+        command += ["--limit", str(question.limit)] if question.limit is not None else []
+        command += ["--shuffle-boxes"] if shuffled else []
+        processes.run(run_dir.name, [*command, *plan.decode])
+    scores = run_dir / RUN_METRICS / f"{said.stem}.json"
+    if not _scored(said, scores, question):
+        command = ["-m", "eval.score", str(said), "--no-java", "--no-mlflow", "--metrics", "CIDEr"]
+        command += ["--truth", question.truth] if question.truth is not None else []
+        processes.run(run_dir.name, command)
+
+
+def _predicted(said: Path, question: Question, run_dir: Path) -> bool:
+    """Whether the predictions are there, by the run's newest checkpoint and of as many examples as the plan says."""
+    meta_path = predictions_meta_path(said)
+    if not said.is_file() or not meta_path.is_file():
+        return False
+    meta, found = parse(meta_path.read_bytes(), str(meta_path)), checkpoint.find(run_dir)
+    made_by = meta.get("checkpoint") if isinstance(meta, dict) else None
+    step = made_by.get("step") if isinstance(made_by, dict) else None
+    return found is not None and step == found.step and meta.get("limit") == question.limit
+
+
+def _scored(said: Path, scores: Path, question: Question) -> bool:
+    if not scores.is_file():
+        return False
+    found = parse(scores.read_bytes(), str(scores))
+    same = isinstance(found, dict) and found.get("predictions_sha256") == hashlib.sha256(said.read_bytes()).hexdigest()
+    return same and (question.truth is None or "truth" in found)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,135 @@
+"""The table of an ablation: per variant and modality the scores, mean and spread over seeds, beside the first variant's.
+
+Reads the metrics files in the run folders, so it can be made at any time; what is missing shows as ``-``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rb.ablate.plan import Plan, Variant
+from rb.ablate.runs import SHUFFLED
+from rb.core.modality import modality_spec
+from rb.data.formats import RUN_METRICS
+from rb.data.strict_json import parse, write_atomic
+
+TABLE, DATA = "table.md", "table.json"
+# (name in the metrics file, heading, of the predictions with shuffled boxes)
+_WHOLE = (("CIDEr", "CIDEr", False), ("true", "true", False), ("true_elsewhere", "true elsewhere", False))
+_REGION = (
+    ("CIDEr", "CIDEr", False),
+    ("right_object", "right object", False),
+    ("right_object_hard", "hard", False),
+    ("right_object", "boxes shuffled", True),
+)
+_ABSENT = "-"
+_NO_PAPER = "The paper's Table 2 is not beside these: rb/evaluation/paper.json holds none of its values."
+
+
+def collect(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """One entry for each variant, modality and score: ``values`` by seed, ``mean``, ``spread``, ``ratio`` to the first variant.
+
+    ``spread`` is the standard deviation over seeds (of a sample; none for one seed). ``ratio`` is that of the means, over the seeds that
+    both have.
+    """
+    entries: list[dict[str, Any]] = []
+    first: dict[tuple[str, str], dict[int, float]] = {}
+    for variant in plan.variants:
+        for modality, question in plan.questions.items():
+            for name, heading, shuffled in _headings(modality):
+                if shuffled and not question.shuffle_boxes:
+                    continue
+                found = {seed: _value(plan, variant, seed, modality, name, shuffled, out) for seed in plan.seeds}
+                values = {seed: value for seed, value in found.items() if value is not None}
+                first.setdefault((modality, heading), values)
+                entries.append(
+                    {
+                        "variant": variant.name,
+                        "modality": modality,
+                        "score": heading,
+                        "values": {str(seed): value for seed, value in values.items()},
+                        "mean": statistics.fmean(values.values()) if values else None,
+                        "spread": statistics.stdev(values.values()) if len(values) > 1 else None,
+                        "ratio": _ratio(values, first[modality, heading]),
+                    }
+                )
+    return entries
+
+
+def write(plan: Plan, out: Path) -> str:
+    """Write ``table.md`` and ``table.json`` into ``out``; returns the first's text."""
+    entries = collect(plan, out)
+    text = format_table(plan, entries)
+    data = {"plan": str(plan.path), "seeds": list(plan.seeds), "scores": entries}
+    write_atomic(out / DATA, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(out / TABLE, text.encode())
+    return text
+
+
+def format_table(plan: Plan, entries: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one table for each modality, a row for each variant."""
+    reference = plan.variants[0].name
+    lines = [
+        f"Scores times 100, mean ± spread (standard deviation) over seeds {', '.join(map(str, plan.seeds))}; "
+        f"in brackets the ratio to *{reference}*.",
+        "",
+    ]
+    for modality in plan.questions:
+        own = [entry for entry in entries if entry["modality"] == modality]
+        headings = list(dict.fromkeys(entry["score"] for entry in own))
+        lines += [f"**{modality.replace('_', ' ')}**", "", f"| variant | seeds | {' | '.join(headings)} |"]
+        lines.append("|---|---|" + "---|" * len(headings))
+        for variant in plan.variants:
+            cells = {entry["score"]: entry for entry in own if entry["variant"] == variant.name}
+            done = max(len(entry["values"]) for entry in cells.values())
+            shown = [_cell(cells[heading], variant.name != reference) for heading in headings]
+            lines.append(f"| {variant.name} | {done} | {' | '.join(shown)} |")
+        lines.append("")
+    return "\n".join([*lines, *_notes()]) + "\n"
+
+
+def _headings(modality: str) -> tuple[tuple[str, str, bool], ...]:
+    return _REGION if modality_spec(modality).regional else _WHOLE
+
+
+def _value(
+    plan: Plan, variant: Variant, seed: int, modality: str, name: str, shuffled: bool, out: Path
+) -> float | None:
+    run = plan.training_name(variant, seed, len(variant.stages) - 1)
+    path = out / "runs" / run / RUN_METRICS / f"{modality}{SHUFFLED if shuffled else ''}.json"
+    if not path.is_file():
+        return None
+    found = parse(path.read_bytes(), str(path))
+    scores = found.get("scores", {}) if isinstance(found, dict) else {}
+    return scores.get(name)
+
+
+def _ratio(values: dict[int, float], first: dict[int, float]) -> float | None:
+    common = values.keys() & first.keys()
+    below = statistics.fmean(first[seed] for seed in common) if common else 0.0
+    return statistics.fmean(values[seed] for seed in common) / below if below else None
+
+
+def _cell(entry: dict[str, Any], with_ratio: bool) -> str:
+    if entry["mean"] is None:
+        return _ABSENT
+    spread = f" ± {100 * entry['spread']:.1f}" if entry["spread"] is not None else ""
+    ratio = f" ({entry['ratio']:.2f})" if with_ratio and entry["ratio"] is not None else ""
+    return f"{100 * entry['mean']:.1f}{spread}{ratio}"
+
+
+def _notes() -> list[str]:
+    """The paper's Table 2, where its values are known."""
+    text = resources.files("rb.evaluation").joinpath("paper.json").read_text(encoding="utf-8")
+    rows = json.loads(text).get("table2", [])
+    lines = [
+        f"The paper's Table 2, {row['modality'].replace('_', ' ')}: CIDEr without PaFE to with it "
+        f"{row['CIDEr_without'] / row['CIDEr_with']:.2f}."
+        for row in rows
+    ]
+    return lines or [_NO_PAPER]
