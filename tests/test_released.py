@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import Blip2Config, OPTConfig
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForPreTraining, Blip2Config, OPTConfig
 
 from rb.core.batch import Batch
 from rb.core.boxes import released_corners
@@ -21,9 +24,10 @@ from rb.data.points import PointTransform
 from rb.evaluation.predicting import RELEASED_DECODING
 from rb.model import region_blip
 from rb.model.point_encoder import PointBertConfig
-from rb.model.qformer import joint_pass
+from rb.model.qformer import joint_pass, text_pass
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_meta, build_model, text_processor
+from rb.model.weights.readers import CheckpointError
 from tests import tiny
 
 # -- boxes and frames of clouds ---------------------------------------------------------------------------------------
@@ -170,6 +174,54 @@ def test_the_second_qformer_trains_whole_by_points_only(foundation: FoundationCo
         assert {n for n in expected - moved if not n.endswith("key.bias")} == set()
     assert {users[name] for name in second if "lora_" not in name} == {points}
     assert {users[name] for name in second if "lora_" in name} == {(POINT_CLOUD,), (POINT_CLOUD_REGION,)}
+
+
+def write_bert(folder: Path, foundation: FoundationConfig) -> Path:
+    """A tiny ``bert-base-uncased``: transformers' own, with the vocabulary of the foundation but [DEC]."""
+    torch.manual_seed(1)
+    words = load_file(Path(foundation.text_branch) / "text_branch.safetensors")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vocabulary = words["Qformer.bert.embeddings.word_embeddings.weight"].shape[0] - 1
+    positions = words["Qformer.bert.embeddings.position_embeddings.weight"].shape[0]
+    bert = BertForPreTraining(BertConfig(vocab_size=vocabulary, max_position_embeddings=positions, **sizes))
+    with torch.no_grad():
+        for parameter in bert.parameters():
+            parameter.normal_(std=0.3)
+    bert.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_the_second_qformer_may_start_from_bert(
+    foundation: FoundationConfig, text: TextProcessor, tmp_path: Path
+) -> None:
+    folder = write_bert(tmp_path / "bert", foundation)
+    asked = RELEASED | {"init": InitConfig(query_tokens="normal", heads="default", point_qformer="bert")}
+    config = tiny.model_config(dataclasses.replace(foundation, bert=str(folder)), **asked)
+    built = build_model(config, seed=0)
+    model, bert = built.model, BertForPreTraining.from_pretrained(folder).eval()
+    # Its text alone is BERT's: every hidden state and every logit, but for the token types that a Q-Former has not.
+    bert.bert.embeddings.token_type_embeddings.weight.zero_()
+    ids, mask = text.encode_qformer(["a red cube", "the small blue ball"])
+    qformer, branch = model.qformer_of(POINT_CLOUD)
+    torch.testing.assert_close(
+        text_pass(qformer, branch, ids, mask), bert.bert(ids, attention_mask=mask).last_hidden_state[:, 0]
+    )
+    hidden = torch.randn(3, 16)
+    torch.testing.assert_close(branch.logits(hidden)[:, :-1], bert.cls.predictions(hidden))
+    cross = model.point_qformer.encoder.layer[0].crossattention.attention.key
+    assert cross.weight.std().item() == pytest.approx(0.02, rel=0.15)
+    assert not cross.bias.any()
+    assert (
+        built.ledger.origins["point_qformer.encoder.layer.0.crossattention.attention.key.weight"] == "init : N(0, 0.02)"
+    )
+    assert built.ledger.origins["point_text_branch.bias"].endswith("cls.predictions.bias; row of [DEC]: zero")
+    assert "point_qformer" in built.foundation
+    build_model(config, seed=0, device="meta")  # headers alone do
+    with pytest.raises(
+        CheckpointError, match=r"model\.foundation\.bert is not set; model\.init\.point_qformer: bert needs"
+    ):
+        build_model(tiny.model_config(foundation, **asked), seed=0)
 
 
 def test_adapters_sit_where_the_modality_is_read(foundation: FoundationConfig) -> None:
@@ -323,4 +375,5 @@ def test_the_run_file_trains_what_the_released_code_trains(monkeypatch: pytest.M
     assert round((total - TRAINED["Qformer_pc"] - 4 * QFORMER_LORA) / 1e6, 1) == 17.0
     assert run.train.grad_accum_steps(32) == 1
     assert run.decode == RELEASED_DECODING
-    assert {name: getattr(run.model, name) for name in RELEASED} == RELEASED
+    released_init = dataclasses.replace(RELEASED["init"], point_qformer="bert")
+    assert {name: getattr(run.model, name) for name in RELEASED} == RELEASED | {"init": released_init}

@@ -53,12 +53,16 @@ class InitConfig:
     """vision_proj, text_proj, itm_head, temperature. ``source``: the text branch's file; ``default``: PyTorch's default, 0.07."""
     pafe: str = "default"
     """PaFE's last layer. ``default``: PyTorch's; ``zero``: queries start as if there were no box."""
+    point_qformer: str = "blip2"
+    """The second Q-Former of ``model.point_qformer: separate``. ``blip2``: a copy, text branch included; ``bert``: BERT, with new
+    cross-attention and feed-forward layers of the queries (released code)."""
 
     def __post_init__(self) -> None:
         one_of("model.init.query_tokens", self.query_tokens, ("blip2", "normal"))
         one_of("model.init.language_projection", self.language_projection, ("blip2", "default"))
         one_of("model.init.heads", self.heads, ("source", "default"))
         one_of("model.init.pafe", self.pafe, ("default", "zero"))
+        one_of("model.init.point_qformer", self.point_qformer, ("blip2", "bert"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FoundationConfig:
     point_encoder: str = ""
     """Folder or file of a Point-BERT in its original layout; needed only for point modalities."""
     bert: str = ""
-    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, and the tokenizer where the text branch's folder has none."""
+    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, the start of ``init.point_qformer: bert``, and the tokenizer where the text branch's folder has none."""
 
 
 @dataclass(frozen=True)

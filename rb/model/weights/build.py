@@ -21,7 +21,7 @@ from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.blip2 import blip2_config, folder_of, llm_kind, load_blip2
 from rb.model.weights.ledger import Ledger, plain_name
-from rb.model.weights.point_qformer import point_qformer_start
+from rb.model.weights.point_qformer import bert_folder, point_qformer_start
 from rb.model.weights.points import load_points
 from rb.model.weights.readers import CheckpointError, fingerprint, read_headers, read_json, read_tensors
 from rb.model.weights.recipes import TextBranchWeights, Weights, read_text_branch, tokenizer_folder
@@ -94,6 +94,8 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     foundation = {"blip2": fingerprint(folder.files), "text_branch": fingerprint(text.files)}
     if point_files:
         foundation["point_encoder"] = fingerprint(point_files)
+    if model.point_qformer is not None and config.init.point_qformer == "bert":
+        foundation["point_qformer"] = fingerprint(bert_folder(config).files)
     foundation |= {"recipe": config.text_branch, "numerics": config.numerics, "report": ledger.digest(model)}
     return Built(model.to(device), ledger, foundation)
 
@@ -148,6 +150,7 @@ def _fill(model: nn.Module, weights: Weights, ledger: Ledger) -> None:
 def _start_parts(model: RegionBLIP, config: ModelConfig, seed: int, text: TextBranchWeights, ledger: Ledger) -> None:
     """New parts: copies of BLIP-2's and of the text branch's heads where the config says so, keyed draws elsewhere."""
     copies: Weights = {}
+    meta = model.device.type == "meta"
     for modality in model.parts:
         prefix = f"parts.{modality}"
         if config.init.query_tokens == "blip2":
@@ -160,7 +163,7 @@ def _start_parts(model: RegionBLIP, config: ModelConfig, seed: int, text: TextBr
             for name, head in text.heads.items():
                 shared = model.shared_heads is not None and not name.startswith("vision_proj")
                 copies[f"shared_heads.{name}" if shared else f"{prefix}.{name}"] = head
-    copies |= point_qformer_start(model)
+    copies |= point_qformer_start(model, config, seed, ledger, read_headers if meta else read_tensors)
     _fill(model, copies, ledger)
     for name, parameter in model.trainable_parameters().items():
         if plain_name(name) not in ledger.origins:  # a layer with LoRA trains too, where the whole Q-Former does
