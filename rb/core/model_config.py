@@ -77,7 +77,8 @@ class FoundationConfig:
     point_encoder: str = ""
     """Folder or file of a Point-BERT in its original layout; needed only for point modalities."""
     bert: str = ""
-    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, the start of ``init.point_qformer: bert``, and the tokenizer where the text branch's folder has none."""
+    """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, the start of ``init.point_qformer: bert``, and the
+    tokenizer where the text branch's folder has none."""
 
 
 @dataclass(frozen=True)
