@@ -106,20 +106,15 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
 
 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
-    """Export of the finished stages in ``work``, and scores of what was written."""
+    """Export of the finished stages in ``work``, and scores of what was written; without T5 while its last stage is not there."""
+    stages = {s: json.loads((work / f"{s}.json").read_text("utf-8")) for s in STAGES if (work / f"{s}.json").is_file()}
     bridge = trained_bridge(load_file(work / "settle.safetensors"))
-    points, t5 = (load_file(work / f"{stage}.safetensors") for stage in ("points", "t5_settle"))
-    write_foundation(out, bridge.eval(), points, t5)
-    scores, examples = score_foundation(out, num_scenes)
-    t5_scores, t5_examples = score_foundation(out, num_scenes, llm="t5")
-    stages = {stage: json.loads((work / f"{stage}.json").read_text(encoding="utf-8")) for stage in STAGES}
-    tree = {
-        "scores": scores,
-        "t5_scores": t5_scores,
-        "stages": stages,
-        "examples": examples,
-        "t5_examples": t5_examples,
-    }
+    t5 = load_file(work / "t5_settle.safetensors") if "t5_settle" in stages else None
+    write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"), t5)
+    tree: dict[str, Any] = {"stages": stages}
+    for llm, prefix in (("opt", ""), ("t5", "t5_")):
+        if llm == "opt" or t5:
+            tree[f"{prefix}scores"], tree[f"{prefix}examples"] = score_foundation(out, num_scenes, llm)
     (out / "scores.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     return tree
 
