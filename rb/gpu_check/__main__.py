@@ -1,0 +1,219 @@
+"""``python -m rb.gpu_check``: the paper's models in full size with random weights on one GPU; prints as it goes, writes one JSON file.
+
+For each LLM: kernels used by attention, other implementations against SDPA, ZeRO-2 against plain torch, time and memory. Needs no
+checkpoint, no data and no network; without DeepSpeed that half is left out and said so. Exit code 1: something did not agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from rb.core import dist
+from rb.gpu_check import attention, steps
+from rb.gpu_check.random_models import SIZES, Size, build_random, random_batch
+from rb.model.region_blip import RegionBLIP
+
+FULL, SMALL = ("opt_6.7b", "flant5_xxl"), ("small_opt", "small_t5")
+COMPARED_ROWS, COMPARED_ROUNDS = 4, 2  # micro-batch and rounds over the modalities of the comparison
+BEGUN = time.perf_counter()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """All checks. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rb.gpu_check", description="Full-size models on one GPU.")
+    parser.add_argument("--llm", nargs="+", choices=list(SIZES), help=f"models to build; default {' '.join(FULL)}")
+    parser.add_argument("--micro-batch", nargs="+", type=int, help="sizes to time; default 16 128")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny models and batches, also on a CPU: a test of the check"
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="JSON file of all that is printed")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available() and not args.small:
+        say("gpu_check: error: no CUDA device; --small runs on a CPU", sys.stderr)
+        return 2
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
+    join_alone()
+    device = dist.device()
+    report: dict[str, Any] = {"machine": machine(device), "models": {}}
+    say(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    sizes = sorted(args.micro_batch or ((2, 4) if args.small else (16, 128)))
+    failed = False
+    for name in args.llm or (SMALL if args.small else FULL):
+        part, good = check_model(name, SIZES[name], device, sizes)
+        failed |= not good
+        report["models"][name] = part
+        write(args.out, report)  # after each model, so that a crash of the next loses nothing
+    say(f"{args.out} written; {'SOMETHING DID NOT AGREE' if failed else 'all agree'}")
+    dist.shutdown()
+    return int(failed)
+
+
+def check_model(
+    name: str, size: Size, device: torch.device, micro_batches: Sequence[int]
+) -> tuple[dict[str, Any], bool]:
+    """Everything about one model; prints, and returns what was found and whether all agreed."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = build_random(size, device, dtype)
+    modalities = tuple(model.parts)
+    held = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+    trained = {
+        m: sum(p.numel() for n, p in model.trainable_parameters().items() if m in model.parameter_modalities()[n])
+        for m in modalities
+    }
+    say(f"\n{name}: {held:.2f} GB of weights, {dtype}; trainable, shared ones with each: {trained}")
+
+    batches = [
+        random_batch(size, m, COMPARED_ROWS, device, seed) for seed in range(COMPARED_ROUNDS) for m in modalities
+    ]
+    used = attention.kernels_used(model, batches[: len(modalities)])
+    for one in used:
+        say(
+            f"  attention of {one.part}: {_counts(one.kinds) or 'none seen'}"
+            + (f" [{_counts(one.kernels)}]" if one.kernels else "")
+        )
+    equal = attention.equal_to_sdpa(model, batches[: len(modalities)])
+    for same in equal:
+        say(
+            f"  {same.part}, {same.implementation} against sdpa: {same.difference:.1e} (at most {same.tolerance:.0e}) {_verdict(same.ok)}"
+        )
+    if not any(same.implementation == "flash_attention_2" for same in equal):
+        say("  flash-attn: not tried (not installed, or no GPU)")
+
+    start = steps.snapshot(model)
+    expected = steps.trace(model, steps.plain_torch(model), batches)
+    steps.restore(model, start)
+    step = steps.plain_torch(model)
+    control = steps.trace(model, step, batches)
+    compared = [steps.compare("torch against itself", control, expected, dtype)]
+    timings = time_all(model, "torch", step, size, micro_batches)
+    missing = "" if importlib.util.find_spec("deepspeed") else "deepspeed is not installed"
+    if missing:
+        say(f"  ZeRO-2: not run: {missing} (give launch/gpu_check.sh a folder of wheels)")
+    else:
+        steps.restore(model, start)
+        zero, engine = steps.zero2(
+            model, "ds_configs/zero2.json" if device.type == "cuda" else "ds_configs/zero2_cpu.json"
+        )
+        compared.append(steps.compare("ZeRO-2 against torch", steps.trace(model, zero, batches), expected, dtype))
+        timings += time_all(model, "ZeRO-2", zero, size, micro_batches)
+        engine.close()
+    for both in compared:
+        say(
+            f"  {both.name}, {len(batches)} steps: losses {both.loss_difference:.1e} (at most {both.loss_tolerance:.0e}), "
+            f"updated parameters {both.update_difference:.1e} (at most {both.update_tolerance:.0e}) {_verdict(both.ok)}"
+        )
+    found = {
+        "weights_gb": held,
+        "trainable": trained,
+        "attention": [asdict(one) for one in used],
+        "equal_to_sdpa": [asdict(one) | {"ok": one.ok} for one in equal],
+        "compared": [asdict(one) | {"ok": one.ok} for one in compared],
+        "timings": [asdict(one) | {"samples_per_s": one.samples_per_s} for one in timings],
+        "not_run": missing,
+    }
+    good = all(one.ok for one in equal) and all(one.ok for one in compared)
+    release(model)
+    return found, good
+
+
+def time_all(
+    model: RegionBLIP, engine: str, step: steps.Step, size: Size, micro_batches: Sequence[int]
+) -> list[steps.Timing]:
+    """A row for each micro-batch and modality, printed as it is measured."""
+    rows = []
+    for micro_batch in micro_batches:
+        for modality in model.parts:
+            row = steps.time_steps(model, engine, step, size, modality, micro_batch)
+            rows.append(row)
+            speed = (
+                "does not fit"
+                if row.ms_per_step is None
+                else f"{row.ms_per_step:.1f} ms/step, {row.samples_per_s:.1f} samples/s"
+            )
+            peak = "not measured" if row.peak_gb is None else f"{row.peak_gb:.1f} GB"
+            say(
+                f"  {engine}, {modality}, micro-batch {micro_batch}: {speed}, peak {peak} (predicted {row.predicted_gb:.1f})"
+            )
+            model.zero_grad(set_to_none=True)
+            if row.ms_per_step is None and engine != "torch":
+                say(f"  {engine}: the rest is left out, DeepSpeed cannot go on after a step that did not fit")
+                return rows
+    return rows
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Device and versions."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": gpu.name if gpu else "CPU",
+        "memory_gb": round(gpu.total_memory / 1e9, 1) if gpu else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def join_alone() -> None:
+    """A process group of one, which DeepSpeed wants."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+    dist.init()
+
+
+def release(model: RegionBLIP) -> None:
+    """Give the device's memory back before the next model: the weights themselves, whoever still holds the modules."""
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.data = torch.empty(0)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """The report so far, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def say(line: str, stream: Any = None) -> None:
+    """One line, at once, with the seconds since the start."""
+    head, text = ("\n", line[1:]) if line.startswith("\n") else ("", line)
+    print(f"{head}[{time.perf_counter() - BEGUN:5.0f} s] {text}", file=stream or sys.stdout, flush=True)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} x {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _verdict(ok: bool) -> str:
+    return "ok" if ok else "DIFFERENT"
+
+
+if __name__ == "__main__":
+    dist.leave(main())
