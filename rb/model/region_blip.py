@@ -293,14 +293,25 @@ class RegionBLIP(nn.Module):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def query_output(self, modality: str, features: Tensor, boxes: Tensor | None) -> Tensor:
+        """Frozen features (``encode``) as the Q-Former sees them, [B, Q, D]; rows of one source may repeat, one for each of its boxes.
+
+        A modality without trained parts is read as BLIP-2 would.
+        """
+        self.adapters.activate(modality if modality in self.parts else None)
+        with self._autocast():
+            image_embeds = self._image_embeds(modality, features)
+            queries = self.query_tokens(modality, boxes, len(features))
+            qformer, _ = self.qformer_of(modality)
+            return query_pass(qformer, queries, image_embeds)
+
+    @torch.no_grad()
     def soft_prompt(self, modality: str, inputs: Tensor, boxes: Tensor | None) -> Tensor:
-        """Inputs to what the LLM reads in front of its text, [B, Q, L]. A modality without trained parts is read as BLIP-2 would."""
+        """Inputs to what the LLM reads in front of its text, [B, Q, L]."""
+        return self._project(modality, self.query_output(modality, self.encode(modality, inputs), boxes))
+
+    def _project(self, modality: str, query_output: Tensor) -> Tensor:
         trained = modality in self.parts
-        self.adapters.activate(modality if trained else None)
-        image_embeds = self._image_embeds(modality, self.encode(modality, inputs))
-        queries = self.query_tokens(modality, boxes, inputs.shape[0])
-        qformer, _ = self.qformer_of(modality)
-        query_output = query_pass(qformer, queries, image_embeds)
         projection = self._parts_of(modality).language_projection if trained else self.blip2.language_projection
         return projection(query_output)
 
@@ -323,7 +334,23 @@ class RegionBLIP(nn.Module):
             prompt_ids: [1, Tp] from ``TextProcessor.encode_prompt``.
         """
         with self._autocast():
-            soft_prompt = self.soft_prompt(modality, inputs, boxes)
+            features = self.encode(modality, inputs)
+        return self.generate_from(modality, features, boxes, prompt_ids, decode, end_token_id, pad_token_id)
+
+    @torch.no_grad()
+    def generate_from(
+        self,
+        modality: str,
+        features: Tensor,
+        boxes: Tensor | None,
+        prompt_ids: Tensor,
+        decode: DecodeConfig,
+        end_token_id: int,
+        pad_token_id: int,
+    ) -> Tensor:
+        """As ``generate``, from frozen features (``encode``), so that many boxes of a source cost one encoder pass."""
+        with self._autocast():
+            soft_prompt = self._project(modality, self.query_output(modality, features, boxes))
             return language.generate(
                 self.blip2.language_model, soft_prompt, prompt_ids, decode, end_token_id, pad_token_id
             )
