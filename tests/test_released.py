@@ -10,17 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForPreTraining, Blip2Config, OPTConfig
 
+import eval.predict
+from rb.captioning.generate import example_decoder
 from rb.core.batch import Batch
 from rb.core.boxes import released_corners
 from rb.core.config import FoundationConfig, InitConfig, ModelConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
-from rb.core.run_file import load_run
+from rb.core.run_file import load_run, to_tree
 from rb.core.text import TextProcessor
+from rb.data.index import ManifestReader
 from rb.data.points import PointTransform
+from rb.data.predictions import read_predictions
 from rb.evaluation.predicting import RELEASED_DECODING
 from rb.model import region_blip
 from rb.model.point_encoder import PointBertConfig
@@ -29,6 +34,7 @@ from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_meta, build_model, text_processor
 from rb.model.weights.readers import CheckpointError
 from tests import tiny
+from tests.small_data import write_set
 
 # -- boxes and frames of clouds ---------------------------------------------------------------------------------------
 
@@ -304,10 +310,30 @@ def test_itm_of_a_modality_that_is_not_listed_never_runs(
     assert all(p.grad is None for p in model.parts[POINT_CLOUD].itm_head.parameters())
 
 
-def test_released_decoding_preset() -> None:
+def test_released_decoding_preset(foundation: FoundationConfig, text: TextProcessor, tmp_path: Path) -> None:
     decode = RELEASED_DECODING
     assert (decode.num_beams, decode.min_new_tokens, decode.max_new_tokens, decode.image_size) == (5, 8, 30, 364)
     assert decode.length_penalty == 1.0
+    config = tiny.model_config(foundation)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": to_tree(config)}))
+    write_set(tmp_path / "regions", IMAGE_REGION, 1)
+    said = tmp_path / "said.jsonl"
+    asked = ["--run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "regions"), "--modality", IMAGE_REGION]
+    assert eval.predict.main([*asked, "--out", str(said), "--decode", "released"]) == 0
+    assert read_predictions(said)[1]["decoding"] == dataclasses.asdict(decode) | {"prompt": ""}
+    # 364 pixels are read as such, and no caption ends before its 8th token.
+    model = build_model(config, seed=0).model
+    decoder = example_decoder(config, model, 0, decode.image_size)
+    loaded = ManifestReader(tmp_path / "regions" / "manifest.json").example(0)
+    sample = decoder.prediction_sample(loaded, IMAGE_REGION)
+    assert sample.inputs.shape == (3, 364, 364)
+    inputs, boxes = sample.inputs[None], sample.box[None]
+    assert model.encode(IMAGE_REGION, inputs).shape[1] == 1 + (364 // 8) ** 2
+    ids = model.generate(
+        IMAGE_REGION, inputs, boxes, text.encode_prompt(IMAGE_REGION), decode, text.end_token_id, text.pad_token_id
+    )
+    assert 8 <= ids.shape[1] <= 30
+    assert text.end_token_id not in ids[0, :7]
 
 
 # -- the run file -----------------------------------------------------------------------------------------------------
