@@ -12,7 +12,9 @@ import pytest
 from eval import compare as command
 from rb.data.formats import Prediction, write_predictions
 from rb.evaluation.comparing import changes, compare
+from rb.evaluation.comparison_page import file_names
 from rb.evaluation.comparison_text import read_paper
+from rb.evaluation.scoring import score_file
 
 TRUE = ["red cube", "left ball", "big green cone", "small ring", "blue ball on the right", "yellow cube"]
 WORDS = TRUE * 4
@@ -78,6 +80,32 @@ def test_unequal_files_are_refused_until_allowed(name: str, tmp_path: Path, caps
     assert f"ALLOWED DIFFERENCE, {name}: " in capsys.readouterr().out
 
 
+def write_spice(path: Path, values: list[float]) -> None:
+    """Scores of a file as `eval.score` leaves them, with these values of SPICE."""
+    score_file(path, use_java=False, use_mlflow=False, metrics=("CIDEr",))
+    examples = path.with_suffix(".metrics.examples.jsonl")
+    lines = [json.loads(line) for line in examples.read_text().splitlines()]
+    spice = {f"s{i}#o": value for i, value in enumerate(values)}
+    examples.write_text("".join(json.dumps({**row, "SPICE": spice[row["id"]]}) + "\n" for row in lines))
+
+
+def test_spice_is_taken_where_it_was_scored(tmp_path: Path, capsys) -> None:
+    paths = [write(tmp_path / f"{n}.jsonl", rows(range(n))) for n in (0, 6, 7)]
+    write_spice(paths[0], [0.5, 0.3] * 12)
+    write_spice(paths[1], [0.25, 0.15] * 12)
+    first, second, third = compare(paths, use_java=False)["files"]
+    assert first["SPICE"]["value"] == pytest.approx(0.4)
+    assert "difference" not in first["SPICE"]
+    assert second["SPICE"]["difference"] == pytest.approx(-0.2)
+    low, high = second["SPICE"]["difference_interval"]
+    assert -0.25 <= low < -0.2 < high <= -0.15
+    assert third["SPICE"] is None
+    assert command.main([*map(str, paths), "--no-java"]) == 0
+    assert "SPICE 20.0 [" in capsys.readouterr().out
+    write(paths[1], rows(range(5)))  # predicted anew, not scored
+    assert compare(paths, use_java=False)["files"][1]["SPICE"] is None
+
+
 def test_run_folders_by_equal_names_with_their_configurations(tmp_path: Path, capsys) -> None:
     for name, rate in (("one", 1), ("two", 2)):
         run = tmp_path / name
@@ -98,6 +126,36 @@ def test_run_folders_by_equal_names_with_their_configurations(tmp_path: Path, ca
     assert "config.train.lr: 1 -> 2" in text
     assert "paper: RegionBLIP, RefCOCO, CIDEr  63.5  64.2  47.6  56.1" in text
     assert "Objaverse" not in text
+
+
+def test_the_page_shows_scores_settings_and_the_papers_columns(tmp_path: Path, capsys) -> None:
+    files = [write(tmp_path / f"{n}.jsonl", rows(range(n)), decoding={"num_beams": 5 - n // 7}) for n in (0, 6, 7)]
+    write_spice(files[0], [0.5, 0.3] * 12)
+    page = tmp_path / "new" / "page.html"
+    call = [*map(str, files), "--no-java", "--allow", "decoding", "--html", str(page)]
+    assert command.main([*call, "--json"]) == 0
+    said = capsys.readouterr()
+    assert str(page) in said.err
+    one = json.loads(said.out)["sets"]["0"]["files"][1]
+    text = page.read_text(encoding="utf-8")
+    assert f"{100 * one['difference']:+.1f} (" in text
+    assert "meta.decoding.num_beams" in text
+    assert "Allowed difference, decoding" in text
+    assert "40.0" in text  # SPICE of the first
+    assert text.count("<article") == 10  # five of each other file; nothing gained
+    assert "does not name its data" in text
+    assert "paper" not in text.split("</style>")[1].lower()
+    assert command.main([*call, "--paper"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "the paper: RegionBLIP, RefCOCO" in text
+    assert '<td class="n paper">63.5</td>' in text
+    assert "not this comparison" in text
+
+
+def test_short_names_for_columns() -> None:
+    assert file_names([["/r/one/predictions/a.jsonl", "/r/two/predictions/a.jsonl"]]) == [["one", "two"]]
+    assert file_names([["/r/one/predictions/a.jsonl", "/r/one/predictions/b.jsonl"]]) == [["a", "b"]]
+    assert file_names([["/x/a.jsonl", "/y/a.jsonl"]]) == [["1: a", "2: a"]]
 
 
 def test_what_cannot_be_compared(tmp_path: Path, capsys) -> None:

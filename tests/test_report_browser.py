@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from eval import compare as compare_command
 from rb.data.formats import ObjectAnnotation, Prediction, Record, write_predictions
 from rb.data.index import ManifestReader
 from rb.data.points import encode_points
@@ -209,4 +210,31 @@ def test_the_switch_shows_best_worst_and_random_ones(run_dir: Path, driver) -> N
     assert "after · RegionBLIP, step 100" in card
     assert "before · base" in card
     assert "no predictions of the untrained model" in groups_of(driver)["point cloud region"].text
+    assert console(driver) == []
+
+
+def test_the_comparison_is_clicked_and_turned(run_dir: Path, driver) -> None:
+    from selenium.webdriver import ActionChains
+
+    other, page = run_dir.with_name("other"), run_dir.with_name("compared") / "page.html"
+    for modality in ("image_region", "point_cloud_region"):
+        predict(other, modality, run_dir.parents[1] / modality, lambda n: n % 4 < 2)
+    arguments = [str(run_dir), str(other), "--no-java", "--paper", "--html", str(page)]
+    assert compare_command.main(arguments) == 0
+    assert page.stat().st_size < MOST_BYTES
+    open_page(driver, page)
+    regions, rooms = driver.find_elements("css selector", ".group")
+    gained = shown_ids(regions)
+    click(driver, regions.find_element("xpath", ".//button[.='Lost']"))
+    lost = shown_ids(regions)
+    assert {int(i.split("/")[1].split("#")[0]) % 4 for i in gained} == {1}  # wrong in the first, right in the other
+    assert {int(i.split("/")[1].split("#")[0]) % 4 for i in lost} == {2}
+    assert len(regions.find_elements("css selector", ".card:not([hidden]) rect.over")) == len(lost)
+    canvas = rooms.find_element("css selector", ".card:not([hidden]) canvas")
+    first = ink(driver, canvas)
+    ActionChains(driver).drag_and_drop_by_offset(canvas, -50, 10).perform()
+    assert ink(driver, canvas) != first
+    papers = [cell.text for cell in driver.find_elements("css selector", "td.paper")]
+    assert "63.5" in papers
+    assert "57.0" in papers
     assert console(driver) == []

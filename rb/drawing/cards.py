@@ -7,6 +7,20 @@ from collections.abc import Sequence
 from rb.drawing.page import Html, esc
 
 MAX_REFERENCES = 5
+BOXES = Html('<label class="boxes"><input type="checkbox" checked>boxes</label>')  # hides and shows a group's boxes
+
+
+def switch(views: Sequence[tuple[str, str, str]]) -> Html:
+    """Buttons of a ``.group`` that show the cards with ``data-VIEW`` (its order); the first is on. (view, button, sentence) each.
+
+    The sentence goes into the group's ``.which``.
+    """
+    buttons = "".join(
+        f'<button type="button" data-view="{esc(view)}" data-which="{esc(which)}" aria-pressed="{"false" if k else "true"}">'
+        f"{esc(label)}</button>"
+        for k, (view, label, which) in enumerate(views)
+    )
+    return Html(f'<div class="switch" role="group" aria-label="which examples">{buttons}</div>')
 
 
 def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:

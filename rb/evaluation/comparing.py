@@ -1,11 +1,13 @@
-"""Compares prediction files of one set: what differs in how they were made, CIDEr with paired bootstrap intervals, the examples apart.
+"""Compares prediction files of one set: what differs in how they were made, scores with paired bootstrap intervals, the examples apart.
 
 Used by ``python -m eval.compare``. Files that are not comparable are refused with the difference's name; an allowed one is part of the
-result. Every file is compared with the first. The text form is in ``rb/evaluation/comparison_text.py``.
+result. Every file is compared with the first. CIDEr is computed here; SPICE is taken from where ``eval.score`` wrote it. As text:
+``rb/evaluation/comparison_text.py``; as a page: ``comparison_page.py``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 
 from rb.core.seeding import generator
 from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS, Prediction, read_predictions
-from rb.data.strict_json import FormatError
+from rb.data.strict_json import FormatError, parse
 from rb.evaluation.caption_metrics import score_captions
+from rb.evaluation.scoring import examples_path, metrics_path
 
 DIFFERENCES = ("examples", "references", "reference_policy", "decoding")  # what makes scores incomparable
 RESAMPLES = 1000
@@ -120,7 +123,8 @@ def compare(
 
     Returns:
         ``allowed`` (file, difference, what), ``num_examples``, ``tokeniser``, ``files``: per file ``path``, ``variant``, ``CIDEr``, its
-        95 % ``interval``, and but for the first ``difference`` in CIDEr, its paired ``difference_interval``, ``changes`` and ``apart``.
+        95 % ``interval``, ``SPICE`` (null, or ``value`` and ``interval``), and but for the first ``difference`` in CIDEr, its paired
+        ``difference_interval`` (both in ``SPICE`` too where both files have it), ``changes`` and ``apart``.
 
     Raises:
         ValueError: a difference that was not allowed, no common example, an example without references.
@@ -149,6 +153,9 @@ def compare(
     each = np.array([[one.per_example[i]["CIDEr"] for i in ids] for one in scored], dtype=np.float64)  # [files, ids]
     means = _resampled_means(each)  # [files, RESAMPLES]
     files = [_file_entry(side, values.mean(), m) for side, values, m in zip(sides, each, means, strict=True)]
+    spice = [read_spice(side, ids) for side in sides]
+    for file, values in zip(files, spice, strict=True):
+        file["SPICE"] = _spice_entry(values, spice[0] if file is not files[0] else None)
     for k, side in enumerate(sides[1:], 1):
         files[k] |= {
             "difference": float(each[k].mean() - each[0].mean()),
@@ -168,6 +175,37 @@ def _file_entry(side: Side, score: float, means: NDArray[np.float64]) -> dict[st
         "CIDEr": float(score),
         "interval": _interval(means),
     }
+
+
+def read_spice(side: Side, ids: Sequence[str]) -> NDArray[np.float64] | None:
+    """SPICE of each example [N] as ``eval.score`` wrote it for exactly this file; none where it did not, or was skipped."""
+    scores = metrics_path(side.path)
+    if not scores.is_file() or not examples_path(scores).is_file():
+        return None
+    metrics = parse(scores.read_bytes(), str(scores))
+    if not isinstance(metrics, dict):
+        return None
+    if metrics.get("predictions_sha256") != hashlib.sha256(side.path.read_bytes()).hexdigest():
+        return None  # of an older file under this name
+    found = {}
+    for number, line in enumerate(examples_path(scores).read_bytes().splitlines(), 1):
+        row = parse(line, f"{examples_path(scores)}, line {number}")
+        if isinstance(row, dict) and isinstance(row.get("SPICE"), (int, float)):
+            found[str(row.get("id"))] = float(row["SPICE"])
+    return np.array([found[i] for i in ids]) if all(i in found for i in ids) else None
+
+
+def _spice_entry(values: NDArray[np.float64] | None, first: NDArray[np.float64] | None) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    entry: dict[str, Any] = {
+        "value": float(values.mean()),
+        "interval": _interval(_resampled_means(values[None])[0]),
+    }
+    if first is not None:
+        entry["difference"] = float(values.mean() - first.mean())
+        entry["difference_interval"] = _interval(_resampled_means((values - first)[None])[0])
+    return entry
 
 
 def _resampled_means(each: NDArray[np.float64]) -> NDArray[np.float64]:

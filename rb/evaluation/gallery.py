@@ -16,7 +16,7 @@ from rb.core.modality import MODALITIES, modality_spec
 from rb.core.seeding import generator
 from rb.data.formats import RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
 from rb.data.index import Loaded
-from rb.drawing.cards import card, missing, voice
+from rb.drawing.cards import BOXES, card, missing, switch, voice
 from rb.drawing.page import Html, esc, note
 from rb.evaluation.example_pictures import load_examples, picture
 from rb.evaluation.scoring import VARIANTS, examples_path
@@ -125,9 +125,10 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
         budget -= len(card)
         cards.append(card)
     spec = modality_spec(next(iter(lead.rows.values())).modality)
-    controls = _switch(views, lead)
+    entries = [(view, VIEWS[view], _which(view, views, lead)) for view in views]
+    controls = switch(entries) if len(entries) > 1 else Html("")
     if spec.regional:
-        controls = '<label class="boxes"><input type="checkbox" checked>boxes</label>' + controls
+        controls = Html(BOXES + controls)
     about = [
         _before(files),
         "Drag a cloud to turn it; a double click turns it back." if spec.source == "points" else "",
@@ -137,17 +138,6 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
         f'<p class="soft"><span class="which">{esc(_which("random", views, lead))}</span> {esc(" ".join(filter(None, about)))}</p>'
         f'{note(problem, warn=True) if problem else ""}<div class="cards">{"".join(cards)}</div></div>\n'
     )
-
-
-def _switch(views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:
-    if len(views) == 1:
-        return ""
-    buttons = "".join(
-        f'<button type="button" data-view="{view}" data-which="{esc(_which(view, views, lead))}" '
-        f'aria-pressed="{"true" if view == "random" else "false"}">{VIEWS[view]}</button>'
-        for view in views
-    )
-    return f'<div class="switch" role="group" aria-label="which examples">{buttons}</div>'
 
 
 def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:
