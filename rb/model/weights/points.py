@@ -48,7 +48,7 @@ def load_points(
         ) from error
     with torch.device(device):
         encoder = PointBert(given or infer_config(own, _PUBLIC.get(own["cls_token"].shape[-1])))
-    encoder.load_state_dict(own)
+    encoder.load_state_dict({name: tensor.to(device) for name, tensor in own.items()})
     kept, dropped = original_names(tensors)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     given_counters = sum(name.endswith("num_batches_tracked") for name in kept)

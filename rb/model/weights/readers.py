@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 _EDGE = 1 << 20
+_LONGEST_HEADER = 100_000_000  # the format's own limit
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _DTYPES = {
@@ -92,18 +93,30 @@ def read_headers(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return {name: tensor.to("meta") for name, tensor in _from_pickle(path).items()}
     found = {}
-    try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                part = file.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
-                    raise CheckpointError(
-                        f"{path}: {name} is of type {part.get_dtype()}, which this project does not read"
-                    )
-                found[name] = torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
-    except SafetensorError as error:
-        raise _truncated(path, error) from error
+    for name, row in _safetensors_header(path).items():
+        if row["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} is of type {row['dtype']}, which this project does not read")
+        found[name] = torch.empty(row["shape"], dtype=_DTYPES[row["dtype"]], device="meta")
     return found
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Name -> its ``dtype`` and ``shape``. Read by hand: the library maps the whole file, which fails where it is larger than memory."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            raise _truncated(path, "it ends before its header does")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        end = max((row["data_offsets"][1] for row in header.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise _truncated(path, f"its header is damaged: {error}") from error
+    if size != 8 + length + end:
+        raise _truncated(path, f"{size} bytes instead of {8 + length + end}")
+    return dict(header)
 
 
 def _check_there(path: Path) -> None:
@@ -111,7 +124,7 @@ def _check_there(path: Path) -> None:
         raise CheckpointError(f"checkpoint file {path} does not exist; check model.foundation in the run file")
 
 
-def _truncated(path: Path, error: Exception) -> CheckpointError:
+def _truncated(path: Path, error: Exception | str) -> CheckpointError:
     return CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again")
 
 
@@ -120,7 +133,7 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_HARMLESS):
             # Only torch's zip format can be mapped; Point-BERT's own files may be older.
             tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise CheckpointError(
             f"{path} cannot be read as plain tensors ({' '.join(reason)[:500]}); files that need to run code are refused: "
