@@ -13,15 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rb.ablate.plan import Plan, Question, Variant
 from rb.core.config import RunConfig
 from rb.core.run_file import digest, load_run
-from rb.data.formats import RUN_CONFIG, RUN_METRICS, RUN_PREDICTIONS
+from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS
 from rb.data.predictions import predictions_meta_path
 from rb.data.strict_json import parse
+from rb.evaluation.scoring import metrics_path
 from rb.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,9 +99,12 @@ def train_and_ask(plan: Plan, variant: Variant, seed: int, out: Path, ranks: int
         _train(plan, variant, seed, stage, out, ranks, processes)
     name = plan.training_name(variant, seed, len(variant.stages) - 1)
     run_dir = out / "runs" / name
-    for modality, question in plan.questions.items():
-        for shuffled in (False, True) if question.shuffle_boxes else (False,):
-            _ask(plan, question, modality, shuffled, run_dir, processes)
+    answers = {
+        _ask(plan, question, modality, shuffled, run_dir, processes): question
+        for modality, question in plan.questions.items()
+        for shuffled in ((False, True) if question.shuffle_boxes else (False,))
+    }
+    _score(answers, run_dir, processes)
     return time.monotonic() - started
 
 
@@ -127,7 +131,8 @@ def _check_same(run_dir: Path, config: RunConfig) -> None:
         )
 
 
-def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir: Path, processes: Processes) -> None:
+def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir: Path, processes: Processes) -> Path:
+    """The predictions file of one question, made where it is missing."""
     said = run_dir / RUN_PREDICTIONS / f"{modality}{SHUFFLED if shuffled else ''}.jsonl"
     if not _predicted(said, question, run_dir):
         command = ["-m", "eval.predict", "--checkpoint", str(run_dir), "--data", question.data, "--modality", modality]
@@ -135,11 +140,18 @@ def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir:
         command += ["--limit", str(question.limit)] if question.limit is not None else []
         command += ["--shuffle-boxes"] if shuffled else []
         processes.run(run_dir.name, [*command, *plan.decode])
-    scores = run_dir / RUN_METRICS / f"{said.stem}.json"
-    if not _scored(said, scores, question):
-        command = ["-m", "eval.score", str(said), "--no-java", "--no-mlflow", "--metrics", "CIDEr"]
-        command += ["--truth", question.truth] if question.truth is not None else []
-        processes.run(run_dir.name, command)
+    return said
+
+
+def _score(answers: Mapping[Path, Question], run_dir: Path, processes: Processes) -> None:
+    """Scores of the predictions that have none yet: one process for those with a truth, one for those without."""
+    todo = [said for said, question in answers.items() if not _scored(said, question)]
+    for judged in (True, False):
+        files = [said for said in todo if (answers[said].truth is not None) == judged]
+        truths = dict.fromkeys(str(answers[said].truth) for said in files) if judged else {}
+        options = ["--no-java", "--no-mlflow", "--metrics", "CIDEr", *(o for t in truths for o in ("--truth", t))]
+        if files:
+            processes.run(run_dir.name, ["-m", "eval.score", *map(str, files), *options])
 
 
 def _predicted(said: Path, question: Question, run_dir: Path) -> bool:
@@ -153,7 +165,8 @@ def _predicted(said: Path, question: Question, run_dir: Path) -> bool:
     return found is not None and step == found.step and meta.get("limit") == question.limit
 
 
-def _scored(said: Path, scores: Path, question: Question) -> bool:
+def _scored(said: Path, question: Question) -> bool:
+    scores = metrics_path(said)
     if not scores.is_file():
         return False
     found = parse(scores.read_bytes(), str(scores))
