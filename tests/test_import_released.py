@@ -291,11 +291,6 @@ def test_every_key_is_accounted_for(tensors: dict[str, Tensor], config: ModelCon
 # -- files that do not fit --------------------------------------------------------------------------------------------
 
 
-def spoiled(tensors: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
-    made = tensors | {k.replace("__", "."): v for k, v in changes.items() if v is not None}
-    return {k: v for k, v in made.items() if changes.get(k.replace(".", "__"), v) is not None}
-
-
 def test_what_does_not_fit_is_named(tensors: dict[str, Tensor], config: ModelConfig, llm: str) -> None:
     model = build_model(config, seed=0).model
     before = {name: p.detach().clone() for name, p in model.trainable_parameters().items()}
