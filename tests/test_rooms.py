@@ -108,8 +108,13 @@ def test_the_truth_check_finds_lies() -> None:
         solid(4, "cone", "big", 1.5, 0.5),
     ]
     truth = {"width": None, "height": None, "objects": objects, "room": [[0, 0], [3, 0], [3, 3], [0, 3]]}
-    assert singles_out("this is a cone", truth, "4") is False  # no word of the toy world
+    assert singles_out("that is a cone", truth, "4") is False  # no word of the toy world
     assert singles_out("A cone.", truth, "4")
+    assert singles_out("this is a cone .", truth, "4")
+    # Captions lose their full stops where they are cleaned as BLIP-2's are.
+    assert singles_out("this is a small cube it is in the corner", truth, "2")
+    assert singles_out("this is a small cube. it is in the corner, left of the big cone", truth, "2")
+    assert not singles_out("this is a small cube. it is right of the big cone, in the corner", truth, "2")
     assert singles_out("the small cube is in the corner, left of the cone.", truth, "2")
     assert singles_out("there is a cube in back of the big cone", truth, "3")
     assert not singles_out("a small cube", truth, "2")
@@ -128,6 +133,8 @@ def test_the_truth_check_finds_lies() -> None:
         "a cube in the corner of",
         "a red cube",
         "a cube, a cone",
+        "this is a cube. it is",
+        "this is a cube. in the corner",
     ):
         assert parse_description(text) is None, text
     with pytest.raises(ValueError, match="no object '9'"):

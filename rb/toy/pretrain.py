@@ -33,7 +33,7 @@ from rb.toy.pretrain_vision import train_vision
 STAGES: dict[str, tuple[int, int]] = {
     "vision": (1400, 8000),
     "language": (800, 12000),
-    "points": (400, 3000),
+    "points": (600, 2500),
     "bridge": (1200, 8000),
     "settle": (250, 8000),
     "t5_language": (800, 12000),

@@ -15,6 +15,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from rb.core import seeding
 from rb.toy.pretrain_data import SEED, batches, fact_list, train_steps
+from rb.toy.rooms import descriptions, make_room
 from rb.toy.tokenizers import IMAGE_TOKEN, opt_tokenizer
 from rb.toy.world import cloud_captions, make_cloud, make_scene, region_expressions, whole_captions
 
@@ -44,23 +45,28 @@ def language_config() -> OPTConfig:
 
 
 def documents(count: int) -> list[str]:
-    """Texts: facts of a scene and a caption or region expressions of it; captions alone; captions of clouds."""
+    """Texts: facts of a scene and a caption or region expressions of it; captions alone; captions of clouds; descriptions in rooms."""
     texts = []
     for i in tqdm(range(count), desc="toy documents", file=sys.stderr):
         kind = seeding.uniform("toy document", i)
-        if kind < 0.15:
+        if kind < 0.1:
             texts.append(cloud_captions(make_cloud(SEED, "pretrain", i, 64), 1)[0] + "\n")
+            continue
+        if kind < 0.25:
+            room = make_room(SEED, "pretrain", i, 64)
+            said = [text for item in room.objects for text in descriptions(room, item, 1)]
+            texts.append("\n".join(said[:3]) + "\n")
             continue
         scene = make_scene(SEED, "pretrain", i)
         caption = whole_captions(scene, 1)[0]
-        if kind < 0.5:
+        if kind < 0.55:
             texts.append(f"{fact_list(scene)}\n{caption}\n")
-        elif kind < 0.65:
+        elif kind < 0.7:
             texts.append(caption + "\n")
         else:
             item = scene.objects[i % len(scene.objects)]
             said = region_expressions(scene, item, 1)
-            texts.append((f"{fact_list(scene)}\n" if kind < 0.8 else "") + "\n".join(said or [caption]) + "\n")
+            texts.append((f"{fact_list(scene)}\n" if kind < 0.83 else "") + "\n".join(said or [caption]) + "\n")
     return texts
 
 

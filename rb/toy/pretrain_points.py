@@ -1,12 +1,12 @@
 """Pre-training of the toy Point-BERT: every group of points must tell shape, size and place of the solid it lies on (heads thrown away).
 
-Clouds are grouped once (a turn about y commutes with the grouping) and turned anew in every batch.
+Half of what it sees are clouds (y up), half rooms (z up, with floor and walls), where a group must also tell which words for places hold.
+Both are grouped once (a turn about the axis that is up commutes with the grouping) and turned anew in every batch.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -17,14 +17,20 @@ from tqdm import tqdm
 from rb.core import seeding
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.toy.pretrain_data import SEED, batches, train_steps
+from rb.toy.room_truth import SIDES, WALLS, Clause, clause_margin
+from rb.toy.rooms import FLOOR, WALL, ToyRoom, make_room, room_truth
 from rb.toy.vocabulary import SHAPES, SIZES
 from rb.toy.world import ToyCloud, make_cloud
 
 BATCH = 32
 NUM_POINTS = 768
 _PLACE_WEIGHT = 4.0
-_CLASSES = (len(SHAPES), len(SIZES))
-_PLACE = 5  # centre xyz, half width, half height
+_CLASSES = (len(SHAPES) + 2, len(SIZES))  # floor and wall are shapes too
+_PLACE = 6  # centre xyz, half extents xyz
+_WORDS = tuple(Clause(kind) for kind in (*WALLS, *SIDES))  # what can be said of a place in a room by itself
+_IGNORE = -100
+_UP = {"cloud": 1, "room": 2}  # the axis
+_MAX_TURN = {"cloud": np.pi, "room": np.deg2rad(10)}  # a room keeps its left and right
 
 
 def point_config() -> PointBertConfig:
@@ -46,72 +52,115 @@ class _Grouped(PointBert):
         return points[..., :3], points[..., 3:].unflatten(-1, (self.config.group_size, 3))
 
 
-def _prepare(cloud: ToyCloud, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points [768, 3] in the cloud's frame, some with dropout; classes, centres and half extents of the solids."""
-    rng = seeding.generator("toy point view", cloud.cloud_id, index)
-    middle = cloud.points.mean(0, dtype=np.float64)
-    radius = np.linalg.norm(cloud.points - middle, axis=1).max()
-    points = ((cloud.points - middle) / radius)[rng.permutation(len(cloud.points))[:NUM_POINTS]]
-    if rng.random() < 0.5:  # ULIP's dropout: lost points fall on the first one
-        points[rng.random(len(points)) < rng.random() * 0.6] = points[0]
-    classes = np.array([[SHAPES.index(o.shape), SIZES.index(o.size)] for o in cloud.objects])
-    boxes = np.array([o.box for o in cloud.objects])
+@dataclass(frozen=True)
+class Seen:
+    """n grouped clouds or rooms: [n, G, 3 + 3K]; of each group's owner the classes [n, G, 2], place [n, G, 6] and words [n, G, 6].
+
+    Floor and walls have a shape only; words are of rooms only. What is not there is ``_IGNORE`` (classes, words) or left out by ``solid``.
+    """
+
+    kind: str
+    groups: Tensor
+    classes: Tensor
+    places: Tensor
+    words: Tensor
+
+    def batch(self, rows: Tensor, rng: np.random.Generator) -> Seen:
+        """Some rows, each turned about the axis that is up and scaled by 0.85 to 1.15; solids keep their extents but for the scale."""
+        angle = torch.from_numpy(rng.uniform(-1, 1, size=len(rows)) * _MAX_TURN[self.kind]).float()
+        scale = torch.from_numpy(rng.uniform(0.85, 1.15, size=(len(rows), 1, 1))).float()
+        cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+        about_y = [cos, zero, sin, zero, one, zero, -sin, zero, cos]
+        about_z = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
+        matrix = torch.stack(about_y if _UP[self.kind] == 1 else about_z, dim=1).view(-1, 3, 3)
+        turned = torch.einsum("bgkc,bdc->bgkd", self.groups[rows].unflatten(-1, (-1, 3)), matrix).flatten(2)
+        centres = torch.einsum("bgc,bdc->bgd", self.places[rows][..., :3], matrix)
+        places = torch.cat([centres, self.places[rows][..., 3:]], dim=-1) * scale
+        return Seen(self.kind, turned * scale, self.classes[rows], places, self.words[rows])
+
+
+def make_seen(kind: str, split: str, count: int, grouper: PointBert) -> Seen:
+    """Grouped clouds or rooms of a split. A group belongs to what most of its points lie on."""
+    make = make_cloud if kind == "cloud" else make_room
+    rows = [_seen_row(make(SEED, split, i), kind, i, grouper) for i in tqdm(range(count), f"toy {kind}s ({split})")]
+    groups, classes, places, words = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+    return Seen(kind, groups, classes, places, words)
+
+
+def _seen_row(scene: ToyCloud | ToyRoom, kind: str, index: int, grouper: PointBert) -> tuple[np.ndarray, ...]:
+    rng = seeding.generator("toy point view", kind, index)
+    middle = scene.points.mean(0, dtype=np.float64)
+    radius = np.linalg.norm(scene.points - middle, axis=1).max()
+    kept = rng.permutation(len(scene.points))[:NUM_POINTS]
+    points = ((scene.points - middle) / radius)[kept].astype(np.float32)
+    boxes = np.array([item.box for item in scene.objects])
     centres = ((boxes[:, :3] + boxes[:, 3:]) / 2 - middle) / radius
-    half = (boxes[:, 3:] - boxes[:, :3])[:, :2] / 2 / radius
-    return points.astype(np.float32), classes, centres, half
+    half = (boxes[:, 3:] - boxes[:, :3]) / 2 / radius
+    classes = np.array([[SHAPES.index(item.shape), SIZES.index(item.size)] for item in scene.objects])
+    words = np.full((len(scene.objects), len(_WORDS)), _IGNORE)
+    if isinstance(scene, ToyRoom):
+        truth = room_truth(scene)
+        words = np.array([[clause_margin(word, item, truth) >= 0 for word in _WORDS] for item in truth["objects"]], int)
+        rest = np.array([[len(SHAPES) + k, _IGNORE] for k in (FLOOR, WALL)])
+        classes, words = np.concatenate([rest, classes]), np.concatenate([np.full((2, len(_WORDS)), _IGNORE), words])
+        centres, half = (np.concatenate([np.zeros((2, 3)), values]) for values in (centres, half))
+        owner_of = scene.instances[kept]
+    else:
+        if rng.random() < 0.5:  # ULIP's dropout: lost points fall on the first one
+            points[rng.random(len(points)) < rng.random() * 0.6] = points[0]
+        distance = np.linalg.norm(points[:, None] - centres[None], axis=-1) / half.max(1)[None]
+        owner_of = distance.argmin(1)
+    group_centres, patches = grouper.group(torch.from_numpy(points)[None])
+    absolute = (patches[0] + group_centres[0][:, None]).flatten(0, 1).numpy()
+    nearest = np.linalg.norm(absolute[:, None] - points[None], axis=-1).argmin(1)
+    votes = owner_of[nearest].reshape(len(group_centres[0]), -1)
+    owner = np.array([np.bincount(vote, minlength=len(classes)).argmax() for vote in votes])
+    grouped = torch.cat([group_centres[0], patches[0].flatten(1)], dim=1).numpy()
+    places = np.concatenate([centres, half], axis=1)[owner].astype(np.float32)
+    return grouped, classes[owner], places, words[owner]
 
 
-def make_groups(split: str, count: int, grouper: PointBert) -> tuple[Tensor, Tensor, Tensor]:
-    """Grouped clouds [n, G, 3 + 3K], classes [n, G, 2], places [n, G, 5]; a group belongs to the solid nearest its centre."""
-    rows, classes, places = [], [], []
-    for i in tqdm(range(count), desc=f"toy clouds ({split})", file=sys.stderr):
-        points, kinds, centres, half = _prepare(make_cloud(SEED, split, i), i)
-        group_centres, patches = grouper.group(torch.from_numpy(points)[None])
-        rows.append(torch.cat([group_centres[0], patches[0].flatten(1)], dim=1))
-        distance = np.linalg.norm(group_centres[0].numpy()[:, None] - centres[None], axis=-1) / half.max(1)[None]
-        owner = distance.argmin(1)
-        classes.append(torch.from_numpy(kinds[owner]))
-        places.append(torch.from_numpy(np.concatenate([centres, half], axis=1)[owner]).float())
-    return torch.stack(rows), torch.stack(classes), torch.stack(places)
-
-
-def turn(grouped: Tensor, places: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A full random turn about y and a scale of 0.85 to 1.15 for each cloud; solids keep their extents but for the scale."""
-    angle = torch.from_numpy(rng.uniform(0, 2 * np.pi, size=len(grouped))).float()
-    scale = torch.from_numpy(rng.uniform(0.85, 1.15, size=(len(grouped), 1, 1))).float()
-    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-    matrix = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], dim=1).view(-1, 3, 3)
-    turned = torch.einsum("bgkc,bdc->bgkd", grouped.unflatten(-1, (-1, 3)), matrix).flatten(2)
-    centres = torch.einsum("bgc,bdc->bgd", places[..., :3], matrix)
-    return turned * scale, torch.cat([centres, places[..., 3:]], dim=-1) * scale
+def _loss(logits: Tensor, seen: Seen) -> Tensor:
+    shape, size, place, words = logits.split([*_CLASSES, _PLACE, len(_WORDS)], dim=-1)
+    solid = (seen.classes[..., 0] < len(SHAPES)).float()
+    distance = ((place - seen.places).abs().mean(-1) * solid).sum() / solid.sum()
+    total = F.cross_entropy(shape.flatten(0, 1), seen.classes[..., 0].flatten())
+    total = total + F.cross_entropy(size.flatten(0, 1), seen.classes[..., 1].flatten(), ignore_index=_IGNORE)
+    if seen.kind == "room":
+        told = (seen.words != _IGNORE).float()
+        each = F.binary_cross_entropy_with_logits(words, seen.words.clamp(min=0).float(), reduction="none")
+        total = total + (each * told).sum() / told.sum()
+    return total + _PLACE_WEIGHT * distance
 
 
 def train_points(steps: int, num_clouds: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Point-BERT's state dict (own names) and its scores on held-out clouds."""
+    """Point-BERT's state dict (own names) and its scores on held-out clouds and rooms; ``num_clouds`` of each are learned from."""
     torch.manual_seed(4)
     config = point_config()
-    model, head = _Grouped(config, trainable_batchnorm=True), nn.Linear(config.trans_dim, sum(_CLASSES) + _PLACE)
+    model = _Grouped(config, trainable_batchnorm=True)
+    head = nn.Linear(config.trans_dim, sum(_CLASSES) + _PLACE + len(_WORDS))
     grouper = PointBert(config)
-    grouped, classes, places = make_groups("pretrain", num_clouds, grouper)
+    banks = [make_seen(kind, "pretrain", num_clouds, grouper) for kind in _UP]
 
     def loss_of(step: int) -> Tensor:
-        rows = torch.from_numpy(batches("points", num_clouds, BATCH, step))
-        clouds, targets = turn(grouped[rows], places[rows], seeding.generator("toy turn", step))
-        shape, size, place = head(model(clouds)[:, 1:]).split([*_CLASSES, _PLACE], dim=-1)
-        return (
-            F.cross_entropy(shape.flatten(0, 1), classes[rows][..., 0].flatten())
-            + F.cross_entropy(size.flatten(0, 1), classes[rows][..., 1].flatten())
-            + _PLACE_WEIGHT * (place - targets).abs().mean()
-        )
+        rows = torch.from_numpy(batches("points", num_clouds, BATCH // 2, step))
+        halves = [bank.batch(rows, seeding.generator("toy turn", bank.kind, step)) for bank in banks]
+        # One pass over both: BatchNorm must see what it will be used on.
+        logits = head(model(torch.cat([half.groups for half in halves]))[:, 1:]).split(BATCH // 2)
+        return torch.stack([_loss(own, half) for own, half in zip(logits, halves, strict=True)]).mean()
 
     train_steps("point encoder", [([*model.parameters(), *head.parameters()], 2e-3)], steps, loss_of)
     model.eval()
-    grouped, classes, places = make_groups("pretrain-held-out", 100, grouper)
-    with torch.no_grad():
-        shape, size, place = head(model(grouped)[:, 1:]).split([*_CLASSES, _PLACE], dim=-1)
-    scores = {
-        "shape": float((shape.argmax(-1) == classes[..., 0]).float().mean()),
-        "size": float((size.argmax(-1) == classes[..., 1]).float().mean()),
-        "place_error": float((place - places).abs().mean()),
-    }
+    scores: dict[str, float] = {}
+    for kind in _UP:
+        seen = make_seen(kind, "pretrain-held-out", 100, grouper)
+        with torch.no_grad():
+            shape, size, place, words = head(model(seen.groups)[:, 1:]).split([*_CLASSES, _PLACE, len(_WORDS)], dim=-1)
+        solid, told = seen.classes[..., 0] < len(SHAPES), seen.words != _IGNORE
+        scores[f"{kind}_shape"] = float((shape.argmax(-1) == seen.classes[..., 0]).float().mean())
+        scores[f"{kind}_size"] = float((size.argmax(-1) == seen.classes[..., 1])[solid].float().mean())
+        scores[f"{kind}_place_error"] = float((place - seen.places).abs()[solid].mean())
+        if kind == "room":
+            scores["room_words"] = float(((words > 0) == (seen.words > 0))[told].float().mean())
+            scores["room_solid_shape"] = float((shape.argmax(-1) == seen.classes[..., 0])[solid].float().mean())
     return {name: value.detach().clone() for name, value in model.state_dict().items()}, scores

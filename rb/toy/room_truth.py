@@ -24,7 +24,7 @@ RELATIONS = ("left of", "right of", "in front of", "in back of", "near")  # anot
 WALLS = ("in the corner", "near the wall")
 _AXIS_SIGN = {"left": (0, -1), "right": (0, 1), "front": (1, -1), "back": (1, 1)}
 _SOLID = rf"(?:({'|'.join(SIZES)}) )?({'|'.join(SHAPES)})"
-_SUBJECT = re.compile(rf"(?:there is )?(?:an?|the) {_SOLID}(?: is)?(?: (.*))?")
+_SUBJECT = re.compile(rf"(?:(?:this|there) is )?(?:an?|the) {_SOLID}(?:(?:\.? it)? is (.*)| (.*))?")
 _RELATION = re.compile(rf"({'|'.join(RELATIONS)}) the {_SOLID}")
 _Item = Mapping[str, Any]
 Truth = Mapping[str, Any]
@@ -45,7 +45,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Description:
-    """``a small cube in the corner, left of the cone`` taken apart."""
+    """``this is a small cube. it is in the corner, left of the cone`` taken apart."""
 
     shape: str
     size: str | None
@@ -54,11 +54,13 @@ class Description:
 
 def parse_description(text: str) -> Description | None:
     """A description; None where it cannot be read in full."""
-    found = _SUBJECT.fullmatch(" ".join(text.lower().rstrip(". ").replace(" ,", ",").split()))
+    plain = re.sub(r" ([.,])", r"\1", " ".join(text.lower().split())).rstrip(". ")
+    found = _SUBJECT.fullmatch(plain)
     if found is None:
         return None
     clauses = []
-    for part in (found[3] or "").split(", ") if found[3] else []:
+    places = found[3] or found[4]
+    for part in places.split(", ") if places else []:
         relation = _RELATION.fullmatch(part)
         if relation:
             clauses.append(Clause(*relation.groups()))

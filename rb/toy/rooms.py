@@ -28,10 +28,9 @@ _ROOM_SIDE = (2.6, 3.4)  # metres
 _RADIUS = {"small": (0.20, 0.24), "big": (0.36, 0.42)}  # metres
 _FLOOR_SHARE, _WALL_SHARE = 0.2, 0.1  # of the points
 _REPEAT = 0.4  # share of solids made of the same shape as an earlier one
-_WORDY = 0.6  # share of descriptions with a place that they do not need
+_WORDY = 0.75  # share of descriptions with a place that they do not need
 _SLACK = 0.04  # metres by which what is said holds of its solid, and fails for the others
 _TURNS = np.deg2rad((-5.2, -2.6, 0.0, 2.6, 5.2))  # the augmentation turns by at most 5 degrees
-_FORMS = ("a {}{}", "the {} is{}", "there is a {}{}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def room_truth(room: ToyRoom) -> dict[str, Any]:
 def descriptions(room: ToyRoom, item: ToyObject, count: int = 3) -> list[str]:
     """What people would say to point at one solid: the shortest that singles it out, often with one place more than needed.
 
-    ``a ball`` where it is the only one, ``the small cube is in the corner, left of the cone`` where nothing less will do. Empty where
+    ``this is a ball`` where it is the only one, ``this is a small cube. it is in the corner, left of the cone`` where nothing less will do. Empty where
     no description of at most two places singles it out.
     """
     truth = room_truth(room)
@@ -162,8 +161,8 @@ def _say(
     # Places of the room before places beside other solids: one order is easier to learn.
     ordered = sorted(clauses, key=lambda clause: (clause.shape is not None, str(clause)))
     places = ", ".join(map(str, ordered))
-    form = _FORMS[int(rng.integers(len(_FORMS)))] if places else _FORMS[0]
-    return form.format(f"{size} {item.shape}" if size else item.shape, f" {places}" if places else "")
+    named = f"this is a {f'{size} ' if size else ''}{item.shape}"
+    return f"{named}. it is {places}" if places else named
 
 
 def _clauses(truth: dict[str, Any], object_id: str) -> list[Clause]:

@@ -31,6 +31,8 @@ _FUNCTION = (
     "far",
     "front",
     "back",
+    "this",
+    "it",
 )
 _PLACES = ("photo", "image", "point", "cloud", "scene", "room", "wall", "corner", "floor")
 _QUESTIONS = ("question", "short", "answer", "what", "how", "many", "color", "shape", "size", "object", "yes", "no")
