@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     import rb.model.weights.commands as weights_commands
     from rb.ablate import commands as ablate_commands
     from rb.data import prepare
-    from rb.evaluation import doctor
+    from rb.evaluation import doctor, show_data
     from rb.toy import commands as toy_commands
     from rb.tracking import commands as tracking_commands
     from rb.training import import_released
@@ -21,9 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb", description="RegionBLIP: prepare data, train, evaluate.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="start a training run under the deepspeed launcher", add_help=False)
+    show_data.add_command(data_commands.add_commands(commands))
     for room in (
         prepare,
-        data_commands,
         toy_commands,
         tracking_commands,
         weights_commands,

@@ -10,9 +10,11 @@ from rb.core.modality import MODALITIES
 from rb.data.formats import MANIFEST_FILE, Manifest, find_manifest
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb data index`` and ``rb data verify``."""
-    data = commands.add_parser("data", help="shards: adopt and verify").add_subparsers(
+def add_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """``rb data index`` and ``rb data verify``; returns where rooms above add theirs (``rb data show``)."""
+    data = commands.add_parser("data", help="shards: adopt, verify, look at").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
     index = data.add_parser(
@@ -26,6 +28,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verify = data.add_parser("verify", help="compare every file of a set with its sha256")
     verify.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
     verify.set_defaults(run=_verify)
+    return data
 
 
 def _index(args: argparse.Namespace) -> int:

@@ -240,6 +240,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """``rb toy raw``."""
     parser = commands.add_parser("raw", help="write the toy world as raw COCO, RefCOCO, Objaverse and ScanRefer files")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
+    parser.add_argument("--seed", type=int, default=0, help="another world (default: 0)")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="demo", help="how much of it (default: demo)")
     parser.set_defaults(run=run_raw)

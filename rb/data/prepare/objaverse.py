@@ -214,7 +214,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--captions", type=Path, help="Cap3D's file (default: the one .csv in RAW)")
     parser.add_argument("--points", type=Path, help="the folder of the clouds (default: RAW/objaverse_pc_parallel)")
-    parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help="reject clouds of fewer points")
+    less = f"reject clouds of fewer points (default: {DEFAULT_MIN_POINTS:,})"
+    parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -206,7 +206,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--scenes", type=Path, help="the folder of the scenes' files (default: RAW/scannet_data)")
     parser.add_argument("--colours", action="store_true", help="store colours too, for an encoder of 6 channels")
-    parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help="reject scenes of fewer points")
+    less = f"reject scenes of fewer points (default: {DEFAULT_MIN_POINTS:,})"
+    parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
 
 
 def run(args: argparse.Namespace) -> int:
