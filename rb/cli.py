@@ -10,7 +10,9 @@ from collections.abc import Sequence
 def build_parser() -> argparse.ArgumentParser:
     """All commands; each room adds its own."""
     import rb.data.commands as data_commands
+    import rb.exporting.commands as export_commands
     import rb.model.weights.commands as weights_commands
+    from rb import api_commands
     from rb.ablate import commands as ablate_commands
     from rb.data import prepare
     from rb.evaluation import doctor, show_data
@@ -30,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         import_released,
         doctor,
         ablate_commands,
+        export_commands,
+        api_commands,
     ):
         room.add_commands(commands)
     return parser

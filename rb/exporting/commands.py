@@ -1,0 +1,71 @@
+"""``rb export`` and ``rb push``: a run's adapters as folders, and folders to the hub."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rb.exporting.layout import ExportError, is_export
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Both commands."""
+    export = commands.add_parser("export", help="write a run's adapters as folders for plain transformers and peft")
+    export.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="run folder (newest), or in it checkpoints/best or step_*"
+    )
+    export.add_argument("--out", type=Path, required=True, help="new folder")
+    export.add_argument("--base", help="hub id of the foundation's BLIP-2; by default told by its folder's name")
+    export.add_argument("--merge", action="store_true", help="also fold LoRA into whole BLIP-2 folders")
+    export.set_defaults(run=run_export)
+    push = commands.add_parser("push", help="upload an export to the hub")
+    push.add_argument("folder", type=Path, metavar="DIR", help="an export, or one modality's folder of it")
+    push.add_argument("--repo", required=True, help="OWNER/NAME on the hub")
+    push.add_argument("--private", action="store_true", help="make a private repository")
+    push.add_argument("--dry-run", action="store_true", help="only list what would go")
+    push.set_defaults(run=run_push)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the folders."""
+    from rb.exporting.writing import export_run  # loads transformers and peft, which other commands need not wait for
+
+    modalities = export_run(args.run_dir, args.out, args.base, args.merge)
+    sys.stdout.write(f"{', '.join(modalities)} in {args.out}\n")
+    return 0
+
+
+def run_push(args: argparse.Namespace) -> int:
+    """List what goes and, unless it is a dry run, upload it."""
+    files = export_files(args.folder)
+    for path in files:
+        sys.stdout.write(f"{path.stat().st_size:>14,}  {path.relative_to(args.folder).as_posix()}\n")
+    total = sum(path.stat().st_size for path in files)
+    sys.stdout.write(f"{total:>14,}  bytes in {len(files)} files to {args.repo}\n")
+    if args.dry_run:
+        sys.stdout.write("dry run: nothing was sent\n")
+        return 0
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(args.repo, private=args.private, exist_ok=True)
+    names = [path.relative_to(args.folder).as_posix() for path in files]
+    sent = api.upload_folder(repo_id=args.repo, folder_path=args.folder, allow_patterns=names, commit_message="rb push")
+    sys.stdout.write(f"{sent}\n")
+    return 0
+
+
+def export_files(folder: Path) -> list[Path]:
+    """What of an export goes to the hub, in order of names.
+
+    Raises:
+        ExportError: not an export.
+    """
+    if not is_export(folder):
+        raise ExportError(
+            f"{folder}: no export; make one with rb export RUN_DIR --out DIR, and push that or one of its folders"
+        )
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+    )
