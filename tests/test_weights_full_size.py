@@ -285,13 +285,13 @@ def test_the_papers_models_by_their_headers(
         "bert": weights / "bert",
     }
     run.write_text("model:\n  foundation:\n" + "".join(f"    {k}: {v}\n" for k, v in where.items()))
-    start = time.monotonic()
+    start = time.process_time()
     assert (
         main(["weights", "check", "--run", str(run), f"model.text_branch={recipe}", f"model.numerics={numerics}"]) == 0
     )
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     said = capsys.readouterr().out
-    assert seconds < 60, f"{seconds:.0f} s: headers take seconds"
+    assert seconds < 30, f"{seconds:.0f} s of CPU: headers take seconds"
     assert "missing: none" in said
     counts = dict(re.findall(r"^  ([\w ]+): ([\d,]+)$", said, flags=re.MULTILINE))
     expected = dict(zip(("image_region", "point_cloud", "point_cloud_region"), EXPECTED[name], strict=True))
