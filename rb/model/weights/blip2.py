@@ -181,6 +181,7 @@ def _read(
         _merge_twins(folder, state, tied)
     exact = {name: tensor for name, tensor in state.items() if name.startswith(_FP32)}
     blip2 = _module(folder, config, settings, state, dtype)
+    blip2.qformer.float()  # its text feed-forward layers too, before they are filled
     for name, parameter in blip2.named_parameters():
         if name in exact:
             parameter.data = exact[name]
