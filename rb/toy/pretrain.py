@@ -1,7 +1,7 @@
 """``python -m rb.toy.pretrain --out DIR``: pre-trains the toy foundation, stage by stage, and writes it in the public checkpoints' forms.
 
 Stages: vision, language, points and T5's language (independent; two at a time, one thread each), then the bridge (Q-Former and text branch),
-its settling, and T5 behind the settled bridge; export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on
+its settling, OPT's speech and T5, both behind the settled bridge; export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on
 where it stopped; ``--scale`` shortens all of them.
 """
 
@@ -26,6 +26,7 @@ from rb.toy.pretrain_export import write_foundation
 from rb.toy.pretrain_language import train_language
 from rb.toy.pretrain_points import train_points
 from rb.toy.pretrain_score import score_foundation
+from rb.toy.pretrain_speech import train_speech
 from rb.toy.pretrain_t5 import settle_t5, train_t5_language
 from rb.toy.pretrain_vision import train_vision
 
@@ -36,6 +37,7 @@ STAGES: dict[str, tuple[int, int]] = {
     "points": (600, 2500),
     "bridge": (1200, 8000),
     "settle": (250, 8000),
+    "speech": (400, 8000),
     "t5_language": (800, 12000),
     "t5_settle": (1000, 8000),
 }
@@ -45,7 +47,7 @@ _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]
     "points": train_points,
     "t5_language": train_t5_language,
 }
-_AFTER = ("bridge", "settle", "t5_settle")  # each needs those before it
+_AFTER = ("bridge", "settle", "speech", "t5_settle")  # each needs those before it
 _LEAST = 300  # scenes, documents or clouds: whole batches and held-out rows
 _TIED = "lm_head.weight"  # OPT's output matrix is its embedding, T5's is not
 
@@ -80,13 +82,14 @@ def run_stage(stage: str, work: Path, scale: float) -> None:
     if stage == "t5_settle":
         bridge = trained_bridge(load_file(work / "settle.safetensors"))
         weights, scores = settle_t5(bridge, load_file(work / "t5_language.safetensors"), steps, amount)
-    elif stage in ("bridge", "settle"):
+    elif stage in ("bridge", "settle", "speech"):
         if stage == "bridge":
             vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
-            bridge = new_bridge(vision, language)
+            bridge, scores = train_bridge(new_bridge(vision, language), steps, amount)
+        elif stage == "settle":
+            bridge, scores = train_bridge(trained_bridge(load_file(work / "bridge.safetensors")), steps, amount, True)
         else:
-            bridge = trained_bridge(load_file(work / "bridge.safetensors"))
-        bridge, scores = train_bridge(bridge, steps, amount, settle=stage == "settle")
+            bridge, scores = train_speech(trained_bridge(load_file(work / "settle.safetensors")), steps, amount)
         weights = {name: value.detach().clone() for name, value in bridge.state_dict().items()}
     else:
         weights, scores = _ALONE[stage](steps, amount)
@@ -108,7 +111,7 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
     """Export of the finished stages in ``work``, and scores of what was written; without T5 while its last stage is not there."""
     stages = {s: json.loads((work / f"{s}.json").read_text("utf-8")) for s in STAGES if (work / f"{s}.json").is_file()}
-    bridge = trained_bridge(load_file(work / "settle.safetensors"))
+    bridge = trained_bridge(load_file(work / "speech.safetensors"))
     t5 = load_file(work / "t5_settle.safetensors") if "t5_settle" in stages else None
     write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"), t5)
     tree: dict[str, Any] = {"stages": stages}

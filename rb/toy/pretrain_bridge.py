@@ -79,7 +79,7 @@ class Bridge(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """Every sentence of the bank, tokenised once; view i owns rows ``of_view[i]``, its fact list is row ``facts[i]`` (-1 for crops)."""
 
     text_ids: Tensor
@@ -91,7 +91,8 @@ class _Texts:
     facts: list[int]
 
     @classmethod
-    def of(cls, views: list[View]) -> _Texts:
+    def of(cls, views: list[View]) -> Texts:
+        """All sentences of the views."""
         processor = TextProcessor(qformer_tokenizer(), opt_tokenizer(), "decoder", max_text_tokens=64)
         sentences: list[str] = []
         of_view, facts = [], []
@@ -137,7 +138,7 @@ def train_bridge(bridge: Bridge, steps: int, num_scenes: int, settle: bool = Fal
     bridge.blip2.vision_model.requires_grad_(requires_grad=False)
     views = make_views("pretrain", num_scenes)
     features = encode_views(bridge.blip2, views)
-    texts, cells = _Texts.of(views), torch.from_numpy(np.stack([cell_targets(v) for v in views]))
+    texts, cells = Texts.of(views), torch.from_numpy(np.stack([cell_targets(v) for v in views]))
     last: dict[str, float] = {}
 
     def loss_of(step: int) -> Tensor:
@@ -155,7 +156,7 @@ def train_bridge(bridge: Bridge, steps: int, num_scenes: int, settle: bool = Fal
         terms, query_output = _text_losses(
             bridge, features[rows].float(), texts.text_ids[captions], texts.text_mask[captions], keys, uniforms
         )
-        terms["llm"] = _llm_loss(bridge.blip2, query_output, texts.llm_ids[told], texts.llm_mask[told])
+        terms["llm"] = llm_caption_loss(bridge.blip2, query_output, texts.llm_ids[told], texts.llm_mask[told])
         if not settle:
             terms["grid"] = _GRID_WEIGHT * _grid_loss(grid_head(query_output), cells[rows])
         if step == steps - 1:
@@ -210,7 +211,7 @@ def _text_losses(
     return {"itc": itc, "itm": itm, "itg": itg}, passed.query_output
 
 
-def _llm_loss(blip2: Blip2ForConditionalGeneration, query_output: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def llm_caption_loss(blip2: Blip2ForConditionalGeneration, query_output: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """[soft prompt | </s>] then the caption and its line break, as rb.model.language builds it."""
     length = int(mask.sum(1).max())
     ids, mask = ids[:, :length], mask[:, :length]

@@ -115,7 +115,7 @@ def settle_t5(
     model, projection = new_t5(), nn.Linear(WIDTH, t5_config().d_model)
     model.load_state_dict(language)
     views = make_views("pretrain", num_scenes)
-    outputs = _query_outputs(bridge.blip2.requires_grad_(requires_grad=False).eval(), encode_views(bridge.blip2, views))
+    outputs = query_outputs(bridge.blip2.requires_grad_(requires_grad=False).eval(), encode_views(bridge.blip2, views))
     captions = [_encode(list(texts)) for texts in zip(*(view.captions[:3] for view in views), strict=True)]
     facts = _encode([view.facts for view in views])
     listed = torch.tensor([bool(view.facts) for view in views])
@@ -180,7 +180,7 @@ def _caption_loss(
 
 
 @torch.no_grad()
-def _query_outputs(blip2: Blip2ForConditionalGeneration, embeds: Tensor) -> Tensor:
+def query_outputs(blip2: Blip2ForConditionalGeneration, embeds: Tensor) -> Tensor:
     """Query outputs [views, Q, D] in half precision of image embeddings [views, P, V]: frozen here, so once is enough."""
     chunks = tqdm(embeds.split(256), desc="query outputs", file=sys.stderr, delay=5)
     return torch.cat(
