@@ -137,7 +137,7 @@ def test_pretraining_runs_whole_and_goes_on_where_it_stopped(tmp_path: Path, mon
     (tmp_path / "vision.json").unlink()
     pretrain.run_stage("vision", tmp_path, 1.0)
     assert (tmp_path / "vision.safetensors").read_bytes() == before  # and the same when it is
-    for stage in ("bridge", "settle", "t5_settle"):
+    for stage in ("bridge", "settle", "speech", "t5_settle"):
         pretrain.run_stage(stage, tmp_path, 1.0)
     out = tmp_path / "out"
     tree = pretrain.finish(out, tmp_path, num_scenes=4)
