@@ -118,7 +118,7 @@ def shown_ids(group) -> list[str]:
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
     return condition()
@@ -159,8 +159,13 @@ def test_the_report_is_clicked_and_turned(run_dir: Path, driver) -> None:
     assert turned != first
     ActionChains(driver).move_to_element(canvas).move_by_offset(5, 5).perform()
     assert ink(driver, canvas) == turned, "a cloud that is not held must not turn"
-    ActionChains(driver).double_click(canvas).perform()
-    assert ink(driver, canvas) == first
+
+    def turned_back() -> bool:
+        # On a busy machine two clicks may come too slowly to be a double one; alone they change nothing.
+        ActionChains(driver).double_click(canvas).perform()
+        return ink(driver, canvas) == first
+
+    assert until(turned_back)
     boxes = groups["point cloud region"].find_element("css selector", ".boxes input")
     click(driver, boxes)
     without = ink(driver, canvas)
