@@ -78,7 +78,7 @@ def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
             "keep_checkpoints": 1,
             "ds_config": "ds_configs/zero2_cpu.json",
             "num_threads": 1,
-            "timeout_s": 60,
+            "timeout_s": 180,
         },
         "validation": {"num_loss_batches": 2, "num_examples": 50, "keep_best": "val/point_cloud/loss_itc"},
         "decode": {"num_beams": 2, "max_new_tokens": 6},
@@ -101,7 +101,7 @@ def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=150)[0] for process in started]
+    outputs = [process.communicate(timeout=360)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
     return folder / "runs"
 
@@ -184,9 +184,9 @@ def test_samples_and_manifests_are_in_mlflow(runs: Path) -> None:
         assert texts[-1] == (runs / "validated" / page).read_text(encoding="utf-8")
         assert "<script" not in texts[-1]
     for text in texts:
-        # Of 7 held-out regions and 7 clouds, the same six each: image with box, cloud as it stands.
-        assert text.count("<article") == 12
-        assert text.count('<rect class="box over"') == text.count('src="data:image/png;base64,') == 6
+        # Of 7 held-out regions and 7 clouds, the same four each: image with box, cloud as it stands.
+        assert text.count("<article") == 8
+        assert text.count('<rect class="box over"') == text.count('src="data:image/png;base64,') == 4
         assert ids_of(text) == ids_of(texts[0])
     broken = runs / "broken" / "validation"
     assert [
@@ -209,7 +209,7 @@ def test_the_samples_are_the_captions_of_prediction(runs: Path, tmp_path: Path) 
     predicted = {row.id: row for row in read_predictions(out)[0]}
     text = (runs / "validated" / "validation" / f"step_{STEPS:07d}.html").read_text(encoding="utf-8")
     shown = [card for card in text.split("<article")[1:] if "image_region/" in card]
-    assert len(shown) == 6
+    assert len(shown) == 4
     for card in shown:
         row = predicted[next(iter(ids_of(card)))]
         assert f'<div class="said">{html.escape(row.prediction)}</div>' in card

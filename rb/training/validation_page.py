@@ -16,10 +16,10 @@ from rb.data.images import decode_image
 from rb.data.index import Loaded, ManifestReader
 from rb.data.points import decode_points
 from rb.drawing.cards import card, voice
-from rb.drawing.page import Html, section, write_page
+from rb.drawing.page import Html, esc, section, write_page
 from rb.drawing.pictures import cloud_still, image_with_box
 
-EXAMPLES = 6  # of each modality
+EXAMPLES = 4  # of each modality: one row of cards
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_samples_page(
         samples: per modality the examples and what was said of them.
         scores: the validation's values by metric name.
     """
-    html = f"<header><h1>{run_dir.name}, validation after step {step:,}</h1></header>"
+    html = f"<header><h1>{esc(run_dir.name)}, validation after step {step:,}</h1></header>"
     for modality, said in samples.items():
         title = f"{modality.replace('_', ' ')}, CIDEr {100 * scores[f'val/{modality}/CIDEr']:.1f}"
         cards = "".join(
