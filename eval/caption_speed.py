@@ -19,7 +19,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from rb.api import RegionBLIP
-from rb.api_inputs import rgb_image
 from rb.core.run_file import load_run
 from rb.core.seeding import generator
 from rb.model.weights.build import build_model
@@ -90,7 +89,7 @@ def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.
     files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     if len(files) < args.images:
         raise ValueError(f"--pictures {args.pictures}: holds {len(files)} images, fewer than --images {args.images}")
-    return [rgb_image(path, str(path)) for path in files[: args.images]]
+    return [Image.open(path).convert("RGB") for path in files[: args.images]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

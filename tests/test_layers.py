@@ -31,6 +31,7 @@ LAYER = {
 DOORS = {
     ("rb.toy", "rb.train"),
     ("eval", "rb.toy"),
+    ("eval", "rb.api"),
     ("rb.api", "rb.exporting"),
     ("rb.api", "rb.api_inputs"),
     ("rb.api_commands", "rb.api"),
