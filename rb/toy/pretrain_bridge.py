@@ -212,12 +212,16 @@ def _text_losses(
 
 
 def llm_caption_loss(blip2: Blip2ForConditionalGeneration, query_output: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """[soft prompt | </s>] then the caption and its line break, as rb.model.language builds it."""
+    """The caption loss behind the projected query output [B, Q, D]."""
+    return spoken_loss(blip2, blip2.language_projection(query_output), ids, mask)
+
+
+def spoken_loss(blip2: Blip2ForConditionalGeneration, prompt: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """[soft prompt [B, Q, L] | </s>] then the caption and its line break, as rb.model.language builds it."""
     length = int(mask.sum(1).max())
     ids, mask = ids[:, :length], mask[:, :length]
     embed = blip2.language_model.get_input_embeddings()
     start = torch.full_like(ids[:, :1], blip2.config.text_config.bos_token_id)
-    prompt = blip2.language_projection(query_output)
     inputs = torch.cat([prompt, embed(torch.cat([start, ids[:, :-1]], dim=1))], dim=1)
     seen = torch.cat([mask.new_ones(len(ids), prompt.shape[1] + 1), mask[:, :-1]], dim=1)
     logits = blip2.language_model(
