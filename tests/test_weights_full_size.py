@@ -248,6 +248,22 @@ def weights(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFacto
     shutil.rmtree(root)
 
 
+def hub_folder(weights: Path, foundation: FoundationConfig, name: str) -> Path:
+    """A folder as on the hub: headers of the right names and shapes, numbers that were never written."""
+    folder = weights / f"blip2-{name}"
+    folder.mkdir()
+    shapes = generation(name)
+    if name in HUB_NUMBERS:
+        assert abs(count(shapes) / HUB_NUMBERS[name] - 1) < 1e-3  # the files here are those of the hub
+    write_sharded(folder, shapes, 2 if "opt" in name else 5)
+    (folder / "config.json").write_text(json.dumps(hub_config(name)))
+    for file in Path(foundation.blip2).glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    side = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(side))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "recipe", "numerics"),
     [
@@ -265,17 +281,7 @@ def test_the_papers_models_by_their_headers(
     numerics: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = weights / f"blip2-{name}"
-    folder.mkdir()
-    shapes = generation(name)
-    if name in HUB_NUMBERS:
-        assert abs(count(shapes) / HUB_NUMBERS[name] - 1) < 1e-3  # the files here are those of the hub
-    write_sharded(folder, shapes, 2 if "opt" in name else 5)
-    (folder / "config.json").write_text(json.dumps(hub_config(name)))
-    for file in Path(foundation.blip2).glob("tokenizer*"):
-        shutil.copyfile(file, folder / file.name)
-    side = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(side))
+    folder = hub_folder(weights, foundation, name)
     branch = {"stage1": "text_branch", "hub-itm": "itm", "bert": "bert"}[recipe]
     run = weights / f"{name}.yaml"
     where = {
@@ -297,3 +303,19 @@ def test_the_papers_models_by_their_headers(
     expected = dict(zip(("image_region", "point_cloud", "point_cloud_region"), EXPECTED[name], strict=True))
     expected["shared by point_cloud and point_cloud_region"] = 542_080
     assert {key: int(value.replace(",", "")) for key, value in counts.items()} == expected
+
+
+def test_the_released_variant_by_the_command(
+    weights: Path, foundation: FoundationConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RB_WEIGHTS", str(weights))
+    monkeypatch.setenv("RB_DATA", "unread")
+    if not (weights / "blip2-opt-2.7b").is_dir():
+        hub_folder(weights, foundation, "opt-2.7b")
+    run = Path(__file__).parent.parent / "launch" / "runs" / "released_opt_2.7b.yaml"
+    assert main(["weights", "check", "--run", str(run), f"model.foundation.text_branch={weights / 'bert'}"]) == 0
+    said = capsys.readouterr().out
+    assert "missing: none" in said
+    counts = [int(value.replace(",", "")) for value in re.findall(r"^  [\w ]+: ([\d,]+)$", said, flags=re.MULTILINE)]
+    # The released code counts 2,089,216 more that no gradient ever reaches (tests/test_released.py: NEVER_MOVED).
+    assert sum(counts) == 205_189_850 - 2_089_216
