@@ -72,6 +72,23 @@ def _keep(
     (work / f"{stage}.json").write_text(json.dumps(book, indent=2) + "\n", encoding="utf-8")
 
 
+def _run_after(stage: str, work: Path, steps: int, amount: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """One of the stages that go on from what earlier ones have kept."""
+
+    def kept(name: str) -> dict[str, Tensor]:
+        return load_file(work / f"{name}.safetensors")
+
+    if stage == "t5_settle":
+        return settle_t5(trained_bridge(kept("settle")), kept("t5_language"), steps, amount)
+    if stage == "bridge":
+        bridge, scores = train_bridge(new_bridge(kept("vision"), kept("language")), steps, amount)
+    elif stage == "settle":
+        bridge, scores = train_bridge(trained_bridge(kept("bridge")), steps, amount, settle=True)
+    else:
+        bridge, scores = train_speech(trained_bridge(kept("settle")), steps, amount)
+    return {name: value.detach().clone() for name, value in bridge.state_dict().items()}, scores
+
+
 def run_stage(stage: str, work: Path, scale: float) -> None:
     """One stage, unless it is there already."""
     torch.set_num_threads(1)
@@ -79,20 +96,10 @@ def run_stage(stage: str, work: Path, scale: float) -> None:
     if _finished(work, stage, steps):
         return
     began = time.monotonic()
-    if stage == "t5_settle":
-        bridge = trained_bridge(load_file(work / "settle.safetensors"))
-        weights, scores = settle_t5(bridge, load_file(work / "t5_language.safetensors"), steps, amount)
-    elif stage in ("bridge", "settle", "speech"):
-        if stage == "bridge":
-            vision, language = (load_file(work / f"{name}.safetensors") for name in ("vision", "language"))
-            bridge, scores = train_bridge(new_bridge(vision, language), steps, amount)
-        elif stage == "settle":
-            bridge, scores = train_bridge(trained_bridge(load_file(work / "bridge.safetensors")), steps, amount, True)
-        else:
-            bridge, scores = train_speech(trained_bridge(load_file(work / "settle.safetensors")), steps, amount)
-        weights = {name: value.detach().clone() for name, value in bridge.state_dict().items()}
-    else:
+    if stage in _ALONE:
         weights, scores = _ALONE[stage](steps, amount)
+    else:
+        weights, scores = _run_after(stage, work, steps, amount)
     _keep(work, stage, steps, weights, scores, began)
 
 

@@ -70,6 +70,15 @@ def documents(count: int) -> list[str]:
     return texts
 
 
+def next_word_loss(model: OPTForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy per token after the first: texts [B, T] padded right, cut here to the longest."""
+    length = int(mask.sum(1).max())
+    own, seen = ids[:, :length], mask[:, :length]
+    logits = model(input_ids=own, attention_mask=seen, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1), own[:, 1:].flatten(), reduction="none")
+    return (losses * seen[:, 1:].flatten()).sum() / seen[:, 1:].sum()
+
+
 def train_language(steps: int, num_documents: int) -> tuple[dict[str, Tensor], dict[str, float]]:
     """OPT's state dict and its loss per token on the last documents, which it never saw."""
     torch.manual_seed(2)
@@ -81,11 +90,7 @@ def train_language(steps: int, num_documents: int) -> tuple[dict[str, Tensor], d
     held_out = 200
 
     def loss_on(rows: Tensor) -> Tensor:
-        length = int(mask[rows].sum(1).max())
-        own, seen = ids[rows, :length], mask[rows, :length]
-        logits = model(input_ids=own, attention_mask=seen, use_cache=False).logits[:, :-1]
-        losses = F.cross_entropy(logits.flatten(0, 1), own[:, 1:].flatten(), reduction="none")
-        return (losses * seen[:, 1:].flatten()).sum() / seen[:, 1:].sum()
+        return next_word_loss(model, ids[rows], mask[rows])
 
     def loss_of(step: int) -> Tensor:
         return loss_on(torch.from_numpy(batches("language", num_documents - held_out, BATCH, step)))

@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from rb.core import seeding
 from rb.core.text import TextProcessor, clean_caption
-from rb.model.losses import token_loss
 from rb.toy.pretrain_bridge import BATCH, NUM_QUERIES, Bridge, Texts, encode_views, llm_caption_loss, spoken_loss
 from rb.toy.pretrain_data import SEED, batches, make_views, train_steps
-from rb.toy.pretrain_language import documents
+from rb.toy.pretrain_language import documents, next_word_loss
 from rb.toy.pretrain_t5 import query_outputs
 from rb.toy.room_truth import SIDES, WALLS, Clause, clause_margin
 from rb.toy.rooms import ToyRoom, descriptions, make_room, room_truth
@@ -67,13 +66,6 @@ def train_speech(bridge: Bridge, steps: int, num_scenes: int) -> tuple[Bridge, d
     spoken_ids, spoken_mask = processor.encode_llm([text for _, text in told])
     last: dict[str, float] = {}
 
-    def text_loss(rows: Tensor) -> Tensor:
-        length = int(plain["attention_mask"][rows].sum(1).max())
-        own, seen = plain["input_ids"][rows, :length], plain["attention_mask"][rows, :length]
-        logits = blip2.language_model(input_ids=own, attention_mask=seen, use_cache=False).logits[:, :-1]
-        counted = seen[:, 1:].float()
-        return token_loss(logits, own[:, 1:], counted, counted.sum(), 1)
-
     def room_loss(rows: Tensor, draw: torch.Generator) -> Tensor:
         heard = torch.stack(
             [words[i][torch.randperm(NUM_QUERIES, generator=draw) % len(words[i])] for i in rows.tolist()]
@@ -87,9 +79,10 @@ def train_speech(bridge: Bridge, steps: int, num_scenes: int) -> tuple[Bridge, d
         rows = batches("speech", len(views), BATCH, step)
         captions = torch.tensor([texts.of_view[i][int(rng.integers(len(texts.of_view[i])))] for i in rows])
         seen = outputs[torch.from_numpy(rows)].float()
+        lines = torch.from_numpy(batches("speech text", num_scenes, _TEXT_BATCH, step))
         terms = {
             "llm": llm_caption_loss(blip2, seen, texts.llm_ids[captions], texts.llm_mask[captions]),
-            "text": text_loss(torch.from_numpy(batches("speech text", num_scenes, _TEXT_BATCH, step))),
+            "text": next_word_loss(blip2.language_model, plain["input_ids"][lines], plain["attention_mask"][lines]),
             "room": room_loss(torch.from_numpy(batches("speech room", len(told), BATCH, step)), draw),
         }
         if step == steps - 1:

@@ -21,37 +21,12 @@ _T5_SPECIAL = ("<pad>", "</s>", "<unk>")  # places as in google/flan-t5
 
 def opt_tokenizer() -> PreTrainedTokenizerFast:
     """Words, punctuation and the line break, each one token; ``</s>`` in front of every text. The image token is the last id."""
-    tokenizer, vocabulary = _whole_words(_OPT_SPECIAL)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", vocabulary["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="</s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=[IMAGE_TOKEN],
-        model_max_length=128,
-        clean_up_tokenization_spaces=True,
-    )
+    return _fast(_OPT_SPECIAL, "</s> $A", "</s> $A </s> $B", bos_token="</s>")
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
     """Words and punctuation, each one token; ``</s>`` behind every text. The image token is the last id."""
-    tokenizer, vocabulary = _whole_words(_T5_SPECIAL)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=[IMAGE_TOKEN],
-        model_max_length=128,
-        clean_up_tokenization_spaces=True,
-    )
+    return _fast(_T5_SPECIAL, "$A </s>", "$A </s> $B </s>")
 
 
 def qformer_tokenizer() -> BertTokenizer:
@@ -64,8 +39,8 @@ def qformer_tokenizer() -> BertTokenizer:
     return tokenizer
 
 
-def _whole_words(special: tuple[str, ...]) -> tuple[Tokenizer, dict[str, int]]:
-    """A tokenizer of the toy's words behind the special tokens, and its vocabulary."""
+def _fast(special: tuple[str, ...], single: str, pair: str, **more: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the toy's words behind the special tokens, which puts ``</s>`` where the templates for one text and for two have it."""
     vocabulary = {word: i for i, word in enumerate((*special, *WORDS, *PUNCTUATION, IMAGE_TOKEN))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -76,4 +51,16 @@ def _whole_words(special: tuple[str, ...]) -> tuple[Tokenizer, dict[str, int]]:
             pre_tokenizers.Punctuation(behavior="isolated"),
         ]
     )
-    return tokenizer, vocabulary
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=[IMAGE_TOKEN],
+        model_max_length=128,
+        clean_up_tokenization_spaces=True,
+        **more,
+    )
