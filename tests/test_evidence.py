@@ -180,6 +180,27 @@ def test_scores_table_page_and_refusals(truth_file: Path, tmp_path: Path, capsys
     assert f"right object: {VERDICTS['right_object']}" in table
     assert "What is true of the captions" in scores_section(tmp_path)
 
+    # A control that says what it left out stands in the column of the whole set, with a remark; one that does not, in its own.
+    head = table.splitlines()[1]
+    part = {"variant": "shuffled", "checkpoint": checkpoint}
+    for left_out, columns in (
+        ({"regions without another box": 1}, 1),
+        ({"regions without another box": 2}, 2),
+        ({}, 2),
+    ):
+        write_predictions(said / "shuffled.jsonl", rows[1:], {**part, "left_out": left_out})
+        assert score_command.main([files[1], *quick]) == 0
+        capsys.readouterr()
+        assert table_command.main([str(tmp_path)]) == 0
+        found = capsys.readouterr().out
+        assert found.splitlines()[0].count("image region") == columns, left_out
+        assert (f"{len(rows) - 1} captions; left out: regions without another box 1." in found) == (columns == 1)
+        assert (found.splitlines()[1] == head) == (columns == 1)
+    write_predictions(said / "shuffled.jsonl", rows[1:], {**part, "left_out": {"none": "x"}})
+    assert score_command.main([files[1], *quick]) == 2
+    assert "left_out {'none': 'x'}; it must hold reasons with counts" in capsys.readouterr().err
+    write_predictions(said / "shuffled.jsonl", rows, part)
+
     # Without a judge nothing of it appears.
     plain = score_file(said / "regions.jsonl", use_java=False, use_mlflow=False, metrics=["CIDEr"])
     assert "truth" not in plain

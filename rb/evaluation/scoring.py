@@ -130,7 +130,7 @@ def _one_set(rows: Sequence[Prediction], path: Path) -> tuple[str, str, str]:
 
 
 def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Who wrote the captions, as the meta file says; a file without one counts as a trained model's."""
+    """Who wrote the captions, and of what not, as the meta file says; a file without one counts as a trained model's."""
     variant, checkpoint = meta.get("variant", "checkpoint"), meta.get("checkpoint")
     if variant not in VARIANTS:
         raise FormatError(f"{path}: its meta file says variant {variant!r}; known: {', '.join(VARIANTS)}")
@@ -138,7 +138,11 @@ def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise FormatError(
             f"{path}: its meta file says checkpoint {checkpoint!r}; it must be null or hold run, name, step"
         )
-    return {"variant": variant, "checkpoint": checkpoint}
+    left_out = meta.get("left_out") or {}
+    counts = list(left_out.values()) if isinstance(left_out, dict) else [None]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise FormatError(f"{path}: its meta file says left_out {left_out!r}; it must hold reasons with counts")
+    return {"variant": variant, "checkpoint": checkpoint, "left_out": left_out}
 
 
 def _examples(found: CaptionScores, verdicts: Mapping[str, Mapping[str, bool]]) -> str:

@@ -1,7 +1,8 @@
 """The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set CIDEr and SPICE, times 100.
 
-Below it, where captions were judged, what was true of them. Used by ``python -m eval.table`` and the report page. A column is one set, told apart by its digest: scores of unequal sets never
-share a column. What the scores depend on stands in the notes below the table.
+Below it, where captions were judged, what was true of them. Used by ``python -m eval.table`` and the report page. A column is one set,
+told apart by its digest: scores of unequal sets never share a column, but for a control that says which examples of the set it had to
+leave out, which gets a note. What else the scores depend on stands in the notes below the table.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ROW_NAMES = {
 ABSENT = "-"
 _NEEDED = ("modality", "dataset", "split", "variant", "scores", "num_examples", "set_sha256", "tokeniser")
 
-ColumnKey = tuple[str, str, str, str, str]  # modality, dataset, split, digest of the set, tokeniser
+ColumnKey = tuple[str, str, str, str, str]  # modality, dataset, split, tokeniser, digest of the set
 RowKey = tuple[int, str]  # place in ROW_NAMES; of a trained model, run and name of its checkpoint
 
 
@@ -74,7 +75,7 @@ def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
     """The table of ``metrics.json`` contents. ``ValueError`` where two files claim the same cell."""
     cells: dict[tuple[RowKey, ColumnKey], Mapping[str, Any]] = {}
     for one in metrics:
-        key = (_row_key(one), _column_key(one))
+        key = (_row_key(one), _column_key(one, metrics))
         if key in cells:
             files = " and ".join(str(m.get("file", "one")) for m in (cells[key], one))
             raise ValueError(
@@ -121,7 +122,7 @@ def truth_rows(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     Shares are times 100, with the standard error of a bootstrap over sources. Sets are never mixed: each has rows of its own.
     """
     judged = [one for one in metrics if one.get("truth")]
-    judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), _column_key(one), _row_key(one)))
+    judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), _column_key(one, metrics), _row_key(one)))
     names = [name for name in VERDICTS if any(name in one["truth"] for one in judged)]
     rows = [_row_key(one) for one in judged]
     lines = [("", "", "captions", *(name.replace("_", " ") for name in names))] if judged else []
@@ -171,8 +172,20 @@ def _row_key(one: Mapping[str, Any]) -> RowKey:
     return list(ROW_NAMES).index(kind), f"{checkpoint.get('run')}/{checkpoint.get('name')}" if checkpoint else ""
 
 
-def _column_key(one: Mapping[str, Any]) -> ColumnKey:
-    return one["modality"], one["dataset"], one["split"], one["set_sha256"], one["tokeniser"]
+def _column_key(one: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> ColumnKey:
+    """The set of ``one``; if it left examples out, the only scored set of the same data that has just as many more."""
+
+    def key(of: Mapping[str, Any]) -> ColumnKey:
+        return of["modality"], of["dataset"], of["split"], of["tokeniser"], of["set_sha256"]
+
+    size = one["num_examples"] + _num_left_out(one)
+    alike = {key(other) for other in metrics if other["num_examples"] == size and not _num_left_out(other)}
+    whole = [other for other in alike if other[:-1] == key(one)[:-1]]
+    return whole[0] if _num_left_out(one) and len(whole) == 1 else key(one)
+
+
+def _num_left_out(one: Mapping[str, Any]) -> int:
+    return sum((one.get("left_out") or {}).values())
 
 
 def _row_name(row: RowKey, rows: Sequence[RowKey]) -> str:
@@ -188,7 +201,7 @@ def _texts(one: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[RowKey]) -> list[str]:
     """What the numbers of one column depend on, and what differs between its rows."""
-    one = scored[0][1]
+    one = min((m for _, m in scored), key=_num_left_out)
     name = f"{one['modality'].replace('_', ' ')} ({one['dataset']} {one['split']})"
     facts = [f"{one['num_examples']:,} captions, {one.get('num_references', '?')} references"]
     if one.get("reference_policy"):
@@ -204,6 +217,11 @@ def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[Ro
     lines = [f"{name}: {'; '.join(facts)}."]
     if len(set(decodings.values())) > 1:
         lines += [f"{name}, {row}: decoding {decoding}." for row, decoding in decodings.items()]
+    for row, m in scored:
+        if m is not one and _num_left_out(m):
+            lines.append(
+                f"{name}, {_row_name(row, rows)}: {m['num_examples']:,} captions; left out: {_flat(m['left_out'])}."
+            )
     skipped = {f"{metric} skipped: {reason}" for _, m in scored for metric, reason in (m.get("skipped") or {}).items()}
     return lines + [f"{name}: {line}" for line in sorted(skipped) if line.startswith(COLUMN_METRICS)]
 
