@@ -34,7 +34,7 @@ from rb.toy.pretrain_vision import train_vision
 STAGES: dict[str, tuple[int, int]] = {
     "vision": (1400, 8000),
     "language": (800, 12000),
-    "points": (600, 2500),
+    "points": (800, 2500),
     "bridge": (1200, 8000),
     "settle": (250, 8000),
     "speech": (400, 8000),
