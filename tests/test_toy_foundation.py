@@ -15,8 +15,6 @@ from rb.toy import pretrain
 from rb.toy.pretrain_data import SEED, to_pixels
 from rb.toy.pretrain_export import SEEING, SPEAKING
 from rb.toy.pretrain_score import captions_of, load_foundation
-from rb.toy.tokenizers import opt_tokenizer
-from rb.toy.told_rooms import tell_rooms
 from rb.toy.truth import scene_truth, true_whole
 from rb.toy.world import make_cloud, make_scene
 
@@ -151,26 +149,3 @@ def test_pretraining_runs_whole_and_goes_on_where_it_stopped(tmp_path: Path, mon
     written = load_file(out / "blip2-t5" / SPEAKING)
     for name in ("language_model.lm_head.weight", "language_model.shared.weight", "language_projection.weight"):
         assert torch.equal(written[name], trained[name].half()), name
-
-
-def test_rooms_told_by_words():
-    tokenizer = opt_tokenizer()
-    told = tell_rooms(20, 16, tokenizer)
-    assert len(told.texts) == len(told.count) == len(told.words) > 60
-    silent = {tokenizer.convert_tokens_to_ids(word) for word in ("this", "is", "a", "it", "in", "on", "the", ".", ",")}
-    for n, text in enumerate(told.texts):
-        heard = set(told.words[n].flatten().tolist()) - {-1}
-        assert tokenizer.unk_token_id not in heard
-        said = set(tokenizer(text, add_special_tokens=False)["input_ids"]) - silent
-        assert said <= heard, text  # everything that the description says can be heard
-
-    embedding = torch.nn.Embedding(len(tokenizer), 8)
-    rows, draw = torch.arange(3), torch.Generator().manual_seed(0)
-    prompt = told.prompt(embedding, rows, draw)
-    assert prompt.shape == (3, 16, 8)
-    assert prompt.requires_grad  # the words are learned from what they are heard in
-    for n in range(3):
-        phrases = [embedding(ids[ids >= 0]).sum(0) for ids in told.words[n, : told.count[n]]]
-        alike = torch.nn.functional.cosine_similarity(prompt[n][:, None], torch.stack(phrases)[None], dim=-1)
-        assert torch.allclose(alike.max(1).values, torch.ones(16), atol=1e-5)  # each position is one phrase
-        assert set(alike.argmax(1).tolist()) == set(range(len(phrases)))  # and none is missing
