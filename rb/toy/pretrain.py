@@ -37,7 +37,7 @@ STAGES: dict[str, tuple[int, int]] = {
     "points": (800, 2500),
     "bridge": (1200, 8000),
     "settle": (250, 8000),
-    "speech": (600, 8000),
+    "speech": (400, 8000),
     "t5_language": (800, 12000),
     "t5_settle": (1000, 8000),
 }

@@ -7,7 +7,6 @@ A T5 as flan's files describe it (gated GELU, a head of its own). The library ti
 from __future__ import annotations
 
 import sys
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,16 @@ from tqdm import tqdm
 from transformers import Blip2Config, Blip2ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from rb.core import seeding
-from rb.core.modality import IMAGE, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
-from rb.toy.pretrain_bridge import NUM_QUERIES, WIDTH, Bridge, blip2_config, encode_views
+from rb.core.modality import IMAGE, POINT_CLOUD, modality_spec
+from rb.toy.pretrain_bridge import WIDTH, Bridge, blip2_config, encode_views
 from rb.toy.pretrain_data import batches, make_views, train_steps
 from rb.toy.pretrain_language import documents
 from rb.toy.tokenizers import IMAGE_TOKEN, t5_tokenizer
-from rb.toy.told_rooms import tell_rooms
 from rb.toy.vocabulary import COLOURS, FACTS
 
 BATCH = 64
 _HELD_OUT = 200
 _FACTS_SHARE = 0.3
-_ROOM_BATCH = 32
 _LANGUAGE = "language_model."
 _PROJECTION = "language_projection."
 Encoded = tuple[Tensor, Tensor]  # ids and mask, [B, T] int64 each
@@ -112,7 +109,7 @@ def settle_t5(
     """T5 and its projection, under BLIP-2's names, trained on captions of scenes through the frozen ViT and Q-Former.
 
     The prefix says what is asked for: the paper's gives captions, ``facts`` the list of what lies where. So the lists, which teach the
-    projection places, cannot come out where a caption is wanted, as they do with OPT. As OPT does, T5 hears of rooms by words.
+    projection places, cannot come out where a caption is wanted, as they do with OPT.
     """
     torch.manual_seed(6)
     model, projection = new_t5(), nn.Linear(WIDTH, t5_config().d_model)
@@ -122,32 +119,22 @@ def settle_t5(
     captions = [_encode(list(texts)) for texts in zip(*(view.captions[:3] for view in views), strict=True)]
     facts = _encode([view.facts for view in views])
     listed = torch.tensor([bool(view.facts) for view in views])
-    rooms = tell_rooms(num_scenes // 4, NUM_QUERIES, t5_tokenizer())
-    said = _encode(rooms.texts)
-    caption_prefix, room_prefix = (modality_spec(name).t5_prefix for name in (IMAGE, POINT_CLOUD_REGION))
-    prefixes = {text: _encode([text])[0] for text in (caption_prefix, room_prefix, FACTS)}
+    prompts = {text: _encode([text])[0] for text in (modality_spec(IMAGE).t5_prefix, FACTS)}
     last: dict[str, float] = {}
 
-    def loss_on(prompt: Tensor, target: Encoded, prefix: str) -> Tensor:
-        asked = model.shared(prefixes[prefix]).expand(len(prompt), -1, -1)
-        return _caption_loss(model, torch.cat([prompt, asked], dim=1), None, target)  # context [B, Q + Tp, L]
-
-    def seen(rows: Tensor) -> Tensor:
-        return cast(Tensor, projection(outputs[rows].float()))
+    def loss_on(rows: Tensor, target: Encoded, prompt: str) -> Tensor:
+        asked = model.shared(prompts[prompt]).expand(len(rows), -1, -1)
+        context = torch.cat([projection(outputs[rows].float()), asked], dim=1)  # [B, Q + Tp, L]
+        return _caption_loss(model, context, None, _rows(target, rows))
 
     def loss_of(step: int) -> Tensor:
-        rng, draw = seeding.generator("toy t5 settle", step), seeding.torch_generator("toy t5 settle", step)
         rows = torch.from_numpy(batches("t5 settle", len(views), BATCH, step))
-        told = torch.from_numpy(batches("t5 rooms", len(rooms.texts), _ROOM_BATCH, step))
-        terms = {
-            "llm": loss_on(seen(rows), _rows(captions[int(rng.integers(len(captions)))], rows), caption_prefix),
-            "room": loss_on(rooms.prompt(model.shared, told, draw), _rows(said, told), room_prefix),
-        }
+        told = rows[listed[rows]][: round(_FACTS_SHARE * BATCH)]
+        spoken = captions[int(seeding.generator("toy t5 settle", step).integers(len(captions)))]
+        llm = loss_on(rows, spoken, modality_spec(IMAGE).t5_prefix)
         if step == steps - 1:
-            last.update({name: float(term.detach()) for name, term in terms.items()})
-        loss = terms["llm"] + terms["room"]
-        of_facts = rows[listed[rows]][: round(_FACTS_SHARE * BATCH)]
-        return loss + _FACTS_SHARE * loss_on(seen(of_facts), _rows(facts, of_facts), FACTS) if len(of_facts) else loss
+            last["llm"] = float(llm.detach())
+        return llm + _FACTS_SHARE * loss_on(told, facts, FACTS) if len(told) else llm
 
     train_steps(
         "T5 captions", [(list(projection.parameters()), 1.5e-3), (list(model.parameters()), 1e-3)], steps, loss_of

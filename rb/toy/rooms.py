@@ -117,7 +117,7 @@ def descriptions(room: ToyRoom, item: ToyObject, count: int = 3) -> list[str]:
     """
     truth = room_truth(room)
     views = [_View(truth, float(angle), item.object_id) for angle in _TURNS]
-    sayable = [clause for clause in sayable_clauses(truth, item.object_id) if all(view.true(clause) for view in views)]
+    sayable = [clause for clause in _clauses(truth, item.object_id) if all(view.true(clause) for view in views)]
     rivals = {
         size: [
             o["object_id"]
@@ -165,7 +165,7 @@ def _say(
     return f"{named}. it is {places}" if places else named
 
 
-def sayable_clauses(truth: dict[str, Any], object_id: str) -> list[Clause]:
+def _clauses(truth: dict[str, Any], object_id: str) -> list[Clause]:
     """Everything that could be said of where a solid is; other solids are named only by words that fit one of them."""
     found = [Clause(kind) for kind in (*WALLS, *SIDES)]
     others = [o for o in truth["objects"] if o["object_id"] != object_id]
