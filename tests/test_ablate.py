@@ -158,11 +158,11 @@ def test_mean_spread_and_ratio(plan_file: Path, tmp_path: Path) -> None:
 
 def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    plan = read_plan(ROOT / "launch" / "ablations" / "toy.yaml")
-    assert len(plan.seeds) == 3
+    plan, pafe = (read_plan(ROOT / "launch" / "ablations" / f"{name}.yaml") for name in ("toy", "toy_pafe"))
+    assert len(plan.seeds) == len(pafe.seeds) == 3
     configs = {v.name: [plan.training(v, 0, s, Path("x"))[1] for s in range(len(v.stages))] for v in plan.variants}
-    assert {sum(c.train.max_steps or 0 for c in stages) for stages in configs.values()} == {600}
-    assert not configs["no PaFE"][0].model.pafe
+    assert {sum(c.train.max_steps or 0 for c in stages) for stages in configs.values()} == {400}
+    assert [pafe.training(v, 0, 0, Path("x"))[1].model.pafe for v in pafe.variants] == [True, False]
     assert configs["idle groups moved"][0].optim.idle_groups == "moved"
     assert {stages[0].train.schedule for stages in configs.values()} == {
         "weighted_round_robin",
