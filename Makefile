@@ -8,7 +8,7 @@ LLM ?= opt
 .PHONY: help demo test check install clean
 
 help:
-	@echo "make demo    make a small world, train on it, predict, score, report (about 10 minutes on 2 cores)"
+	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
 	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
 	@echo "make test    run every test (about 7 minutes on 2 cores)"
 	@echo "make check   ruff, mypy and make test: what CI runs"

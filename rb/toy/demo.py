@@ -130,7 +130,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """``rb toy demo``."""
-    parser = commands.add_parser("demo", help="the whole chain on the toy world, about 10 minutes on 2 cores")
+    parser = commands.add_parser("demo", help="the whole chain on the toy world, about 12 minutes on 2 cores")
     parser.add_argument("--llm", choices=LLMS, default="opt", help="LLM of the foundation (opt)")
     parser.add_argument("--out", default="demo", help="folder for everything it makes")
     parser.add_argument(
