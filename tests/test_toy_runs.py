@@ -65,7 +65,8 @@ def test_image_captions_are_the_base_models_before_and_after_training(llm: str, 
         return text.decode_llm(model.generate(modality, batch.inputs, batch.boxes, batch.prompt_ids, run.decode, *ends))
 
     before = captions(IMAGE, image)
-    assert before == captions_of(*load_foundation(FOUNDATION, llm), image.inputs, num_beams=run.decode.num_beams)
+    beams = {"num_beams": run.decode.num_beams, "length_penalty": run.decode.length_penalty}
+    assert before == captions_of(*load_foundation(FOUNDATION, llm), image.inputs, **beams)
     batches = [make_batch(modality, text, run.model.num_points) for modality in TRAINED]
     regions = captions(IMAGE_REGION, batches[0])
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=run.optim.lr)

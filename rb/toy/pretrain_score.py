@@ -38,11 +38,12 @@ def captions_of(
     pixels: Tensor,
     blind: bool = False,
     num_beams: int = 1,
+    length_penalty: float = 1.0,
 ) -> list[str]:
     """Captions of images [B, 3, 64, 64], greedy by default; ``blind`` sets the image features to zero."""
     captions: list[str] = []
     settings = copy.deepcopy(model.generation_config)
-    settings.num_beams = num_beams
+    settings.num_beams, settings.length_penalty = num_beams, length_penalty
     # OPT begins at its start token, T5 reads the paper's prefix.
     t5 = model.config.text_config.is_encoder_decoder
     prompt_ids = tokenizer(modality_spec(IMAGE).t5_prefix if t5 else "")["input_ids"]
