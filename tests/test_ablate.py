@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rb.ablate.plan import read_plan
-from rb.ablate.table import collect, format_table
+from rb.ablate.table import collect, format_table, paper_notes
 from rb.cli import main as rb
 from rb.core.config import FoundationConfig, LoraConfig
 from rb.core.run_file import to_tree
@@ -169,3 +169,9 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
         "round_robin",
         "sequential",
     }
+
+
+def test_the_papers_table_2_stands_below_once_its_values_are_known() -> None:
+    made_up = {"table2": [{"modality": "image_region", "CIDEr_with": 80.0, "CIDEr_without": 60.0}]}
+    assert paper_notes(made_up) == ["The paper's Table 2, image region: CIDEr without PaFE to with it 0.75."]
+    assert "holds none of its values" in paper_notes({"table1": []})[0]

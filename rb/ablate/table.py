@@ -124,12 +124,15 @@ def _cell(entry: dict[str, Any], with_ratio: bool) -> str:
 
 
 def _notes() -> list[str]:
-    """The paper's Table 2, where its values are known."""
     text = resources.files("rb.evaluation").joinpath("paper.json").read_text(encoding="utf-8")
-    rows = json.loads(text).get("table2", [])
+    return paper_notes(json.loads(text))
+
+
+def paper_notes(paper: dict[str, Any]) -> list[str]:
+    """The paper's Table 2 as ratios, where ``paper`` has its values: ``table2``, rows of ``modality``, ``CIDEr_with`` and ``CIDEr_without`` PaFE."""
     lines = [
         f"The paper's Table 2, {row['modality'].replace('_', ' ')}: CIDEr without PaFE to with it "
         f"{row['CIDEr_without'] / row['CIDEr_with']:.2f}."
-        for row in rows
+        for row in paper.get("table2", [])
     ]
     return lines or [_NO_PAPER]
