@@ -21,6 +21,7 @@ from tqdm import tqdm
 from rb.api import RegionBLIP
 from rb.core.run_file import load_run
 from rb.core.seeding import generator
+from rb.data.images import decode_image
 from rb.model.weights.build import build_model
 
 
@@ -89,7 +90,7 @@ def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.
     files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     if len(files) < args.images:
         raise ValueError(f"--pictures {args.pictures}: holds {len(files)} images, fewer than --images {args.images}")
-    return [Image.open(path).convert("RGB") for path in files[: args.images]]
+    return [decode_image(path.read_bytes(), str(path)) for path in files[: args.images]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

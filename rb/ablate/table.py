@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rb.ablate.runs import SHUFFLED
 from rb.core.modality import modality_spec
 from rb.data.formats import RUN_METRICS
 from rb.data.strict_json import parse, write_atomic
+from rb.evaluation.comparison_text import read_paper
 
 TABLE, DATA = "table.md", "table.json"
 # (name in the metrics file, heading, of the predictions with shuffled boxes)
@@ -90,7 +90,7 @@ def format_table(plan: Plan, entries: Sequence[dict[str, Any]]) -> str:
             shown = [_cell(cells[heading], variant.name != reference) for heading in headings]
             lines.append(f"| {variant.name} | {done} | {' | '.join(shown)} |")
         lines.append("")
-    return "\n".join([*lines, *_notes()]) + "\n"
+    return "\n".join([*lines, *paper_notes(read_paper())]) + "\n"
 
 
 def _headings(modality: str) -> tuple[tuple[str, str, bool], ...]:
@@ -121,11 +121,6 @@ def _cell(entry: dict[str, Any], with_ratio: bool) -> str:
     spread = f" ± {100 * entry['spread']:.1f}" if entry["spread"] is not None else ""
     ratio = f" ({entry['ratio']:.2f})" if with_ratio and entry["ratio"] is not None else ""
     return f"{100 * entry['mean']:.1f}{spread}{ratio}"
-
-
-def _notes() -> list[str]:
-    text = resources.files("rb.evaluation").joinpath("paper.json").read_text(encoding="utf-8")
-    return paper_notes(json.loads(text))
 
 
 def paper_notes(paper: dict[str, Any]) -> list[str]:

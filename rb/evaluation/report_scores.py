@@ -8,7 +8,7 @@ from typing import Any
 
 from rb.core.modality import MODALITIES
 from rb.drawing.page import Html, esc, fold, note
-from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics, truth_rows
+from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics, set_key, truth_rows
 from rb.evaluation.verdicts import VERDICTS
 
 METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE_L")
@@ -63,13 +63,7 @@ def _full_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
     """Scores of one set stand together under what they depend on; those of unequal sets never share a block."""
     blocks: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for one in metrics:
-        key = (
-            list(MODALITIES).index(one["modality"]),
-            one["dataset"],
-            one["split"],
-            one["set_sha256"],
-            one["tokeniser"],
-        )
+        key = (list(MODALITIES).index(one["modality"]), *set_key(one))
         blocks.setdefault(key, []).append(one)
     rows = ""
     for key in sorted(blocks):

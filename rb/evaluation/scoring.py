@@ -139,8 +139,7 @@ def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: its meta file says checkpoint {checkpoint!r}; it must be null or hold run, name, step"
         )
     left_out = meta.get("left_out") or {}
-    counts = list(left_out.values()) if isinstance(left_out, dict) else [None]
-    if not all(type(count) is int and count >= 0 for count in counts):
+    if not isinstance(left_out, dict) or not all(type(count) is int and count >= 0 for count in left_out.values()):
         raise FormatError(f"{path}: its meta file says left_out {left_out!r}; it must hold reasons with counts")
     return {"variant": variant, "checkpoint": checkpoint, "left_out": left_out}
 

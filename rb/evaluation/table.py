@@ -71,6 +71,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
+def set_key(one: Mapping[str, Any]) -> ColumnKey:
+    """Which set was scored, and by which tokeniser: only where these are equal do scores compare."""
+    return one["modality"], one["dataset"], one["split"], one["tokeniser"], one["set_sha256"]
+
+
 def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
     """The table of ``metrics.json`` contents. ``ValueError`` where two files claim the same cell."""
     cells: dict[tuple[RowKey, ColumnKey], Mapping[str, Any]] = {}
@@ -174,14 +179,13 @@ def _row_key(one: Mapping[str, Any]) -> RowKey:
 
 def _column_key(one: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> ColumnKey:
     """The set of ``one``; if it left examples out, the only scored set of the same data that has just as many more."""
-
-    def key(of: Mapping[str, Any]) -> ColumnKey:
-        return of["modality"], of["dataset"], of["split"], of["tokeniser"], of["set_sha256"]
-
-    size = one["num_examples"] + _num_left_out(one)
-    alike = {key(other) for other in metrics if other["num_examples"] == size and not _num_left_out(other)}
-    whole = [other for other in alike if other[:-1] == key(one)[:-1]]
-    return whole[0] if _num_left_out(one) and len(whole) == 1 else key(one)
+    own, missing = set_key(one), _num_left_out(one)
+    if not missing:
+        return own
+    size = one["num_examples"] + missing
+    whole = {set_key(m) for m in metrics if m["num_examples"] == size and not _num_left_out(m)}
+    alike = [key for key in whole if key[:-1] == own[:-1]]
+    return alike[0] if len(alike) == 1 else own
 
 
 def _num_left_out(one: Mapping[str, Any]) -> int:
