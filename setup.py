@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=find_packages(include=["rb", "rb.*"]),
+    packages=find_packages(include=["rb", "rb.*"], exclude=["rb.toy.pretraining"]),
     package_data={
         "rb.evaluation": ["*.json", "spice_engine/*"],
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rb.evaluation.comparing import DIFFERENCES, compare, find_groups
-from rb.evaluation.comparison_page import write_comparison
 from rb.evaluation.comparison_text import format_comparison, format_paper, read_paper
+from rb.pages.comparison_page import write_comparison
 
 
 def main(argv: Sequence[str] | None = None) -> int:

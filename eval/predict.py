@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
 from rb.core import dist
 from rb.core.config import RunConfig, ValidationConfig
 from rb.core.modality import MODALITIES
 from rb.core.run_file import load_run
 from rb.data.formats import RUN_CONFIG
-from rb.evaluation.predicting import RELEASED_DECODING, Job, predict
+from rb.inference.predicting import RELEASED_DECODING, Job, predict
 from rb.model.region_blip import RegionBLIP
-from rb.training.checkpoint import check_names, copy_parameters, load_parameters, require
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rb.evaluation.report import build_report
+from rb.pages.report import build_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from rb.evaluation.caption_metrics import METRICS
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.scoring import metrics_path, score_file
 from rb.evaluation.spice import default_cache
-from rb.toy.judge import toy_judge
+from rb.toy.world.judge import toy_judge
 
 
 def main(argv: Sequence[str] | None = None) -> int:

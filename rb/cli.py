@@ -12,10 +12,11 @@ def build_parser() -> argparse.ArgumentParser:
     import rb.data.commands as data_commands
     import rb.exporting.commands as export_commands
     import rb.model.weights.commands as weights_commands
-    from rb import api_commands
     from rb.ablate import commands as ablate_commands
+    from rb.api import commands as api_commands
     from rb.data import prepare
-    from rb.evaluation import doctor, show_data
+    from rb.evaluation import doctor
+    from rb.pages import show_data
     from rb.toy import commands as toy_commands
     from rb.tracking import commands as tracking_commands
     from rb.training import import_released

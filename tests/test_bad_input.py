@@ -17,7 +17,7 @@ from rb.cli import main as rb
 from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.data.formats import read_manifest, read_rejected
-from tests import small_data, tiny
+from tests.support import small_data, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD_BOX = [1.0, 2.0, 1.0, 1.0, 0.5, 2.0, 5, 3]  # centre, sizes, class, object id

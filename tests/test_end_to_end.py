@@ -22,7 +22,7 @@ from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.data.predictions import read_predictions
 from rb.tracking import metric_points
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, LOG_EVERY = 6, 3

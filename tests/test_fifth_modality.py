@@ -31,7 +31,7 @@ from rb.data.formats import ObjectAnnotation, Record, read_manifest
 from rb.data.predictions import read_predictions
 from rb.model.weights.build import build_meta
 from rb.tracking import metric_points
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTH_MAP = ModalitySpec("depth_map", "image", 4, "a depth map of", trains_by_default=True)

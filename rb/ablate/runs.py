@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rb.ablate.plan import Plan, Question, Variant
+from rb.checkpoints import checkpoint
 from rb.core.config import RunConfig
 from rb.core.run_file import digest, load_run
+from rb.core.strict_json import parse
 from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS
 from rb.data.predictions import predictions_meta_path
-from rb.data.strict_json import parse
 from rb.evaluation.scoring import metrics_path
-from rb.training import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHUFFLED = "_shuffled"  # end of the name of predictions with shuffled boxes

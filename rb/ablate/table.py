@@ -14,8 +14,8 @@ from typing import Any
 from rb.ablate.plan import Plan, Variant
 from rb.ablate.runs import SHUFFLED
 from rb.core.modality import modality_spec
+from rb.core.strict_json import parse, write_atomic
 from rb.data.formats import RUN_METRICS
-from rb.data.strict_json import parse, write_atomic
 from rb.evaluation.comparison_text import read_paper
 
 TABLE, DATA = "table.md", "table.json"

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rb.core import strict_json as strict
 from rb.core.boxes import EDGE_TOLERANCE, cloud_box_problem, image_box_problem
 from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
+from rb.core.strict_json import FormatError, checked, dumps, parse
 from rb.core.text import clean_caption
-from rb.data import strict_json as strict
 from rb.data.predictions import (
     Prediction,
     ids_digest,
@@ -24,7 +25,6 @@ from rb.data.predictions import (
     sample_id,
     write_predictions,
 )
-from rb.data.strict_json import FormatError, checked, dumps, parse
 
 __all__ = [
     "FORMAT_VERSION",

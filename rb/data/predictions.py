@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rb.core import strict_json as strict
 from rb.core.modality import MODALITIES
-from rb.data import strict_json as strict
-from rb.data.strict_json import FormatError, checked, dumps, parse, write_atomic
+from rb.core.strict_json import FormatError, checked, dumps, parse, write_atomic
 
 
 def sample_id(source_id: str, object_id: str | None) -> str:

@@ -17,9 +17,9 @@ from rb.core.boxes import normalise_image_box
 from rb.core.modality import ModalitySpec, modality_spec
 from rb.core.seeding import generator
 from rb.core.text import clean_caption
-from rb.data.images import ImageTransform, crop_to_box, decode_image
 from rb.data.index import Loaded, ManifestReader
-from rb.data.points import PointTransform, decode_points
+from rb.sources.images import ImageTransform, crop_to_box, decode_image
+from rb.sources.points import PointTransform, decode_points
 
 
 @dataclass(frozen=True)

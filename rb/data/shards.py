@@ -20,6 +20,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from rb.core.modality import modality_spec
+from rb.core.strict_json import write_atomic
 from rb.data.formats import (
     FORMAT_VERSION,
     IMAGE_EXTENSIONS,
@@ -38,11 +39,10 @@ from rb.data.formats import (
     read_manifest,
     rejected_row,
 )
-from rb.data.images import image_size
 from rb.data.index import IndexBuilder, ShardCorruptionError, file_sha256
-from rb.data.points import decode_points
-from rb.data.strict_json import write_atomic
 from rb.data.tars import scan_shard
+from rb.sources.images import image_size
+from rb.sources.points import decode_points
 
 _MEMBER_OVERHEAD = 2 * 512  # header and padding, at most
 
@@ -204,7 +204,7 @@ class ShardWriter:
         return dict(sorted(self._rejected.items()))
 
     def write(self, record: Record, media: bytes, extension: str) -> None:
-        """One record. ``extension``: ``jpg``, ``png``, ``webp`` (original bytes) or ``points.npy`` (`rb.data.points.encode_points`).
+        """One record. ``extension``: ``jpg``, ``png``, ``webp`` (original bytes) or ``points.npy`` (`rb.sources.points.encode_points`).
 
         Raises:
             FormatError: the record does not fit; a converter should have rejected it. Nothing was written of it.

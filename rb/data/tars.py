@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rb.core.strict_json import FormatError
 from rb.data.formats import IMAGE_EXTENSIONS, POINTS_EXTENSION, RECORD_EXTENSION, Record, parse_record
-from rb.data.strict_json import FormatError
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
 _MAX_RECORD_BYTES = 1 << 30  # one record is one image or cloud; a larger claim is damage or an attack on memory

@@ -17,9 +17,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from rb.captioning.simple_cider import simple_tokenise
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
+from rb.evaluation.simple_cider import simple_tokenise
 from rb.evaluation.spice import SpiceMissingError, SpiceRow, spice_jars, spice_scores
 from rb.evaluation.tokenise import ptb_tokenise
 

@@ -19,8 +19,8 @@ import yaml
 from numpy.typing import NDArray
 
 from rb.core.seeding import generator
+from rb.core.strict_json import FormatError, parse
 from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS, Prediction, read_predictions
-from rb.data.strict_json import FormatError, parse
 from rb.evaluation.caption_metrics import score_captions
 from rb.evaluation.scoring import examples_path, metrics_path
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rb.data.strict_json import parse
+from rb.core.strict_json import parse
 
 PAPER = Path(__file__).with_name("paper.json")
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.core.strict_json import FormatError, dumps, write_atomic
 from rb.data.formats import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
-from rb.data.strict_json import FormatError, dumps, write_atomic
 from rb.evaluation.caption_metrics import METRICS, CaptionScores, score_captions
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares

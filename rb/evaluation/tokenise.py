@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pycocoevalcap.tokenizer.ptbtokenizer import STANFORD_CORENLP_3_4_1_JAR
 
-from rb.captioning.simple_cider import drop_punctuation
 from rb.core.text import one_line
 from rb.evaluation.java import Java, JavaToolError, coco_jars, java_command, run_tool
+from rb.evaluation.simple_cider import drop_punctuation
 
 
 def ptb_tokenise(texts: Sequence[str], java: Java) -> list[str]:

@@ -1,6 +1,6 @@
 """Shares of captions of which something is true, with their standard error: means of yes and no, per example judged elsewhere.
 
-A judge is handed in by whoever knows the truth (the toy world does: rb/toy/judge.py); this file and rb/evaluation/scoring.py know no scene.
+A judge is handed in by whoever knows the truth (the toy world does: rb/toy/world/judge.py); this file and rb/evaluation/scoring.py know no scene.
 """
 
 from __future__ import annotations

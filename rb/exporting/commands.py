@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rb.exporting.layout import ExportError, is_export
+from rb.checkpoints.export_folder import ExportError, is_export
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

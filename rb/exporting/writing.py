@@ -20,13 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
-from rb.core.config import FoundationConfig, RunConfig
-from rb.core.modality import modality_spec
-from rb.core.run_file import load_run, to_tree
-from rb.core.text import TextProcessor
-from rb.data.formats import RUN_CONFIG
-from rb.exporting.card import modality_card, root_card, scores_of
-from rb.exporting.layout import (
+from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
+from rb.checkpoints.export_folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD_FILE,
@@ -40,10 +35,15 @@ from rb.exporting.layout import (
     ExportError,
     split_names,
 )
+from rb.core.config import FoundationConfig, RunConfig
+from rb.core.modality import modality_spec
+from rb.core.run_file import load_run, to_tree
+from rb.core.text import TextProcessor
+from rb.data.formats import RUN_CONFIG
+from rb.exporting.card import modality_card, root_card, scores_of
 from rb.model.point_encoder import to_original
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
-from rb.training.checkpoint import check_names, copy_parameters, load_parameters, require
 
 HUB_OWNER = "Salesforce"
 PUBLIC_BASES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl")

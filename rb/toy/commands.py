@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rb.toy import demo, raw
+from rb.toy import demo
+from rb.toy.raw import data_sets as raw
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

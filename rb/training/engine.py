@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rb.checkpoints.checkpoint import EXP_AVG, EXP_AVG_SQ, PARAMETER, UPDATES, TrainState, check_names
 from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.training import optim as groups
-from rb.training.checkpoint import EXP_AVG, EXP_AVG_SQ, PARAMETER, UPDATES, TrainState, check_names
 
 TESTED_VERSION = "0.19.8"
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from rb.checkpoints.checkpoint import PARAMETER, TrainState, save
 from rb.core.config import RunConfig
 from rb.core.run_file import digest, dump_run, load_run, to_tree
 from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
@@ -21,7 +22,6 @@ from rb.model.weights.build import build_model
 from rb.model.weights.ledger import FROM
 from rb.model.weights.readers import fingerprint, read_tensors
 from rb.model.weights.released import import_released
-from rb.training.checkpoint import PARAMETER, TrainState, save
 from rb.training.run_folder import RunFolder, environment, package_versions
 
 

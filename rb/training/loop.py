@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rb.captioning.generate import example_decoder
+from rb.checkpoints import checkpoint
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
@@ -25,9 +25,9 @@ from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.seeding import hash_key
 from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
+from rb.inference.generate import example_decoder
 from rb.model.weights.build import Built, build_model, text_processor
 from rb.tracking import Tracker
-from rb.training import checkpoint
 from rb.training.agree import StopRequest, on_main, together
 from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window

@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rb.captioning.generate import caption_examples, example_decoder
-from rb.captioning.simple_cider import simple_cider
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
+from rb.evaluation.simple_cider import simple_cider
+from rb.inference.generate import caption_examples, example_decoder
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import text_processor
+from rb.pages.validation_page import Shown, choose_examples, write_samples_page
 from rb.training.schedule import Turn
-from rb.training.validation_page import Shown, choose_examples, write_samples_page
 
 SEED = 0  # of validation's own draws (which captions, which points, which negatives): the same in runs of any seed
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rb.data.points import PointsError, cloud_frame
 from rb.data.prepare.common import Reason, RejectedError
+from rb.sources.points import PointsError, cloud_frame
 
 MAX_BYTES = 1 << 28  # a cloud of ten million coloured points
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from rb.core.text import clean_caption, one_line
 from rb.data.formats import MANIFEST_FILE
-from rb.data.images import ImageError, decode_image
 from rb.data.shards import ShardWriter
+from rb.sources.images import ImageError, decode_image
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

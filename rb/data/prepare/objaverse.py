@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
 from rb.data.formats import POINTS_EXTENSION, Record
-from rb.data.points import encode_points
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
 from rb.data.shards import ShardWriter
+from rb.sources.points import encode_points
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")

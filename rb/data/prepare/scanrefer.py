@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rb.core.boxes import cloud_box_problem
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.data.formats import POINTS_EXTENSION, ObjectAnnotation, Record
-from rb.data.points import encode_points
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import (
     Conversion,
@@ -34,6 +33,7 @@ from rb.data.prepare.common import (
     require,
 )
 from rb.data.shards import ShardWriter
+from rb.sources.points import encode_points
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")

@@ -1,0 +1,163 @@
+"""What callers of the Python API give, made ready: images and clouds of any common kind, boxes checked and normalised.
+
+Every error says which image, cloud or box it is about and what would be right. Used by ``rb/api/model.py`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box
+from rb.sources.images import decode_image
+
+BOX_FORMATS = ("pixels", "normalised")
+ImageInput = Image.Image | NDArray[Any] | Tensor | str | Path
+PointsInput = NDArray[Any] | Tensor
+
+
+class InputError(ValueError):
+    """An image, cloud or box that cannot be used."""
+
+
+def listed(given: Any, single_ndim: int) -> tuple[list[Any], bool]:
+    """(the inputs, whether one alone was given); arrays of ``single_ndim`` dimensions and images are one."""
+    if isinstance(given, Image.Image | str | Path):
+        return [given], True
+    if isinstance(given, np.ndarray | Tensor):
+        return ([given], True) if given.ndim <= single_ndim else (list(given), False)
+    return list(given), False
+
+
+def rgb_image(given: ImageInput, where: str) -> Image.Image:
+    """Any image as RGB.
+
+    Args:
+        given: a PIL image; a file; [H, W, 3], [H, W] or (torch) [3, H, W], uint8 or floats in [0, 1].
+
+    Raises:
+        InputError: another shape or type, numbers outside [0, 1] or not finite.
+    """
+    if isinstance(given, str | Path):
+        return decode_image(Path(given).read_bytes(), str(given))
+    if isinstance(given, Image.Image):
+        return given.convert("RGB")
+    if isinstance(given, Tensor):
+        array = given.detach().cpu().numpy()
+        if array.ndim == 3 and array.shape[0] == 3:
+            array = array.transpose(1, 2, 0)
+    else:
+        array = np.asarray(given)
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)) or 0 in array.shape:
+        raise InputError(f"{where}: shape {tuple(array.shape)}; give [H, W, 3], [H, W], or a torch tensor [3, H, W]")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise InputError(f"{where}: type {array.dtype}; give uint8 in 0..255 or floats in 0..1")
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise InputError(f"{where}: floats must be finite and lie in 0..1; give uint8 for 0..255")
+        array = np.round(array * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def cloud(given: PointsInput, where: str) -> NDArray[np.float32]:
+    """A cloud as [N, 3 | 6] float32.
+
+    Raises:
+        InputError: another shape, or a coordinate that is not finite.
+    """
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if array.ndim != 2 or array.shape[1] not in (3, 6) or len(array) < 1 or array.dtype.kind not in "fiu":
+        raise InputError(
+            f"{where}: shape {tuple(array.shape)} of {array.dtype}; give [N, 3] xyz or [N, 6] xyz and colour"
+        )
+    points = array.astype(np.float32)
+    bad = ~np.isfinite(points).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"{where}: {int(bad.sum())} of {len(points)} points are not finite (NaN or infinite), first {int(bad.argmax())}; remove them"
+        )
+    return points
+
+
+def box_rows(given: Any, length: int, where: str) -> tuple[list[list[float]], bool]:
+    """(boxes, whether one alone was given) of one source; ``InputError`` unless [length] or [n, length]."""
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given, dtype=object)
+    try:
+        array = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: boxes must be numbers, [{length}] or [n, {length}], got {given!r}") from None
+    if array.shape == (length,):
+        return [array.tolist()], True
+    if array.ndim == 2 and array.shape[1] == length:
+        return array.tolist(), False
+    if array.shape == (0,):
+        return [], False
+    raise InputError(f"{where}: boxes have shape {tuple(array.shape)}; give [{length}] or [n, {length}]")
+
+
+def image_box(box: Sequence[float], size: tuple[int, int], box_format: str, where: str) -> list[float]:
+    """x1 y1 x2 y2 in pixels or normalised -> [0, 1].
+
+    Raises:
+        InputError: empty, outside the image, or apparently in the other format.
+    """
+    width, height = size
+    if box_format == "normalised":
+        if max(box) > 1.5:
+            raise InputError(f"{where}: {list(box)} is not within 0..1; if these are pixels, say box_format='pixels'")
+        pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
+    else:
+        pixels = list(box)
+        if max(box) <= 1 and min(size) > 2:
+            raise InputError(f"{where}: {pixels} is within one pixel; if it is normalised, say box_format='normalised'")
+    problem = image_box_problem(pixels, width, height)
+    if problem == "box_outside_image":
+        raise InputError(f"{where}: {list(box)} leans out of the image of {width} x {height} pixels; clip it")
+    if problem is not None:
+        raise InputError(
+            f"{where}: {list(box)} is empty or not finite; it must be x1 y1 x2 y2 with x1 < x2 and y1 < y2"
+        )
+    return normalise_image_box(pixels, width, height)
+
+
+def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: str) -> None:
+    """``InputError`` where a box (min xyz, max xyz in the cloud's own units) is empty or does not touch the cloud."""
+    if cloud_box_problem(box) is not None:
+        raise InputError(f"{where}: {list(box)} is empty or not finite; it must be min x y z, max x y z with min < max")
+    low, high = points[:, :3].min(axis=0), points[:, :3].max(axis=0)
+    if any(box[i] > high[i] or box[3 + i] < low[i] for i in range(3)):
+        extent = f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()}"
+        raise InputError(
+            f"{where}: {list(box)} lies outside the cloud, which reaches from {extent}; boxes are in the cloud's own units"
+        )
+
+
+def check_box_format(box_format: str | None) -> str:
+    """The format, which must be said."""
+    if box_format not in BOX_FORMATS:
+        raise InputError(f"box_format: {box_format!r}; say 'pixels' or 'normalised' (divided by width and height)")
+    return box_format
+
+
+def per_source(boxes: Any, count: int, single: bool, what: str) -> list[Any]:
+    """Boxes for each of ``count`` sources; ``InputError`` where the numbers differ."""
+    if single:
+        return [boxes]
+    rows = list(boxes)
+    if len(rows) != count:
+        raise InputError(
+            f"boxes: {len(rows)} entries for {count} {what}; give one entry (a box or a list of boxes) for each"
+        )
+    return rows
+
+
+def to_tensor(rows: list[list[float]]) -> Tensor:
+    """Boxes [n, 4] float32."""
+    return torch.tensor(rows, dtype=torch.float32)

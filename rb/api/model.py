@@ -1,0 +1,303 @@
+"""RegionBLIP for people who only want captions: ``RegionBLIP.from_pretrained(folder).caption(image, box, box_format="pixels")``.
+
+Whole images, regions of images, point clouds, regions of clouds; ``embed`` gives vectors of the ITC space for retrieval. Several boxes
+of one source cost one encoder pass. What callers may give is in ``rb/api/inputs.py``. E is the ITC width, Q query tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import rb.api.inputs as inputs
+from rb.api.inputs import ImageInput, InputError, PointsInput
+from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
+from rb.checkpoints.export_folder import ExportError, find_foundation, is_export, read_export
+from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
+from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.run_file import load_run
+from rb.data.formats import RUN_CONFIG
+from rb.inference.generate import example_decoder
+from rb.model.qformer import text_pass
+from rb.model.region_blip import RegionBLIP as Model
+from rb.model.weights.build import Built, build_model, text_processor
+from rb.sources.images import ImageTransform
+from rb.sources.points import PointTransform
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One image or cloud ready for its encoder, and its boxes as the model's numbers (none: the whole)."""
+
+    tensor: Tensor
+    boxes: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        return 1 if self.boxes is None else len(self.boxes)
+
+
+class RegionBLIP:
+    """A loaded model. Make it with ``from_pretrained``.
+
+    Attributes:
+        modalities: what it was trained for; ``image`` works always (then it is BLIP-2 itself).
+        decode: how captions are generated; may be replaced.
+    """
+
+    def __init__(self, model: Model, config: ModelConfig, decode: DecodeConfig, seed: int) -> None:
+        decoder = example_decoder(config, model, seed, decode.image_size)
+        self.decode = decode
+        self.modalities = tuple(model.parts)
+        self.model = model
+        self._text = text_processor(config)
+        self._images = cast("ImageTransform", decoder.images)
+        self._points = dataclasses.replace(cast("PointTransform", decoder.points), allow_few_points=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        foundation: str | Path | FoundationConfig | None = None,
+        device: torch.device | str = "cpu",
+    ) -> RegionBLIP:
+        """Load an export (whole, or one modality's folder), or a run folder or checkpoint.
+
+        Args:
+            folder: of ``rb export`` or of a training run.
+            foundation: the frozen weights, a folder with ``blip2-.../``, ``text_branch/`` and, for clouds, ``point_bert/``, or their
+                paths one by one. An export needs it; a run folder knows its own.
+            device: where the model goes.
+
+        Raises:
+            ValueError: nothing usable there; the weights do not fit the foundation.
+        """
+        folder = Path(folder)
+        if is_export(folder):
+            export = read_export(folder)
+            if foundation is None:
+                raise ExportError(
+                    f"{folder}: an export holds no frozen weights; give foundation=, a folder with {export.base.rsplit('/', 1)[-1]}/ and text_branch/"
+                )
+            found = (
+                foundation
+                if isinstance(foundation, FoundationConfig)
+                else find_foundation(Path(foundation), export.base)
+            )
+            if not found.point_encoder and export.point_encoder is not None:
+                found = dataclasses.replace(found, point_encoder=str(export.point_encoder))
+            config, values, decode, seed = export.model, export.tensors, export.decode, export.seed
+            expected = export.fingerprints
+        else:
+            checkpoint = require(folder)
+            run = load_run(checkpoint.path.parents[1] / RUN_CONFIG)
+            config, values, decode, seed = run.model, load_parameters(checkpoint.path), run.decode, run.seed
+            found = foundation if isinstance(foundation, FoundationConfig) else config.foundation
+            if isinstance(foundation, str | Path):
+                found = find_foundation(Path(foundation), Path(config.foundation.blip2).name)
+            expected = checkpoint.meta["identities"]["foundation"]
+        config = dataclasses.replace(config, foundation=found)
+        built = build_model(config, seed, device)
+        _warn_of_another(expected, built, folder)
+        parameters = built.model.trainable_parameters()
+        check_names(str(folder), values, parameters)
+        copy_parameters(str(folder), parameters, values)
+        return cls(built.model, config, decode, seed)
+
+    # -- captions -----------------------------------------------------------------------------------------------------
+
+    def caption(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        boxes: Any = None,
+        prompt: str | None = None,
+        box_format: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Any:
+        """Captions of images or of their regions.
+
+        Args:
+            images: one or several: PIL images, files, uint8 or 0..1 arrays [H, W, 3] or torch tensors [3, H, W].
+            boxes: none captions whole images. For one image a box x1 y1 x2 y2 or a list of boxes; for several images a list with such
+                an entry for each.
+            prompt: text that the caption goes on from; none is the one of the training run.
+            box_format: "pixels" or "normalised"; must be said where there are boxes.
+            batch_size: most images in one encoder pass, and most captions generated at once.
+
+        Returns:
+            A text for one image or box, a list where lists were given: the answer has the shape of the question.
+
+        Raises:
+            InputError: an image or box that cannot be used; regions were not trained.
+        """
+        modality, sources, shape = self._image_sources(images, boxes, box_format)
+        return shape(self._captions(modality, sources, prompt, batch_size))
+
+    def caption_points(
+        self,
+        points: PointsInput | Sequence[PointsInput],
+        boxes: Any = None,
+        prompt: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Any:
+        """Captions of clouds [N, 3 | 6], or of their regions: boxes min xyz, max xyz in the cloud's own units. Otherwise as ``caption``.
+
+        A cloud of more points than the model reads is thinned by a fixed draw, one of fewer is filled up by repetition.
+        """
+        modality, sources, shape = self._cloud_sources(points, boxes)
+        return shape(self._captions(modality, sources, prompt, batch_size))
+
+    # -- retrieval ----------------------------------------------------------------------------------------------------
+
+    def embed(
+        self, images: Any, boxes: Any = None, box_format: str | None = None, batch_size: int = BATCH_SIZE
+    ) -> Tensor:
+        """Images or regions in ITC space, [n, Q, E] of length 1, one row for each box in order. Arguments as of ``caption``."""
+        modality, sources, _ = self._image_sources(images, boxes, box_format)
+        return self._embeddings(modality, sources, batch_size)
+
+    def embed_points(self, points: Any, boxes: Any = None, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Clouds or their regions in ITC space, [n, Q, E]. Arguments as of ``caption_points``."""
+        modality, sources, _ = self._cloud_sources(points, boxes)
+        return self._embeddings(modality, sources, batch_size)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], modality: str) -> Tensor:
+        """Texts in the ITC space of a modality, [n, E] of length 1."""
+        self._require(modality)
+        ids, mask = self._text.encode_qformer([texts] if isinstance(texts, str) else texts)
+        self.model.adapters.activate(modality)
+        qformer, text_branch = self.model.qformer_of(modality)
+        state = text_pass(qformer, text_branch, ids.to(self.model.device), mask.to(self.model.device))
+        return F.normalize(self.model.heads_of(modality).text_proj(state.float()), dim=-1).cpu()
+
+    @staticmethod
+    def similarity(embeds: Tensor, texts: Tensor) -> Tensor:
+        """[n, Q, E] and [m, E] -> [n, m]: the best query's cosine, as ITC trains it."""
+        return torch.einsum("nqe,me->nmq", embeds, texts).amax(dim=-1)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _require(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise InputError(
+                f"{modality} is not in this checkpoint, which has {', '.join(self.modalities)}; load one trained for it"
+            )
+
+    def _image_sources(
+        self, images: Any, boxes: Any, box_format: str | None
+    ) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+        given, single = inputs.listed(images, single_ndim=3)
+        if boxes is None:
+            opened = [inputs.rgb_image(image, f"images[{i}]") for i, image in enumerate(given)]
+            return IMAGE, [_Source(self._images(image), None) for image in opened], _shaper([None] * len(given), single)
+        self._require(IMAGE_REGION)
+        box_format = inputs.check_box_format(box_format)
+        sources, alone = [], []
+        for i, (image, entry) in enumerate(
+            zip(given, inputs.per_source(boxes, len(given), single, "images"), strict=True)
+        ):
+            opened_image = inputs.rgb_image(image, f"images[{i}]")
+            rows, one = inputs.box_rows(entry, 4, f"boxes[{i}]")
+            ready = [
+                inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)
+            ]
+            sources.append(_Source(self._images(opened_image), inputs.to_tensor(ready)))
+            alone.append(1 if one else -len(rows))
+        return IMAGE_REGION, sources, _shaper(alone, single)
+
+    def _cloud_sources(self, points: Any, boxes: Any) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+        given, single = inputs.listed(points, single_ndim=2)
+        modality = POINT_CLOUD if boxes is None else POINT_CLOUD_REGION
+        self._require(modality)
+        entries = [None] * len(given) if boxes is None else inputs.per_source(boxes, len(given), single, "clouds")
+        sources: list[_Source] = []
+        alone: list[int | None] = []
+        for i, (one_cloud, entry) in enumerate(zip(given, entries, strict=True)):
+            where = f"points[{i}]"
+            array, key = inputs.cloud(one_cloud, where), ("predict", "api")
+            if entry is None:
+                sources.append(_Source(self._points(array, None, where, key)[0], None))
+                alone.append(None)
+                continue
+            rows, one = inputs.box_rows(entry, 6, f"boxes[{i}]")
+            for j, row in enumerate(rows):
+                inputs.check_cloud_box(row, array, f"boxes[{i}][{j}]")
+            # The draw of points has one key, so every box sees the same points.
+            made = [self._points(array, row, where, key) for row in rows]
+            if made:
+                sources.append(_Source(made[0][0], torch.stack([cast("Tensor", box) for _, box in made])))
+            alone.append(1 if one else -len(rows))
+        return modality, sources, _shaper(alone, single)
+
+    def _captions(self, modality: str, sources: Sequence[_Source], prompt: str | None, batch_size: int) -> list[str]:
+        text = self._text if prompt is None else dataclasses.replace(self._text, prompt=prompt)
+        prompt_ids = text.encode_prompt(modality).to(self.model.device)
+
+        def read(features: Tensor, boxes: Tensor | None) -> list[str]:
+            ids = self.model.generate_from(
+                modality, features, boxes, prompt_ids, self.decode, text.end_token_id, text.pad_token_id
+            )
+            return text.decode_llm(ids.cpu())
+
+        return [caption for rows in self._each_batch(modality, sources, batch_size, read) for caption in rows]
+
+    @torch.no_grad()
+    def _embeddings(self, modality: str, sources: Sequence[_Source], batch_size: int) -> Tensor:
+        self._require(modality)
+
+        def read(features: Tensor, boxes: Tensor | None) -> Tensor:
+            output = self.model.query_output(modality, features, boxes).float()
+            project = cast("Any", self.model.parts[modality]).vision_proj
+            return F.normalize(project(output), dim=-1).cpu()
+
+        return torch.cat(self._each_batch(modality, sources, batch_size, read))
+
+    def _each_batch(
+        self, modality: str, sources: Sequence[_Source], batch_size: int, read: Callable[[Tensor, Tensor | None], Any]
+    ) -> list[Any]:
+        """``read(features, boxes)`` over all rows in order; each source goes through its encoder once."""
+        found, device = [], self.model.device
+        for start in range(0, len(sources), batch_size):
+            part = [source for source in sources[start : start + batch_size] if source.rows]
+            if not part:
+                continue
+            features = self.model.encode(modality, torch.stack([source.tensor for source in part]).to(device))
+            owner = torch.repeat_interleave(torch.tensor([source.rows for source in part])).to(device)
+            boxes = None if part[0].boxes is None else torch.cat([cast("Tensor", s.boxes) for s in part]).to(device)
+            for row in range(0, len(owner), batch_size):
+                rows = slice(row, row + batch_size)
+                found.append(read(features[owner[rows]], None if boxes is None else boxes[rows]))
+        return found
+
+
+def _shaper(alone: Sequence[int | None], single: bool) -> Callable[[list[Any]], Any]:
+    """Flat answers to the shape of the question. For each source: none or 1, one answer by itself; -n, a list of n."""
+
+    def shape(answers: list[Any]) -> Any:
+        rest, out = iter(answers), []
+        for count in alone:
+            out.append(next(rest) if count is None or count > 0 else [next(rest) for _ in range(-count)])
+        return out[0] if single else out
+
+    return shape
+
+
+def _warn_of_another(expected: dict[str, Any], built: Built, folder: Path) -> None:
+    """Files of another size or content may still be the same weights in another form, so this is no error."""
+    other = [part for part in ("blip2", "text_branch") if expected.get(part) != built.foundation.get(part)]
+    if other:
+        warnings.warn(
+            f"{folder} was trained on other foundation files than these ({', '.join(other)}); captions may be wrong",
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure time and say on what machine."""

@@ -1,0 +1,106 @@
+"""``python -m rb.bench.caption_speed``: many boxes of few images in one call of the Python API against one call for each box.
+
+Says the time of both, their processor time (which other work on the machine hardly lengthens), the quotients, and whether the texts are
+equal (exit code 1 if not). Boxes are random; images are the first files of a folder, or noise (then a model says little, mostly the same).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from rb.api import RegionBLIP
+from rb.core.run_file import load_run
+from rb.core.seeding import generator
+from rb.model.weights.build import build_model
+from rb.sources.images import decode_image
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m rb.bench.caption_speed", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
+    source.add_argument("--run", type=Path, help="run file: its model before any training")
+    parser.add_argument("--foundation", type=Path, help="where --checkpoint is an export")
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--boxes", type=int, default=200, help="over all images")
+    parser.add_argument("--pictures", type=Path, help="folder of images; without it they are noise")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"), help="of the noise"
+    )
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure once, after a warm-up of both ways."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.boxes % args.images:
+        raise ValueError(f"--boxes {args.boxes}: must be a multiple of --images {args.images}")
+    if args.run is not None:
+        config = load_run(args.run)
+        built = build_model(config.model, config.seed, args.device).model
+        model = RegionBLIP(built, config.model, config.decode, config.seed)
+    else:
+        model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device)
+    rng = generator("caption speed")
+    images = _pictures(args, rng)
+    low = rng.uniform(0, 0.6, (args.images, args.boxes // args.images, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, low.shape)], axis=2)
+    model.caption(images[:1], boxes[:1, :2], box_format="normalised")
+
+    start, start_cpu = time.perf_counter(), time.process_time()
+    together = model.caption(images, boxes, box_format="normalised", batch_size=args.batch_size)
+    one_call, one_call_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    pairs = [(image, box) for image, rows in zip(images, boxes, strict=True) for box in rows]
+    start, start_cpu = time.perf_counter(), time.process_time()
+    single = [
+        model.caption(image, box, box_format="normalised")
+        for image, box in tqdm(pairs, desc="single calls", mininterval=1)
+    ]
+    calls, calls_cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    equal = [text for texts in together for text in texts] == single
+    sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images}))
+    print(f"{args.boxes} boxes of {args.images} images ({sizes}), batches of {args.batch_size}, {model.decode}")
+    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}")
+    print(f"one call {one_call:.2f} s, {args.boxes} calls {calls:.2f} s: {calls / one_call:.2f} times faster")
+    print(f"processor time {one_call_cpu:.2f} s and {calls_cpu:.2f} s: {calls_cpu / one_call_cpu:.2f} times less")
+    print(f"texts equal: {'yes' if equal else 'NO'} ({len(set(single))} different ones)")
+    return 0 if equal else 1
+
+
+def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.Image]:
+    """``--images`` images, decoded."""
+    if args.pictures is None:
+        width, height = args.size
+        return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(args.images)]
+    files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    if len(files) < args.images:
+        raise ValueError(f"--pictures {args.pictures}: holds {len(files)} images, fewer than --images {args.images}")
+    return [decode_image(path.read_bytes(), str(path)) for path in files[: args.images]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What a user can cause ends in one line and exit code 2."""
+    try:
+        return run(parse(argv))
+    except (ValueError, OSError) as error:
+        print(f"rb.bench.caption_speed: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""The layout of an export, and how our parameter names become PEFT's and come back. No writing, no model.
+
+    DIR/export.json                  what it is: format, run, step, base, modalities
+    DIR/README.md                    the card of the whole
+    DIR/<modality>/                  everything of one modality, usable alone (beside its base model)
+        adapter_config.json, adapter_model.safetensors   a PEFT adapter of the Q-Former and the LLM
+        parts.safetensors            query tokens, PaFE, projections, heads; `point_projection` for clouds
+        modality.json                settings: model, decoding, prompt tokens, identity of the foundation
+        preprocessor_config.json     image processor; README.md: model card; merged/: a whole BLIP-2 folder (`--merge`)
+    DIR/point_bert/                  the frozen point encoder in its original names, where a modality reads points
+
+Used by `writing.py` and, to load an export, by `rb/api/model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
+from rb.core.modality import in_table_order
+from rb.core.run_file import from_tree
+from rb.core.strict_json import parse
+
+FORMAT = 1
+EXPORT_FILE = "export.json"
+MODALITY_FILE = "modality.json"
+PARTS_FILE = "parts.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
+CARD_FILE = "README.md"
+POINT_FOLDER = "point_bert"
+MERGED_FOLDER = "merged"
+_PEFT = "base_model.model."
+_BLIP2 = "blip2."
+
+
+class ExportError(ValueError):
+    """A folder cannot be exported, or is no export; the message says why and what to do."""
+
+
+def split_names(names: Iterable[str], modality: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Our names of the parameters that ``modality`` uses -> (names in its PEFT adapter, names in its ``parts.safetensors``)."""
+    adapter, parts = {}, {}
+    for name in names:
+        if name.startswith(_BLIP2) and ".lora_" in name:
+            adapter[name] = _PEFT + name.removeprefix(_BLIP2).replace(f".{modality}.", ".")
+        else:
+            parts[name] = name.removeprefix(f"parts.{modality}.")
+    return adapter, parts
+
+
+@dataclass(frozen=True)
+class ModalityExport:
+    """One modality's folder, read.
+
+    Attributes:
+        settings: of ``modality.json``.
+        tensors: the trained parameters that it uses, by our names.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def modality(self) -> str:
+        """Its name."""
+        return str(self.settings["modality"])
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export, whole or one modality of it, as a configuration without foundation and the trained parameters by our names."""
+
+    modalities: tuple[str, ...]
+    model: ModelConfig
+    decode: DecodeConfig
+    seed: int
+    base: str
+    fingerprints: dict[str, str]
+    tensors: dict[str, Tensor]
+    point_encoder: Path | None
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export or one modality's folder of one."""
+    return (folder / EXPORT_FILE).is_file() or (folder / MODALITY_FILE).is_file()
+
+
+def modality_folders(folder: Path) -> list[Path]:
+    """The modality folders of an export (one, if it is such a folder itself).
+
+    Raises:
+        ExportError: it is neither; a listed folder is missing.
+    """
+    if (folder / MODALITY_FILE).is_file():
+        return [folder]
+    if not (folder / EXPORT_FILE).is_file():
+        raise ExportError(
+            f"{folder}: no export (neither {EXPORT_FILE} nor {MODALITY_FILE} is there); make one with rb export RUN_DIR --out DIR"
+        )
+    listed = _read(folder / EXPORT_FILE).get("modalities", [])
+    folders = [folder / Path(str(name)).name for name in listed]
+    for one in folders:
+        if not (one / MODALITY_FILE).is_file():
+            raise ExportError(f"{one / MODALITY_FILE}: missing, though {EXPORT_FILE} lists it; export again")
+    return folders
+
+
+def read_modality(folder: Path) -> ModalityExport:
+    """One modality's folder; ``ExportError`` names the file that is missing or damaged."""
+    settings = _read(folder / MODALITY_FILE)
+    modality = str(settings["modality"])
+    try:
+        adapter, parts = load_file(folder / ADAPTER_WEIGHTS), load_file(folder / PARTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{folder}: its weights cannot be read ({error}); copy or export it again") from error
+    tensors = {}
+    for name, tensor in adapter.items():
+        stem, kind, _ = name.removeprefix(_PEFT).rpartition(".weight")
+        assert kind, name
+        tensors[f"{_BLIP2}{stem}.{modality}.weight"] = tensor
+    ours = settings["parameters"]
+    for name, tensor in parts.items():
+        if name not in ours:
+            raise ExportError(f"{folder / PARTS_FILE}: holds {name}, which {MODALITY_FILE} does not list; export again")
+        tensors[ours[name]] = tensor
+    return ModalityExport(folder, settings, tensors)
+
+
+def read_export(folder: Path) -> Export:
+    """A whole export or one modality's folder.
+
+    Raises:
+        ExportError: it is none, incomplete, or its folders are of different runs.
+    """
+    found = [read_modality(one) for one in modality_folders(folder)]
+    if not found:
+        raise ExportError(f"{folder / EXPORT_FILE}: lists no modality; export again")
+    first = found[0].settings
+    tensors: dict[str, Tensor] = {}
+    for one in found:
+        if any(one.settings[key] != first[key] for key in ("model", "run", "step")):
+            raise ExportError(f"{one.folder}: exported from another run or step than {found[0].folder}; export again")
+        tensors |= one.tensors
+    modalities = in_table_order(one.modality for one in found)
+    point_encoder = next(
+        (p for p in (folder / POINT_FOLDER, folder.parent / POINT_FOLDER) if (p / "config.json").is_file()), None
+    )
+    model = dict(first["model"]) | {"train_modalities": list(modalities)}
+    return Export(
+        modalities,
+        from_tree(ModelConfig, model),
+        from_tree(DecodeConfig, first["decode"]),
+        int(first["seed"]),
+        str(first["base"]),
+        dict(first["foundation"]),
+        tensors,
+        point_encoder,
+    )
+
+
+def find_foundation(folder: Path, base: str) -> FoundationConfig:
+    """The foundation in a folder of the layout ``blip2-*/ text_branch/ point_bert/``.
+
+    Where it holds several BLIP-2 folders, ``base`` (a hub id; its last part counts) says which one.
+
+    Raises:
+        ExportError: no folder, or no BLIP-2 in it.
+    """
+    blip2 = sorted(p for p in folder.glob("blip2-*") if (p / "config.json").is_file())
+    named = [p for p in blip2 if p.name == base.rsplit("/", 1)[-1]]
+    if not blip2 or (len(blip2) > 1 and not named):
+        names = ", ".join(p.name for p in blip2) or "none"
+        raise ExportError(
+            f"foundation {folder}: needs a folder {base.rsplit('/', 1)[-1]}/ with a Hugging Face BLIP-2, found {names}; "
+            "beside it text_branch/ and, for clouds, point_bert/"
+        )
+    points = folder / POINT_FOLDER
+    return FoundationConfig(
+        str((named or blip2)[0]), str(folder / "text_branch"), str(points) if points.is_dir() else ""
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
+    if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:
+        raise ExportError(f"{path}: not written by rb export in format {FORMAT}; export again with this version")
+    return dict(tree)

@@ -1,0 +1,104 @@
+"""Captions for the examples of a `PredictDataset`, on one process or sharded over ranks. No files, no scores.
+
+Used by prediction jobs (`rb/inference/predicting.py`) and by validation while training (`rb/training/validate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from rb.core import dist
+from rb.core.batch import Sample
+from rb.core.config import DecodeConfig, ModelConfig
+from rb.core.modality import modality_spec
+from rb.core.text import TextProcessor
+from rb.data.pipeline import PredictDataset, predict_loader
+from rb.data.predictions import Prediction
+from rb.data.samples import SampleDecoder
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import image_settings
+from rb.sources.images import ImageTransform
+from rb.sources.points import PointTransform
+
+Row = TypeVar("Row")
+
+
+def example_decoder(config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None) -> SampleDecoder:
+    """How stored rows become inputs of this model, not augmented; ``image_size`` where it is not the encoder's own."""
+    settings = image_settings(config)
+    channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
+    return SampleDecoder(
+        images=ImageTransform(image_size or settings["size"], settings["mean"], settings["std"]),
+        points=PointTransform(
+            config.num_points,
+            channels,
+            num_scene_points=config.num_scene_points,
+            frame=config.cloud_frame,
+            box3d=config.box3d,
+        ),
+        augment=False,
+        seed=seed,
+    )
+
+
+def caption_examples(
+    model: RegionBLIP,
+    text: TextProcessor,
+    dataset: PredictDataset,
+    read_as: str,
+    decode: DecodeConfig,
+    num_workers: int = 0,
+    bar_stays: bool = True,
+) -> list[Prediction]:
+    """Captions of this rank's examples, in the dataset's order. No collective; progress is shown on rank 0.
+
+    Args:
+        read_as: the modality whose parts read the inputs (the base model reads a region as ``image``).
+        bar_stays: whether the finished progress bar stays on the screen.
+    """
+    device = model.device
+    prompt_ids = text.encode_prompt(read_as).to(device)
+    rows: list[Prediction] = []
+    for batch in tqdm(
+        predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),
+        desc=f"{dataset.modality} captions",
+        unit="batch",
+        disable=not dist.is_main(),
+        mininterval=1.0,
+        leave=bar_stays,
+    ):
+        boxes = batch.boxes if modality_spec(read_as).regional else None
+        ids = model.generate(
+            read_as,
+            batch.inputs.to(device, non_blocking=True),
+            None if boxes is None else boxes.to(device, non_blocking=True),
+            prompt_ids,
+            decode,
+            text.end_token_id,
+            text.pad_token_id,
+        )
+        captions = text.decode_llm(ids.cpu())
+        rows += [_row(sample, caption) for sample, caption in zip(batch.samples, captions, strict=True)]
+    return rows
+
+
+def in_manifest_order(gathered: Sequence[Sequence[Row]]) -> list[Row]:
+    """Every rank's rows in the manifest's order, whatever the number of ranks: rank r holds examples r, r + world size, ..."""
+    return [rows[i] for i in range(max(map(len, gathered))) for rows in gathered if i < len(rows)]
+
+
+def _row(sample: Sample, caption: str) -> Prediction:
+    return Prediction(
+        id=sample.id,
+        source_id=sample.source_id,
+        object_id=sample.object_id,
+        modality=sample.modality,
+        dataset=sample.dataset,
+        split=sample.split,
+        prediction=caption,
+        references=list(sample.references),
+        box=None if sample.raw_box is None else list(sample.raw_box),
+    )

@@ -1,0 +1,222 @@
+"""A comparison (rb/evaluation/comparing.py) as one self-contained page: scores with intervals, what differs, the examples furthest apart.
+
+Used by ``python -m eval.compare --html FILE``. Pictures come from the manifests that the files' metas name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rb.core.modality import modality_spec
+from rb.data.formats import RUN_PREDICTIONS
+from rb.drawing.cards import BOXES, card, missing, switch, voice
+from rb.drawing.intervals import interval_chart
+from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
+from rb.evaluation.comparing import read_side
+from rb.evaluation.comparison_text import read_paper
+from rb.pages.pictures import load_examples, picture
+
+PICTURE_BUDGET = 6_000_000  # bytes of cards on a page
+_ABSENT = Html('<span class="soft">-</span>')
+
+
+def write_comparison(path: Path, found: Mapping[str, Mapping[str, Any]], paper: bool) -> Path:
+    """Write the page of all compared sets and return its path.
+
+    Args:
+        path: the file; its folder is made where missing.
+        found: per set its name and what ``compare`` returned.
+        paper: the paper's Table 1 values as columns beside the scores, marked as the paper's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = file_names([[one["path"] for one in result["files"]] for result in found.values()])
+    parts, budget = [], PICTURE_BUDGET
+    for number, (name, result) in enumerate(found.items()):
+        one = _set(names[number], result, paper, budget // (len(found) - number))
+        budget -= len(one)
+        modality = result["files"][0]["modality"].replace("_", " ")
+        parts.append((f"set-{number}", name if len(found) > 1 else modality, one))
+    first, *others = dict.fromkeys(name for group in names for name in group)
+    title = f"{', '.join(others)} against {first}" if others else first
+    head = f'<header><div class="title"><h1>{esc(title)}</h1><span class="pill">comparison</span></div></header>'
+    html = head + (navigation((place, name) for place, name, _ in parts) if len(parts) > 1 else "")
+    html += "".join(section(*part) for part in parts)
+    return write_page(path, f"{title} · RegionBLIP", html)
+
+
+def file_names(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Short names for the columns of each set: of the run where all differ by it, else of the file too, else numbered."""
+    named = []
+    for paths in groups:
+        of_run = [Path(p).resolve().parent.parent.name if Path(p).parent.name == RUN_PREDICTIONS else "" for p in paths]
+        stems = [Path(p).stem for p in paths]
+        both = [f"{run}/{stem}" if run else stem for run, stem in zip(of_run, stems, strict=True)]
+        choices = ([*of_run] if all(of_run) else stems, stems, both)
+        names = next((c for c in choices if len(set(c)) == len(c)), [f"{k}: {name}" for k, name in enumerate(both, 1)])
+        named.append(names)
+    return named
+
+
+def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: int) -> Html:
+    files = result["files"]
+    first = files[0]
+    html: str = facts(
+        {name: Html(f'<span class="mono">{esc(one["path"])}</span>') for name, one in zip(names, files, strict=True)}
+    )
+    html += f'<p class="soft">{result["num_examples"]:,} examples, each compared with {esc(names[0])}; intervals hold 95 % of paired resamples.'
+    html += "" if result["tokeniser"] == "ptb" else " Tokenised without Java, not comparable with published scores."
+    html += "</p>"
+    html += "".join(
+        note(f"Allowed difference, {one['difference']}: {one['file']}: {one['what']}", warn=True)
+        for one in result["allowed"]
+    )
+    html += "<h3>Scores, times 100</h3>" + _scores(names, files, paper_columns(first["modality"]) if paper else [])
+    if paper:
+        html += note(
+            f"Marked columns: {read_paper()['source']}. The paper's data and full-size models, not this comparison's."
+        )
+    rows = [
+        (name, 100 * one["CIDEr"], *(100 * v for v in one["interval"])) for name, one in zip(names, files, strict=True)
+    ]
+    html += interval_chart("CIDEr with 95 % intervals", rows, 100 * first["CIDEr"])
+    html += f"<h3>How they were made: what differs</h3>{_settings(names, files)}"
+    for name, one in zip(names[1:], files[1:], strict=True):
+        html += _apart((names[0], name), first["path"], one, budget // (len(files) - 1))
+    return Html(html)
+
+
+def paper_columns(modality: str) -> list[tuple[str, str, dict[str, float | None]]]:
+    """The paper's values of one modality as columns: whose (row and data set), model, metric to value."""
+    paper = read_paper()
+    return [
+        (f"{row['row']}, {row['dataset']}", model, {metric: row[metric][k] for metric in ("CIDEr", "SPICE")})
+        for row in paper["table1"]
+        if row["modality"] == modality
+        for k, model in enumerate(paper["models"])
+    ]
+
+
+def _scores(
+    names: Sequence[str],
+    files: Sequence[Mapping[str, Any]],
+    paper: Sequence[tuple[str, str, Mapping[str, float | None]]],
+) -> Html:
+    """A column per file, then the paper's."""
+    paper = [column for column in paper if any(value is not None for value in column[2].values())]
+    head = "".join(f'<th class="n">{esc(name)}</th>' for name in names)
+    head += "".join(f'<th class="n paper">{esc(model)}</th>' for _, model, _ in paper)
+    over = ""
+    if paper:
+        spans: dict[str, int] = {}
+        for whose, _, _ in paper:
+            spans[whose] = spans.get(whose, 0) + 1
+        over = f'<tr><th></th><th colspan="{len(names)}"></th>'
+        over += "".join(
+            f'<th class="over paper" colspan="{n}">the paper: {esc(whose)}</th>' for whose, n in spans.items()
+        )
+        over += "</tr>"
+    rows = ""
+    for metric, scores in (("CIDEr", [_cider(one) for one in files]), ("SPICE", [one["SPICE"] for one in files])):
+        if metric == "SPICE" and not any(scores) and not any(values["SPICE"] is not None for _, _, values in paper):
+            continue
+        values = [_ABSENT if score is None else f"{100 * score['value']:.1f}" for score in scores]
+        theirs = [_ABSENT if v[metric] is None else f"{v[metric]:.1f}" for _, _, v in paper]
+        rows += _row(metric, values, theirs, strong=True)
+        if not any(scores):
+            continue
+        rows += _row("95 %", [_range(score, "interval") for score in scores], [Html("")] * len(paper))
+        apart = [_difference(score) for score in scores[1:]]
+        rows += _row(f"against {names[0]}", [Html(""), *apart], [Html("")] * len(paper))
+    return Html(
+        f'<div class="scroll"><table class="compared"><thead>{over}<tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _cider(one: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: one[key] for key in ("interval", "difference", "difference_interval") if key in one}
+    return {"value": one["CIDEr"], **kept}
+
+
+def _row(name: str, values: Sequence[str], theirs: Sequence[str], strong: bool = False) -> str:
+    cells = "".join(f'<td class="n{" best" if strong else ""}">{esc(value)}</td>' for value in values)
+    cells += "".join(f'<td class="n paper">{esc(value)}</td>' for value in theirs)
+    return f"<tr><td{'' if strong else ' class=soft'}>{esc(name)}</td>{cells}</tr>"
+
+
+def _range(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
+    if score is None or key not in score:
+        return _ABSENT
+    low, high = score[key]
+    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
+
+
+def _difference(score: Mapping[str, Any] | None) -> str:
+    if score is None or "difference" not in score:
+        return _ABSENT
+    return f"{100 * score['difference']:+.1f} ({_range(score, 'difference_interval', '+')})"
+
+
+def _settings(names: Sequence[str], files: Sequence[Mapping[str, Any]]) -> Html:
+    """A row per setting in which any file differs from the first, a column per file."""
+    keys = sorted({key for one in files[1:] for key in one["changes"]})
+    if not keys:
+        return note("Nothing: equal configurations and meta files.")
+    rows = []
+    for key in keys:
+        first = next(one["changes"][key][0] for one in files[1:] if key in one["changes"])
+        values = [first, *(one["changes"].get(key, (first, first))[1] for one in files[1:])]
+        rows.append((_mono(key), *(_mono(value) for value in values)))
+    if "config" not in keys:
+        return table(("", *names), rows)
+    # A file whose run is not known has no configuration: then all settings of the others differ, which says little.
+    apart = [row for key, row in zip(keys, rows, strict=True) if key.split(".")[0] == "config"]
+    rest = [row for key, row in zip(keys, rows, strict=True) if key.split(".")[0] != "config"]
+    return Html(
+        table(("", *names), rest)
+        + fold("all settings: the run of some file, and so its configuration, is not known", table(("", *names), apart))
+    )
+
+
+def _mono(text: str) -> Html:
+    return Html(f'<span class="mono">{esc(text)}</span>')
+
+
+def _apart(names: tuple[str, str], first: str, other: Mapping[str, Any], budget: int) -> Html:
+    """Cards of the examples with the largest gain, and with the largest loss, of one file against the first."""
+    apart = other["apart"]
+    if not apart:
+        return note(f"{names[1]}: no example scores differently from {names[0]}.")
+    side = read_side(Path(first))
+    sources, problem = load_examples(side.path, side.rows, side.meta, [one["id"] for one in apart])
+    groups = {
+        "gained": [one for one in apart if one["CIDEr"][1] > one["CIDEr"][0]],
+        "lost": [one for one in apart if one["CIDEr"][1] < one["CIDEr"][0]],
+    }
+    shown = [view for view, members in groups.items() if members]
+    cards = ""
+    for view in shown:
+        for place, one in enumerate(groups[view]):
+            row = side.rows[one["id"]]
+            seen = (
+                picture(row, sources.get(one["id"]))
+                if len(cards) < budget
+                else missing("left out to keep the page small")
+            )
+            said: str = voice(names[1], one["predictions"][1], one["CIDEr"][1])
+            said += voice(names[0], one["predictions"][0], one["CIDEr"][0], faint=True)
+            hidden = "" if view == shown[0] else " hidden"
+            cards += card(seen, said, one["references"], one["id"], f'data-{view}="{place}"{hidden}')
+    sentences = {
+        view: f"{len(groups[view])} examples in which {names[1]} {view} most CIDEr against {names[0]}."
+        for view in shown
+    }
+    controls = switch([(view, view.capitalize(), sentences[view]) for view in shown])
+    if modality_spec(other["modality"]).regional:
+        controls = Html(BOXES + controls)
+    return Html(
+        f'<div class="group"><div class="bar"><h3>{esc(names[1])} against {esc(names[0])}: the examples furthest apart</h3>'
+        f'<div class="controls">{controls}</div></div><p class="soft"><span class="which">{esc(sentences[shown[0]])}</span></p>'
+        f'{note(problem, warn=True) if problem else ""}<div class="cards">{cards}</div></div>\n'
+    )

@@ -1,0 +1,85 @@
+"""``rb data show``: a page of a manifest's examples, each with its picture or cloud, its box, and all that is said of it.
+
+For looking at data before training on them. Every record shown is checked against its digest as it is when training reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rb.data.formats import find_manifest
+from rb.data.index import Loaded, ManifestReader
+from rb.data.predictions import Prediction
+from rb.drawing.cards import BOXES, card
+from rb.drawing.page import Html, esc, facts, note, write_page
+from rb.pages.pictures import picture
+
+DEFAULT_COUNT = 24
+
+
+def add_command(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``rb data show``, below the other ``rb data`` commands."""
+    parser = data.add_parser("show", help="a page of examples with their boxes drawn, to open in a browser")
+    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("--out", type=Path, required=True, help="the page to write, e.g. page.html")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--index", type=int, metavar="N", help="only example N, counted from 0")
+    which.add_argument("--count", type=int, default=DEFAULT_COUNT, help=f"evenly spread (default: {DEFAULT_COUNT})")
+    parser.set_defaults(run=_run)
+
+
+def show_data(manifest: Path, out: Path, index: int | None = None, count: int = DEFAULT_COUNT) -> int:
+    """Write the page; returns how many examples it shows.
+
+    Args:
+        manifest: file or its folder.
+        index: only this example; none for ``count`` evenly spread ones.
+
+    Raises:
+        ValueError: no such example; a record that was altered; a folder that does not exist.
+    """
+    reader = ManifestReader(find_manifest(manifest))
+    try:
+        total = reader.num_examples
+        if index is not None and not 0 <= index < total:
+            raise ValueError(f"--index {index}: {reader.path} has examples 0 to {total - 1}")
+        if count < 1:
+            raise ValueError(f"--count {count}: must be at least 1")
+        if not out.parent.is_dir():
+            raise ValueError(f"--out {out}: {out.parent} is no folder; make it first")
+        count = min(count, total)
+        numbers = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)] if index is None else [index]
+        cards = [_card(reader, number) for number in numbers]
+        about = reader.manifest
+        head = facts({"modality": about.modality, "split": about.split or "-", **about.counts, "shown": len(cards)})
+        why = "evenly spread over the set" if index is None else f"example {index} of 0 to {total - 1}"
+        body = f"<h1>{esc(about.name)}</h1>{head}{note(f'{reader.path}: {why}.')}"
+        body += f'<div class="group"><div class="bar">{BOXES}</div><div class="cards">{"".join(cards)}</div></div>'
+        write_page(out, f"{about.name} {about.split or ''}", f"<main>{body}</main>")
+        return len(cards)
+    finally:
+        reader.close()
+
+
+def _card(reader: ManifestReader, number: int) -> Html:
+    loaded = reader.example(number)
+    row = _row(loaded, reader.manifest.modality)
+    box = "" if row.box is None else f"box {', '.join(f'{value:g}' for value in row.box)}"
+    said = Html(f'<div><div class="who"><span>example {number}</span><span>{esc(box)}</span></div></div>')
+    return card(picture(row, loaded), said, row.references, row.id)
+
+
+def _row(loaded: Loaded, modality: str) -> Prediction:
+    """The example as a row without a prediction, which is what pictures are drawn from."""
+    record, item = loaded.record, loaded.item
+    object_id, box = (item.object_id, [float(value) for value in item.box]) if item else (None, None)
+    same = (loaded.id, record.source_id, object_id, modality, record.dataset, record.split)
+    return Prediction(*same, prediction="", references=list(loaded.references), box=box)
+
+
+def _run(args: argparse.Namespace) -> int:
+    shown = show_data(args.manifest, args.out, args.index, args.count)
+    sys.stdout.write(f"{args.out}: {shown} examples, open it in a browser\n")
+    return 0

@@ -1,0 +1,81 @@
+"""The page of one validation: a few examples per modality, the same every time, as picture with box, caption, references.
+
+``rb/training/validate.py`` fills it; the loop has it written into the run folder and copied to MLflow. Runs no script, so it also shows in
+MLflow's own viewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rb.core.modality import modality_spec
+from rb.data.formats import RUN_VALIDATION
+from rb.data.index import Loaded, ManifestReader
+from rb.drawing.cards import card, voice
+from rb.drawing.page import Html, esc, section, write_page
+from rb.drawing.pictures import cloud_still, image_with_box
+from rb.sources.images import decode_image
+from rb.sources.points import decode_points
+
+EXAMPLES = 4  # of each modality: one row of cards
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example of the page, ready to be shown: drawn once for the whole run.
+
+    Attributes:
+        manifest: number of its manifest in the modality's list; the same id may be in two.
+        id: the sample id.
+        picture: with its box, if it has one.
+        references: all its captions.
+    """
+
+    manifest: int
+    id: str
+    picture: Html
+    references: tuple[str, ...]
+
+
+def choose_examples(
+    modality: str, readers: Sequence[ManifestReader], captioned: Sequence[tuple[int, int]]
+) -> list[Shown]:
+    """Evenly spread ones of what is captioned, (number of the manifest, number of the example) each, drawn."""
+    count = min(EXAMPLES, len(captioned))
+    places = [captioned[i * len(captioned) // count] for i in range(count)]
+    loaded = [(manifest, readers[manifest].example(number)) for manifest, number in places]
+    return [Shown(manifest, one.id, _picture(modality, one), one.references) for manifest, one in loaded]
+
+
+def write_samples_page(
+    run_dir: Path, step: int, samples: Mapping[str, Sequence[tuple[Shown, str]]], scores: Mapping[str, float]
+) -> Path:
+    """Write ``RUN_DIR/validation/step_0001200.html``, and return its path.
+
+    Args:
+        run_dir: the run folder.
+        step: after how many steps.
+        samples: per modality the examples and what was said of them.
+        scores: the validation's values by metric name.
+    """
+    html = f"<header><h1>{esc(run_dir.name)}, validation after step {step:,}</h1></header>"
+    for modality, said in samples.items():
+        title = f"{modality.replace('_', ' ')}, CIDEr {100 * scores[f'val/{modality}/CIDEr']:.1f}"
+        cards = "".join(
+            card(one.picture, voice("caption", caption, None), one.references, one.id) for one, caption in said
+        )
+        html += section(modality, title, f'<div class="cards">{cards}</div>')
+    folder = run_dir / RUN_VALIDATION
+    folder.mkdir(exist_ok=True)
+    return write_page(folder / f"step_{step:07d}.html", f"{run_dir.name}, step {step:,}", html, script=False)
+
+
+def _picture(modality: str, loaded: Loaded) -> Html:
+    spec = modality_spec(modality)
+    box = loaded.item.box if loaded.item is not None and spec.regional else None
+    text = f"{modality.replace('_', ' ')} {loaded.id}"
+    if spec.source == "image":
+        return image_with_box(decode_image(loaded.media, loaded.where), box, text)
+    return cloud_still(decode_points(loaded.media, loaded.where), box, spec.up, text)

@@ -1,0 +1,102 @@
+"""Images as the model wants them: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised.
+
+Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels are taken as stored: COCO's boxes refer
+to them, so an EXIF rotation is not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rb.core.boxes import clip_xyxy
+from rb.core.strict_json import FormatError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 89_478_485  # Pillow warns from here on and only refuses twice as many: a 20 kB file can claim gigabytes
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+class ImageError(FormatError):
+    """An image that cannot be used; the message says why."""
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{where}: not a readable JPEG, PNG or WebP image ({error})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{where}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS} allowed; shrink the image"
+        )
+    return image
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) from the header alone; ``ImageError`` if there is no readable header or too many pixels."""
+    return _open(data, where).size
+
+
+def decode_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The whole image in RGB. ``size``: the (width, height) that its record claims, an error if the image has another.
+
+    Raises:
+        ImageError: unreadable, cut short, too many pixels, another size than claimed.
+    """
+    image = _open(data, where)
+    if size is not None and image.size != size:
+        raise ImageError(
+            f"{where}: the record says {size[0]} x {size[1]} pixels, the image has {image.width} x {image.height}"
+        )
+    try:
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise ImageError(f"{where}: the image is damaged ({error})") from None
+
+
+def crop_to_box(image: Image.Image, box: Sequence[float], context: float = 0.0) -> Image.Image:
+    """The part of ``image`` inside ``box`` (pixels xyxy, cut to whole pixels towards zero and to the image; never empty).
+
+    ``context`` widens the box by that share of its width and height on every side. The paper's BLIP-2 baseline for regions uses none.
+    """
+    x1, y1, x2, y2 = box
+    dx, dy = (x2 - x1) * context, (y2 - y1) * context
+    x1, y1, x2, y2 = (math.trunc(v) for v in clip_xyxy((x1 - dx, y1 - dy, x2 + dx, y2 + dy), image.width, image.height))
+    x1, y1 = min(x1, image.width - 1), min(y1, image.height - 1)
+    return image.crop((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """RGB image -> [3, size, size] float32: squashed (no aspect kept, no crop), bicubic, (v / 255 - mean) / std."""
+
+    size: int
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"image size, mean and std of the image processor: {self.size}, {self.mean}, {self.std} cannot be used"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """One decoded image as the ViT's input."""
+        resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(resized).transpose(2, 0, 1)
+        # The same order of operations and types as transformers, so that the base model sees the very same numbers.
+        scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
+        return torch.from_numpy(np.ascontiguousarray((scaled - mean) / std))

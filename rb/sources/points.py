@@ -1,0 +1,193 @@
+"""Point clouds as the model wants them: read safely, put into the cloud's frame with their box, augmented when training.
+
+The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation (the released code leaves scenes in metres:
+`PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners. Ranges of the
+augmentation: the released code's (ULIP's), without its mirrors of scenes, which make "left" a lie.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rb.core.boxes import frame_to_unit, released_corners, transform_cloud_box
+from rb.core.seeding import generator
+from rb.core.strict_json import FormatError
+
+# What numpy writes for such an array, and nothing else: its own reader evaluates the header as Python, and believes any shape.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}), ([36])\), \} *\n", re.DOTALL
+)
+
+MAX_DROPOUT = 0.875
+SCALE_RANGE = (0.8, 1.25)
+MAX_SHIFT = 0.1
+TILT_STD, MAX_TILT = 0.06, 0.18  # radians
+MAX_SCENE_TURN = np.deg2rad(5.0)
+
+
+class PointsError(FormatError):
+    """A point cloud that cannot be used; the message says why."""
+
+
+def encode_points(points: NDArray[np.floating]) -> bytes:
+    """[N, 3 | 6] as the bytes of ``KEY.points.npy`` (float32)."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(
+        buffer, np.ascontiguousarray(points, dtype=np.float32), version=(1, 0), allow_pickle=False
+    )
+    return buffer.getvalue()
+
+
+def decode_points(data: bytes, where: str) -> NDArray[np.float32]:
+    """``KEY.points.npy`` to [N, 3 | 6] float32; a header that claims more than the file holds costs no memory.
+
+    Raises:
+        PointsError: not such an array, or a number that is not finite.
+    """
+    header = _NPY_HEADER.match(data)
+    if header is None:
+        raise PointsError(
+            f"{where}: must be an npy file of version 1.0 with float32 [N, 3 or 6], starts with {data[:80]!r}"
+        )
+    shape, start = (int(header[2]), int(header[3])), 10 + int.from_bytes(header[1], "little")
+    if shape[0] < 1 or header.end() != start or len(data) - start != shape[0] * shape[1] * 4:
+        raise PointsError(f"{where}: {len(data) - start} bytes of points, but the header says {list(shape)} float32")
+    points = np.frombuffer(data, np.float32, offset=start).reshape(shape)
+    if not np.isfinite(points).all():
+        raise PointsError(f"{where}: a coordinate is not finite; reject the cloud")
+    return points
+
+
+def cloud_frame(points: NDArray[np.floating], where: str) -> tuple[NDArray[np.float64], float]:
+    """(centre [3], radius) of a cloud: the mean of its points, the largest distance from it. ``PointsError`` if it has no extent."""
+    xyz = points[:, :3].astype(np.float64)
+    centre = xyz.mean(0)
+    radius = float(np.sqrt(((xyz - centre) ** 2).sum(1).max()))
+    if not 0.0 < radius < np.inf:
+        raise PointsError(f"{where}: all points are in one place (or too far apart for float32); reject the cloud")
+    return centre, radius
+
+
+def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
+    """[3, 3], a right-handed turn about one axis (0 x, 1 y, 2 z)."""
+    a, b = [(1, 2), (2, 0), (0, 1)][axis]
+    matrix = np.eye(3)
+    matrix[a, a] = matrix[b, b] = np.cos(angle)
+    matrix[a, b], matrix[b, a] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+def object_motion(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Augmentation of objects as x -> matrix @ x + offset: scale, shift, small tilt about all axes, full turn about y, in this order."""
+    scale = rng.uniform(*SCALE_RANGE)
+    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 3)
+    tilt = np.clip(rng.normal(0.0, TILT_STD, 3), -MAX_TILT, MAX_TILT)
+    turn = _rotation(1, rng.uniform(0.0, 2.0 * np.pi))
+    turned = turn @ _rotation(2, tilt[2]) @ _rotation(1, tilt[1]) @ _rotation(0, tilt[0])
+    return turned * scale, turned @ shift
+
+
+def scene_motion(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Augmentation of scenes as x -> matrix @ x + offset: up to 5 degrees about z."""
+    return _rotation(2, rng.uniform(-MAX_SCENE_TURN, MAX_SCENE_TURN)), np.zeros(3)
+
+
+def drop_points(points: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
+    """A random share of up to 0.875 of the points replaced by the first one, so that the number of points stays."""
+    dropped = rng.random(len(points)) < rng.uniform(0.0, MAX_DROPOUT)
+    return np.where(dropped[:, None], points[:1], points)
+
+
+@dataclass(frozen=True)
+class PointTransform:
+    """Stored points [N', 3 | 6] -> [N, C] float32 in the cloud's frame, and the box as the model's numbers.
+
+    Attributes:
+        num_points: N. A larger cloud is thinned by a draw without repetition.
+        num_scene_points: N of scenes (clouds with a box) where that is another number.
+        num_channels: C, 3 (colours are left out) or 6 (colours as stored behind the coordinates).
+        allow_few_points: fill a cloud of too few points by repeating some, instead of an error.
+        frame: of scenes (clouds with a box): "unit", or "metres": as stored, turned about the stored origin.
+        box3d: "min_max", or "metres_corners"; see `rb.core.config.ModelConfig`. Neither changes what the other means.
+    """
+
+    num_points: int
+    num_channels: int = 3
+    allow_few_points: bool = False
+    num_scene_points: int | None = None
+    frame: str = "unit"
+    box3d: str = "min_max"
+
+    def __post_init__(self) -> None:
+        if self.num_points < 1 or self.num_channels not in (3, 6):
+            raise ValueError(
+                f"num_points {self.num_points} must be at least 1 and num_channels {self.num_channels} 3 or 6"
+            )
+
+    def __call__(
+        self,
+        points: NDArray[np.float32],
+        box: Sequence[float] | None,
+        where: str,
+        choice_key: tuple[object, ...],
+        augment_rng: np.random.Generator | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Points and box of one sample.
+
+        Args:
+            box: min xyz, max xyz in the cloud's own units; its presence makes the cloud a scene.
+            choice_key: what the draw of N points is keyed by: (seed, modality, position) when training, the source id when predicting.
+            augment_rng: the augmentation's draws; none for no augmentation.
+
+        Returns:
+            [N, C] float32, and the box as float32, [6] (v + 1) / 2 or [24], or none.
+        """
+        if points.shape[1] < self.num_channels:
+            raise PointsError(
+                f"{where}: the point encoder reads colours, but the cloud has none; use one with 3 channels"
+            )
+        centre, radius = cloud_frame(points, where)
+        metres = box is not None and self.frame == "metres"
+        origin, scale = (np.zeros(3), 1.0) if metres else (centre, radius)
+        wanted = self.num_points if box is None else self.num_scene_points or self.num_points
+        chosen = points[self._choice(len(points), wanted, where, choice_key)]
+        xyz = (chosen[:, :3].astype(np.float64) - origin) / scale
+        moved = None if box is None else transform_cloud_box(box, np.eye(3) / scale, -origin / scale)
+        columns = [xyz, chosen[:, 3:6].astype(np.float64)] if self.num_channels == 6 else [xyz]
+        if augment_rng is not None:
+            if box is None:
+                columns = np.split(drop_points(np.concatenate(columns, axis=1), augment_rng), [3], axis=1)
+            matrix, offset = scene_motion(augment_rng) if box is not None else object_motion(augment_rng)
+            columns[0] = columns[0] @ matrix.T + offset
+            moved = None if moved is None else transform_cloud_box(moved, matrix, offset)
+            centre = matrix @ centre + offset if metres else centre
+        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(columns, axis=1), dtype=np.float32))
+        return inputs, None if moved is None else self._box_numbers(moved, metres, centre, radius)
+
+    def _box_numbers(self, box: Sequence[float], metres: bool, centre: NDArray[np.float64], radius: float) -> Tensor:
+        """The moved box, in metres or in the unit frame whose centre and radius are given, as the model's numbers."""
+        if self.box3d == "metres_corners":
+            stored = box if metres else transform_cloud_box(box, np.eye(3) * radius, centre)
+            return torch.tensor(released_corners(stored), dtype=torch.float32)
+        unit = transform_cloud_box(box, np.eye(3) / radius, -centre / radius) if metres else box
+        return torch.tensor(frame_to_unit(unit), dtype=torch.float32)
+
+    def _choice(self, available: int, wanted: int, where: str, key: tuple[object, ...]) -> NDArray[np.int64] | slice:
+        if available == wanted:
+            return slice(None)
+        if available > wanted:
+            return np.sort(generator("points", *key).choice(available, wanted, replace=False))
+        if not self.allow_few_points:
+            raise PointsError(
+                f"{where}: {available} points, fewer than num_points {wanted}; reject such clouds when preparing, or lower it"
+            )
+        extra = generator("points", *key).integers(0, available, wanted - available)
+        return np.concatenate([np.arange(available), extra])

@@ -1,0 +1,1 @@
+"""Pre-training of the toy foundation; not part of the wheel."""

@@ -1,0 +1,1 @@
+"""The toy world as raw files of the real data sets."""

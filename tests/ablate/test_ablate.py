@@ -1,0 +1,177 @@
+"""The switches that only ablations use, and `rb ablate`: plan, runs, table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rb.ablate.plan import read_plan
+from rb.ablate.table import collect, format_table, paper_notes
+from rb.checkpoints import checkpoint
+from rb.cli import main as rb
+from rb.core.config import FoundationConfig, LoraConfig
+from rb.core.run_file import to_tree
+from rb.model.weights.build import build_model
+from rb.toy.raw.data_sets import write_raw
+from tests.support import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 3
+
+
+@pytest.mark.parametrize("llm", [True, False])
+def test_lora_can_be_left_out_of_the_llm(llm: bool, foundation: FoundationConfig) -> None:
+    model = build_model(tiny.model_config(foundation, lora=LoraConfig(r=2, llm=llm)), seed=0).model
+    places = {name.split(".")[1] for name in model.trainable_parameters() if ".lora_" in name}
+    assert places == ({"qformer", "language_model"} if llm else {"qformer"})
+    model.adapters.activate("image_region")
+    assert model.adapters.active == "image_region"
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory, foundation: FoundationConfig) -> Path:
+    """Two variants of a tiny run on a few toy scenes."""
+    folder = tmp_path_factory.mktemp("ablation")
+    write_raw(folder / "raw", 0, {"refcoco": {"train": 8, "test": 6}})
+    for split in ("train", "test"):
+        arguments = ["--raw", f"{folder}/raw/refcoco", "--out", f"{folder}/{split}", "--split", split]
+        assert rb(["prepare", "refcoco", *arguments]) == 0
+    run = {
+        "model": to_tree(tiny.model_config(foundation, train_modalities=("image_region",))),
+        "data": {"train": {"image_region": [{"manifest": f"{folder}/train"}]}, "num_workers": 0},
+        "train": {
+            "global_batch_size": 4,
+            "micro_batch_size": 4,
+            "ds_config": f"{ROOT}/ds_configs/zero2_cpu.json",
+            "num_threads": 1,
+        },
+        "tracking": {"mlflow": False},
+        "decode": {"num_beams": 1, "max_new_tokens": 4},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    question = {"data": f"{folder}/test", "limit": 6, "truth": f"{folder}/raw/refcoco/truth.json"}
+    plan = {
+        "run": f"{folder}/run.yaml",
+        "overrides": [f"train.max_steps={STEPS}"],
+        "seeds": [4],
+        "evaluate": {"image_region": question},
+        "variants": {
+            "full model": None,
+            "two stages": {"stages": [["model.loss_weights.llm=0", "train.max_steps=1"], ["optim.lr=1e-3"]]},
+        },
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return folder / "plan.yaml"
+
+
+@pytest.mark.timeout(900)  # seven processes that each start torch: slow on a busy machine
+def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = plan_file.parent / "out"
+    command = ["ablate", "--plan", str(plan_file), "--out", str(out), "--jobs", "2"]
+    assert rb(command) == 0
+    said = capsys.readouterr().out
+    assert "[2/2]" in said
+    assert "| two stages | 1 |" in (out / "table.md").read_text()
+    steps = {run.name: checkpoint.require(run).step for run in (out / "runs").iterdir()}
+    assert steps == {"full_model-seed4": STEPS, "two_stages-seed4-stage1": 1, "two_stages-seed4": STEPS}
+    log = (out / "runs" / "two_stages-seed4" / "log.txt").read_text()
+    assert "two_stages-seed4-stage1: " in log
+    assert "0 start anew" in log
+    for entry in json.loads((out / "table.json").read_text())["scores"]:
+        metrics = out / "runs" / f"{entry['variant'].replace(' ', '_')}-seed4" / "metrics" / "image_region.json"
+        found = json.loads(metrics.read_text())
+        name = {"right object": "right_object", "hard": "right_object_hard"}.get(entry["score"], entry["score"])
+        assert entry["values"] == {"4": found["scores"][name]}
+        assert found["num_examples"] == 6
+
+    # Again: nothing is left to do.
+    logs = {path.name: path.read_bytes() for path in (out / "logs").iterdir()}
+    assert sum(log.count(b"$ -m ") for log in logs.values()) == 3 + 2 + 2  # trainings, predictions, scorings
+    assert rb(command) == 0
+    assert {path.name: path.read_bytes() for path in (out / "logs").iterdir()} == logs
+
+    # Another plan in the same folder is refused; what failed is named.
+    other = plan_file.parent / "other.yaml"
+    other.write_text(plan_file.read_text().replace(f"max_steps={STEPS}", f"max_steps={STEPS + 1}"))
+    capsys.readouterr()
+    assert rb(["ablate", "--plan", str(other), "--out", str(out), "--only", "full model"]) == 1
+    assert "full_model-seed4: holds a run of another configuration than the plan's" in capsys.readouterr().err
+
+
+def changed(plan_file: Path, folder: Path, **fields: Any) -> Path:
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(plan_file.read_text()) | fields, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"variants": {}}, "variants: must be a mapping"),
+        ({"variants": {"a": ["model.pafee=false"]}}, "unknown key 'model.pafee'; did you mean 'pafe'"),
+        ({"variants": {"a": {"steps": []}}}, "variants.a: must be a list of section.key=value"),
+        ({"variants": {"a": [], "A": []}}, "two names give the same folder name"),
+        ({"evaluate": {"point_cloud": {"data": "x"}}}, "does not train point_cloud"),
+        ({"evaluate": {"clouds": {"data": "x"}}}, "clouds"),
+        ({"evaluate": {"image": {"data": "x", "shuffle_boxes": True}}}, "this modality has no boxes"),
+        ({"overrides": []}, "give train.max_steps"),
+        ({"seedz": [1]}, "unknown key 'seedz'; did you mean 'seeds'"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused_in_one_line(
+    fields: dict[str, Any], words: str, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(plan_file, tmp_path, **fields)
+    assert rb(["ablate", "--plan", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert str(path) in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="has no variant 'b'; it has 'full model', 'two stages'"):
+        read_plan(plan_file).chosen(["b"])
+
+
+def test_mean_spread_and_ratio(plan_file: Path, tmp_path: Path) -> None:
+    plan = read_plan(changed(plan_file, tmp_path, seeds=[0, 1, 2]))
+    values = {"full_model": {0: 0.8, 1: 0.9, 2: 0.85}, "two_stages": {0: 0.4, 1: 0.45}}
+    for slug, by_seed in values.items():
+        for seed, value in by_seed.items():
+            folder = tmp_path / "runs" / f"{slug}-seed{seed}" / "metrics"
+            folder.mkdir(parents=True)
+            (folder / "image_region.json").write_text(json.dumps({"scores": {"CIDEr": value}}))
+    entries = collect(plan, tmp_path)
+    full, two = (e for e in entries if e["score"] == "CIDEr")
+    assert full["mean"] == pytest.approx(0.85)
+    assert full["spread"] == pytest.approx(statistics.stdev([0.8, 0.9, 0.85]))
+    assert two["ratio"] == pytest.approx(0.5)  # of the two seeds that both have
+    text = format_table(plan, entries)
+    assert "| full model | 3 | 85.0 ± 5.0 |" in text
+    assert "| two stages | 2 | 42.5 ± 3.5 (0.50) |" in text
+    assert "rb/evaluation/paper.json holds none of its values" in text
+
+
+def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan, pafe = (read_plan(ROOT / "launch" / "ablations" / f"{name}.yaml") for name in ("toy", "toy_pafe"))
+    assert len(plan.seeds) == len(pafe.seeds) == 3
+    configs = {v.name: [plan.training(v, 0, s, Path("x"))[1] for s in range(len(v.stages))] for v in plan.variants}
+    assert {sum(c.train.max_steps or 0 for c in stages) for stages in configs.values()} == {400}
+    assert [pafe.training(v, 0, 0, Path("x"))[1].model.pafe for v in pafe.variants] == [True, False]
+    assert configs["idle groups moved"][0].optim.idle_groups == "moved"
+    assert {stages[0].train.schedule for stages in configs.values()} == {
+        "weighted_round_robin",
+        "round_robin",
+        "sequential",
+    }
+
+
+def test_the_papers_table_2_stands_below_once_its_values_are_known() -> None:
+    made_up = {"table2": [{"modality": "image_region", "CIDEr_with": 80.0, "CIDEr_without": 60.0}]}
+    assert paper_notes(made_up) == ["The paper's Table 2, image region: CIDEr without PaFE to with it 0.75."]
+    assert "holds none of its values" in paper_notes({"table1": []})[0]

@@ -1,0 +1,223 @@
+"""The Python API: one encoder pass per image, the same text as one by one, every kind of input, errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rb.api import RegionBLIP
+from rb.api.inputs import InputError
+from rb.checkpoints.export_folder import ExportError
+from rb.cli import main as rb
+from rb.core.config import FoundationConfig
+from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.exporting.writing import export_run
+from tests.support import tiny
+from tests.support.exported import MODALITIES, make_run
+
+SIZE = (23, 17)
+BOXES = [[1.0, 2.0, 9.0, 11.0], [3.0, 3.0, 20.0, 16.0], [0.0, 0.0, 23.0, 17.0]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """(folder of the foundation, run folder, export)."""
+    folder = tmp_path_factory.mktemp("api")
+    run = make_run(folder / "runs", tiny.write_foundation(folder / "foundation"))
+    export_run(run, folder / "out")
+    return folder / "foundation", run, folder / "out"
+
+
+@pytest.fixture(scope="module")
+def model(world: tuple[Path, Path, Path]) -> RegionBLIP:
+    return RegionBLIP.from_pretrained(world[2], world[0])
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def clouds(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(40, 3)).astype(np.float32) * 3 + 5 for _ in range(count)]
+
+
+@pytest.fixture
+def encoded(model: RegionBLIP, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sources went through an encoder, call by call."""
+    seen: list[int] = []
+    encode = model.model.encode
+
+    def counting(modality: str, inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(len(inputs))
+        return encode(modality, inputs)
+
+    monkeypatch.setattr(model.model, "encode", counting)
+    return seen
+
+
+def test_each_image_is_encoded_once_and_the_texts_are_those_of_single_calls(
+    model: RegionBLIP, encoded: list[int]
+) -> None:
+    images = pictures(5)
+    boxes = [BOXES[: 1 + i % 3] for i in range(5)]
+    together = model.caption(images, boxes, box_format="pixels", batch_size=2)
+    assert encoded == [2, 2, 1]
+    encoded.clear()
+    single = [
+        [model.caption(image, box, box_format="pixels") for box in rows]
+        for image, rows in zip(images, boxes, strict=True)
+    ]
+    assert sum(encoded) == sum(map(len, boxes))
+    assert together == single
+    assert len({text for rows in single for text in rows}) > 1  # they are not all the same sentence
+    encoded.clear()
+    cloud = clouds(1)[0]
+    low, high = cloud.min(0), cloud.max(0)
+    cloud_boxes = [[*low, *high], [*low, *(low + high) / 2], [*(low + high) / 2, *high]]
+    texts = model.caption_points(cloud, cloud_boxes)
+    assert encoded == [1]
+    assert texts == [model.caption_points(cloud, box) for box in cloud_boxes]
+
+
+def test_answers_have_the_shape_of_the_question(model: RegionBLIP) -> None:
+    images, points = pictures(2), clouds(2)
+    assert isinstance(model.caption(images[0]), str)
+    assert [type(text) for text in model.caption(images)] == [str, str]
+    assert isinstance(model.caption(images[0], BOXES[0], box_format="pixels"), str)
+    mixed = model.caption(images, [BOXES[0], BOXES], box_format="pixels")
+    assert (type(mixed[0]), len(mixed[1])) == (str, 3)
+    assert model.caption(images, [[], BOXES[:1]], box_format="pixels")[0] == []
+    assert isinstance(model.caption_points(points[0]), str)
+    assert len(model.caption_points(points)) == 2
+
+
+def test_every_kind_of_input_is_the_same_image(model: RegionBLIP, tmp_path: Path) -> None:
+    image = pictures(1)[0]
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    kinds = [image, array, tensor, tensor.float() / 255, array / 255.0, tmp_path / "a.png", str(tmp_path / "a.png")]
+    first = model.embed(image, BOXES, "pixels")
+    for kind in kinds[1:]:
+        assert torch.equal(model.embed(kind, BOXES, "pixels"), first)
+    normalised = [[x1 / 23, y1 / 17, x2 / 23, y2 / 17] for x1, y1, x2, y2 in BOXES]
+    for boxes in (normalised, np.array(normalised), torch.tensor(normalised, dtype=torch.float64)):
+        torch.testing.assert_close(model.embed(image, boxes, "normalised"), first)
+    cloud = clouds(1)[0]
+    assert torch.equal(model.embed_points(torch.from_numpy(cloud)), model.embed_points(cloud))
+
+
+def test_run_folder_export_and_one_folder_say_the_same(world: tuple[Path, Path, Path], model: RegionBLIP) -> None:
+    foundation, run, out = world
+    image = pictures(1)[0]
+    expected = model.caption(image, BOXES, box_format="pixels")
+    assert RegionBLIP.from_pretrained(run).caption(image, BOXES, box_format="pixels") == expected
+    alone = RegionBLIP.from_pretrained(out / IMAGE_REGION, foundation)
+    assert alone.modalities == (IMAGE_REGION,)
+    assert alone.caption(image, BOXES, box_format="pixels") == expected
+    with pytest.raises(InputError, match="point_cloud is not in this checkpoint, which has image_region"):
+        alone.caption_points(clouds(1)[0])
+    points = FoundationConfig(str(foundation / "blip2-opt"), str(foundation / "text_branch"))
+    lone_cloud = RegionBLIP.from_pretrained(out / POINT_CLOUD, points)  # its encoder lies in the export
+    assert lone_cloud.caption_points(clouds(1)[0]) == model.caption_points(clouds(1)[0])
+    with pytest.raises(ExportError, match="holds no frozen weights; give foundation="):
+        RegionBLIP.from_pretrained(out)
+
+
+def test_prompt_is_what_the_caption_goes_on_from(model: RegionBLIP) -> None:
+    images = pictures(4)
+    plain, led = model.caption(images), model.caption(images, prompt="a photo of the")
+    assert plain != led
+    assert model.caption(images) == plain
+
+
+def test_retrieval_space_is_that_of_training(model: RegionBLIP) -> None:
+    """Against the similarities that the ITC loss is computed from."""
+    text = model._text
+    batch = tiny.make_batch(IMAGE_REGION, text, range(3))
+    found: list[torch.Tensor] = []
+    from rb.model import losses
+
+    original = losses.itc_loss
+
+    def spy(queries: torch.Tensor, texts: torch.Tensor, *rest: object) -> object:
+        found.extend([queries, texts])
+        return original(queries, texts, *rest)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(losses, "itc_loss", spy)
+        model.model(batch)
+        output = model.model.query_output(IMAGE_REGION, model.model.encode(IMAGE_REGION, batch.inputs), batch.boxes)
+    embeds = torch.nn.functional.normalize(model.model.parts[IMAGE_REGION].vision_proj(output), dim=-1)
+    texts = model.embed_texts(batch.captions, IMAGE_REGION)
+    torch.testing.assert_close(embeds, found[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(texts, found[1], rtol=1e-4, atol=1e-5)
+    ours = model.embed(pictures(2), [BOXES, BOXES[0]], "pixels")
+    assert ours.shape == (4, 4, 8)
+    torch.testing.assert_close(ours.norm(dim=-1), torch.ones(4, 4))
+    assert model.similarity(ours, texts).shape == (4, 3)
+    with pytest.raises(InputError, match="image is not in this checkpoint"):
+        model.embed(pictures(1))
+
+
+def test_errors_say_what_is_wrong_and_what_would_be_right(model: RegionBLIP) -> None:
+    image, cloud = pictures(1)[0], clouds(1)[0]
+    bad = cloud.copy()
+    bad[7, 1] = np.nan
+    cases = {
+        r"box_format: None; say 'pixels' or 'normalised'": lambda: model.caption(image, BOXES[0]),
+        r"boxes\[0\]\[1\]: .*leans out of the image of 23 x 17": lambda: model.caption(
+            image, [BOXES[0], [5, 5, 40, 9]], box_format="pixels"
+        ),
+        r"is empty or not finite": lambda: model.caption(image, [9, 9, 9, 12], box_format="pixels"),
+        r"if these are pixels": lambda: model.caption(image, BOXES[0], box_format="normalised"),
+        r"if it is normalised": lambda: model.caption(image, [0.1, 0.1, 0.5, 0.5], box_format="pixels"),
+        r"boxes have shape \(3,\); give \[4\] or \[n, 4\]": lambda: model.caption(
+            image, [1, 2, 3], box_format="pixels"
+        ),
+        r"boxes must be numbers": lambda: model.caption(image, ["a", 1, 2, 3], box_format="pixels"),
+        r"boxes: 1 entries for 2 images": lambda: model.caption([image] * 2, [BOXES], box_format="pixels"),
+        r"images\[0\]: shape \(5, 4, 2\)": lambda: model.caption(np.zeros((5, 4, 2), np.uint8)),
+        r"images\[0\]: type int64": lambda: model.caption(np.zeros((5, 4, 3), np.int64)),
+        r"images\[0\]: floats must be finite and lie in 0\.\.1": lambda: model.caption(np.full((5, 4, 3), 200.0)),
+        r"points\[0\]: 1 of 40 points are not finite.*first 7": lambda: model.caption_points(bad),
+        r"points\[0\]: shape \(40, 2\)": lambda: model.caption_points(cloud[:, :2]),
+        r"lies outside the cloud": lambda: model.caption_points(cloud, [50, 50, 50, 60, 60, 60]),
+        r"min x y z, max x y z with min < max": lambda: model.caption_points(cloud, [1, 1, 1, 0, 2, 2]),
+        r"give \[6\] or \[n, 6\]": lambda: model.caption_points(cloud, BOXES[0]),
+    }
+    for words, call in cases.items():
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_caption_command(
+    world: tuple[Path, Path, Path], model: RegionBLIP, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foundation, run, out = world
+    image = pictures(1)[0]
+    image.save(tmp_path / "a.png")
+    boxes = [word for box in BOXES[:2] for word in ("--box", *map(str, box))]
+    expected = model.caption(image, BOXES[:2], box_format="pixels")
+    capsys.readouterr()
+    command = ["caption", str(tmp_path / "a.png"), *boxes, "--checkpoint", str(out), "--foundation", str(foundation)]
+    assert rb([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["caption"] for row in answer["captions"]] == expected
+    assert [row["box"] for row in answer["captions"]] == BOXES[:2]
+    assert rb(["caption", str(tmp_path / "a.png"), "--checkpoint", str(run)]) == 0
+    assert capsys.readouterr().out == model.caption(image) + "\n"
+    assert rb(["caption", str(tmp_path / "none.png"), "--checkpoint", str(run)]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_names_of_the_modalities(model: RegionBLIP) -> None:
+    assert model.modalities == MODALITIES == (IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION)
+    assert IMAGE not in model.modalities

@@ -1,0 +1,66 @@
+"""One rank of tests/training/test_validation.py: three small runs in one process. Started as RANK/WORLD_SIZE processes.
+
+usage: validation_worker.py RUN_FILE HELD_OUT    (HELD_OUT: folder of the regions that the run validates on)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rb.checkpoints import checkpoint
+from rb.core import dist
+from rb.core.run_file import load_run
+from rb.training.agree import StopRequest
+from rb.training.loop import FINISHED, STOPPED, train
+from rb.training.run_folder import saved_run
+
+ON = ("validation.every=3",)
+
+
+class StopAfter(StopRequest):
+    """A stop request that comes in step `step` of this process."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def agreed(self, device: torch.device) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.reason = "the test"
+        return super().agreed(device)
+
+
+def main(run_file: Path, held_out: Path) -> None:
+    dist.init()
+    assert train(load_run(run_file, ["name=plain"]), None, StopRequest()) == FINISHED
+    validated = load_run(run_file, ["name=validated", *ON])
+    assert train(validated, None, StopRequest()) == FINISHED
+
+    # The held-out images cannot be read: the run ends in its first validation, after its first checkpoint.
+    shards = {path: path.read_bytes() for path in sorted(held_out.glob("*.tar"))}
+    dist.barrier()
+    for path, content in shards.items():
+        path.write_bytes(bytes(len(content)))
+    dist.barrier()
+    with pytest.raises(ValueError, match="altered"):
+        train(load_run(run_file, ["name=broken", *ON]), None, StopRequest())
+    broken = Path(validated.output_dir) / "broken"
+    assert checkpoint.require(broken).step == 2
+    dist.barrier()
+    for path, content in shards.items():
+        path.write_bytes(content)
+    dist.barrier()
+    # It goes on, is asked to stop, and goes on.
+    assert train(saved_run(broken, []), broken, StopAfter(2)) == STOPPED
+    assert train(saved_run(broken, []), broken, StopRequest()) == FINISHED
+    dist.shutdown()
+    dist.leave(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

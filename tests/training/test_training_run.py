@@ -1,0 +1,283 @@
+"""Training runs by their real entries: the launcher, signals, kills, resumes, the run folder. Each launch checks many things."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from rb.checkpoints import checkpoint
+from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig, TrainConfig
+from rb.core.run_file import load_run, to_tree
+from rb.tracking import metric_points
+from rb.training.loop import check_request
+from rb.training.run_folder import LOCK_NAME, RunFolder, check_same_run, saved_run
+from tests.support import small_data, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, LOG_EVERY = 60, 2
+TERMS = {
+    "image_region": ("itc", "itm", "itg", "llm", "reg", "total"),
+    "point_cloud": ("itc", "itm", "itg", "llm", "total"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 steps on ten regions and seven clouds, saved every 5 steps."""
+    folder = tmp_path_factory.mktemp("training")
+    small_data.write_set(folder / "regions", "image_region", 10)
+    small_data.write_set(folder / "clouds", "point_cloud", 7)
+    model = to_tree(tiny.model_config(foundation))
+    tree = {
+        "name": "reference",
+        "output_dir": str(folder / "runs"),
+        "model": model,
+        "data": {
+            "train": {
+                "image_region": [{"manifest": str(folder / "regions")}],
+                "point_cloud": [{"manifest": str(folder / "clouds")}],
+            },
+            "num_workers": 1,
+        },
+        "optim": {"lr": 1e-3, "warmup_steps": 3, "grad_clip": 1.0},
+        "train": {
+            "global_batch_size": 4,
+            "micro_batch_size": 1,
+            "max_steps": STEPS,
+            "log_every": LOG_EVERY,
+            "checkpoint_every": 5,
+            "ds_config": "ds_configs/zero2_cpu.json",
+            "num_threads": 1,
+            "timeout_s": 60,
+        },
+        "tracking": {"mlflow": False},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "run.yaml"
+
+
+def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def launcher(*arguments: object) -> subprocess.Popen[str]:
+    return start([sys.executable, "-m", "rb.cli", "train", "--ranks", "2", *map(str, arguments)])
+
+
+def ranks(number: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    """The ranks themselves, as any launcher would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(number), "LOCAL_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "rb.train", *map(str, arguments)]
+    return [start(command, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(number)]
+
+
+def finish(*started: subprocess.Popen[str], code: int = 0) -> str:
+    output = "".join(process.communicate(timeout=150)[0] for process in started)
+    assert {process.returncode for process in started} == {code}, output
+    return output
+
+
+def steps_logged(run_dir: Path) -> int:
+    """The newest step in the journal, 0 before the first."""
+    points = metric_points(run_dir / "journal.jsonl")
+    return max((p.step for p in points.get("train/lr", [])), default=0)
+
+
+def wait_for_step(run_dir: Path, step: int, *started: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while steps_logged(run_dir) < step and all(process.poll() is None for process in started):
+        assert time.monotonic() < end, f"step {step} never came"
+        time.sleep(0.02)
+
+
+def final_state(run_dir: Path) -> checkpoint.TrainState:
+    found = checkpoint.require(run_dir)
+    assert found.step == STEPS
+    return checkpoint.load_state(found)
+
+
+@pytest.mark.dist
+def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
+    config = load_run(run_file)
+    runs = Path(config.output_dir)
+    reference, killed = runs / "reference", runs / "killed"
+
+    # 1. Through `rb train` and the deepspeed launcher, to the end.
+    output = finish(launcher("--run", run_file))
+    assert "step 55: saved" in output
+    assert (reference / "checkpoints/latest").read_text().strip() == "step_0000060"
+    assert sorted(p.name for p in (reference / "checkpoints").glob("step_*")) == ["step_0000055", "step_0000060"]
+    points = metric_points(reference / "journal.jsonl")
+    assert [p.step for p in points["train/lr"]] == list(range(LOG_EVERY, STEPS + 1, LOG_EVERY))
+    for modality, terms in TERMS.items():
+        steps = {p.step for p in points[f"train/{modality}/samples_per_s"]}
+        assert len(steps) >= STEPS // LOG_EVERY // 2
+        for term in terms:
+            assert {p.step for p in points[f"train/{modality}/loss_{term}"]} == steps
+    total = points["train/image_region/loss_total"][0].value
+    assert total == pytest.approx(
+        sum(points[f"train/image_region/loss_{t}"][0].value for t in TERMS["image_region"][:-1])
+    )
+    assert {"train/grad_norm", "train/samples_per_s", "train/skipped_steps", "train/epoch"} <= points.keys()
+    assert load_run(reference / "config.yaml") == config
+    place = json.loads((reference / "environment.json").read_text())
+    assert (place["ranks"], place["optimizer_kernel"]) == (2, "torch")
+    assert json.loads((reference / "weights.json").read_text())["weights"]
+    assert output.count("run folder ") == 1  # only rank 0 speaks
+    parameters = checkpoint.load_parameters(reference)
+    assert any("lora_" in name and "point_cloud" in name for name in parameters)
+
+    # 2. The same run, every rank killed at three random moments; in between another training tries the same folder.
+    draw = random.Random(time.time_ns())  # other moments in every run of the tests; the journal keeps them
+    arguments: list[object] = ["--run", run_file, "name=killed", "train.log_every=1"]
+    for attempt in range(3):
+        started = ranks(2, *arguments)
+        wait_for_step(killed, draw.randint(1, 10) + 10 * attempt, *started)
+        time.sleep(draw.uniform(0.0, 0.1))
+        if attempt == 0:
+            for process in started:
+                os.killpg(process.pid, signal.SIGSTOP)
+            assert "another training is in this run folder" in finish(*ranks(1, *arguments), code=2)
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+        for process in started:
+            process.communicate()
+        assert steps_logged(killed) < STEPS, "the run ended before it was killed"
+        arguments = ["--resume", killed]
+
+    # 3. Asked to stop by SIGTERM to `rb train`: saved at once, its own exit code, nobody left behind.
+    step = steps_logged(killed)
+    process = launcher("--resume", killed)
+    wait_for_step(killed, step + 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output
+    assert "go on with --resume" in output
+    assert checkpoint.require(killed).step == steps_logged(killed) < STEPS
+    assert len(family) >= 4  # the runner, the launcher, two ranks, and their loaders
+    assert not psutil.wait_procs(family, timeout=10)[1]
+
+    # 4. To the end: bit by bit what the run without kills made.
+    finish(*ranks(2, "--resume", killed))
+    one, other = final_state(reference), final_state(killed)
+    for kind in checkpoint.KINDS:
+        assert one.tensors[kind].keys() == other.tensors[kind].keys()
+        for name, value in one.tensors[kind].items():
+            assert torch.equal(value, other.tensors[kind][name]), f"{kind} {name} differs after kills"
+    assert [p.step for p in metric_points(killed / "journal.jsonl")["train/lr"]] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.dist
+def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) -> None:
+    """One process, no launcher; starts from a checkpoint, then a rate of 1e30 makes the third step's loss infinite or NaN."""
+    config = load_run(run_file)
+    warm = Path(config.output_dir) / "warm"
+    state = checkpoint.TrainState()
+    state.tensors["parameter"]["parts.point_cloud.temperature"] = torch.tensor([0.0625])
+    for kind in ("exp_avg", "exp_avg_sq"):
+        state.tensors[kind]["parts.point_cloud.temperature"] = torch.zeros(1)
+    state.tensors["updates"]["parts.point_cloud.temperature"] = torch.tensor([1])
+    checkpoint.save(warm, 1, state, {}, keep=1)
+    changes = ["name=hot", f"init_from={warm}", "optim.lr=1e30", "optim.warmup_steps=0", "train.max_bad_steps=3"]
+    output = finish(
+        start([sys.executable, "-m", "rb.train", "--run", str(run_file), *changes, "train.micro_batch_size=2"]), code=3
+    )
+    assert "1 parameters taken over" in output
+    assert "3 steps in a row" in output
+    log = (warm.parent / "hot" / "log.txt").read_text()
+    assert "skipped, a loss or gradient is not finite; rank 0" in log
+    assert "image_region/" in log  # ids of samples
+    assert "starts anew: parts.image_region.temperature" in log
+
+
+def test_a_request_that_cannot_work_is_said_before_anything_is_made(run_file: Path) -> None:
+    config = load_run(run_file)
+    check_request(config)
+    lonely = dataclasses.replace(
+        config, data=DataConfig(train={"image_region": (DataSource("somewhere"),)}, num_workers=0)
+    )
+    with pytest.raises(ValueError, match=r"train_modalities lists point_cloud, but data.train has no manifest for it"):
+        check_request(lonely)
+    uneven = dataclasses.replace(
+        config, train=TrainConfig(global_batch_size=6, micro_batch_size=4, ds_config=config.train.ds_config)
+    )
+    with pytest.raises(ValueError, match="not a multiple"):
+        check_request(uneven)
+    with pytest.raises(ValueError, match=r"no run there \(.*config.yaml is missing\)"):
+        saved_run(Path(config.output_dir) / "nowhere", [])
+
+
+def test_a_resume_may_change_only_what_changes_no_result(run_file: Path) -> None:
+    config = load_run(run_file)
+    identities = {"foundation": {"blip2": "f" * 64}, "data": {"image_region": ["a" * 64]}}
+    meta = {"config": to_tree(config), "identities": identities}
+
+    def changed(*overrides: str) -> RunConfig:
+        return load_run(run_file, overrides)
+
+    free = changed(
+        "train.log_every=1", "data.num_workers=3", "output_dir=moved", "tracking.mlflow=true", "decode.num_beams=2"
+    )
+    check_same_run(meta, to_tree(free), identities)
+    moved = changed("data.train.image_region=[{manifest: elsewhere}]", "model.foundation.blip2=elsewhere")
+    check_same_run(meta, to_tree(moved), identities)
+    with pytest.raises(ValueError) as raised:
+        check_same_run(
+            meta,
+            to_tree(changed("seed=1", "train.max_steps=20", "data.train.image_region=[{manifest: x, repeat: 2}]")),
+            identities | {"data": {"image_region": ["b" * 64]}},
+        )
+    for part in (
+        "seed: 0 -> 1",
+        "train.max_steps: 60 -> 20",
+        "repeat: 1 -> 2",
+        "contents of data.image_region",
+        "init_from",
+    ):
+        assert part in str(raised.value)
+
+
+def test_a_lock_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        RunFolder(tmp_path).claim(new=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / LOCK_NAME).read_text().startswith(f"process {child} on ")
+    child = os.fork()
+    if child == 0:  # a lock of one process does not hold against itself, so another one must try
+        RunFolder(tmp_path).claim(new=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_run_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write("config.yaml", "name: earlier")
+    with pytest.raises(ValueError, match=r"holds a run already; continue it with --resume .*, or start another one"):
+        RunFolder(tmp_path).claim(new=True)
+    RunFolder(tmp_path).claim(new=False)
