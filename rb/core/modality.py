@@ -23,7 +23,7 @@ class ModalitySpec:
         name: as it appears in configs, files and metric names; no dots (PEFT adapter names cannot hold them).
         source: which frozen encoder reads its inputs, ``"image"`` or ``"points"``.
         box_dim: numbers in a box, 0 where a sample is a whole source (4: xyxy in [0, 1]; 6: min xyz, max xyz, (v + 1) / 2).
-        t5_prefix: the fixed text that FlanT5 reads behind the soft prompt (released code, section 5 of the paper's supplement).
+        t5_prefix: the fixed text that FlanT5 reads behind the soft prompt (the paper fixes one prefix for images, one for clouds).
         trains_by_default: whether it has parameters of its own in a default run; ``image`` is BLIP-2 itself and has none.
         up: the axis that is drawn upwards where the source is points; objects stand on their y axis (Objaverse), rooms on z (ScanNet).
     """

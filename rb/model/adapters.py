@@ -1,6 +1,6 @@
 """LoRA adapters of BLIP-2, one per trained modality, by PEFT; and the one owner of which of them is active.
 
-Adapters sit in q and v of the Q-Former's attentions and of the LLM's (paper, section 3.3; released code: rank 8, alpha 1). They wrap an
+Adapters sit in q and v of the Q-Former's attentions and of the LLM's (paper Fig. 1; rank 8 and alpha 1 are the released code's). They wrap an
 intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none active the model is BLIP-2, bit
 for bit.
 """

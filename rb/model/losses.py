@@ -142,6 +142,6 @@ def token_loss(
 
 
 def box_regression_loss(predicted: Tensor, boxes: Tensor) -> Tensor:
-    """L1, the mean over rows and coordinates: predicted and true boxes [B, box_dim] (paper, section 3.2)."""
+    """L1, the mean over rows and coordinates: predicted and true boxes [B, box_dim] (paper, section 3.1)."""
     assert predicted.shape == boxes.shape
     return F.l1_loss(predicted.float(), boxes.float())

@@ -1,6 +1,6 @@
 """What a region adds to the Q-Former: the position-assisted feature of its box going in, the box regression coming out.
 
-PaFE is the paper's (section 3.2): the box's feature is added to every query token. Both run in float32 outside
+PaFE is the paper's (section 3.1): the box's feature is added to every query token. Both run in float32 outside
 autocast: a coordinate in bfloat16 is off by up to 0.002, half a pixel of 224. Shape letters: B micro-batch, Q query
 tokens, D Q-Former width.
 """

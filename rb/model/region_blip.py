@@ -147,7 +147,7 @@ class RegionBLIP(nn.Module):
         return self.point_projection(features.to(self.point_projection.weight.dtype))
 
     def query_tokens(self, modality: str, boxes: Tensor | None, batch_size: int) -> Tensor:
-        """Query tokens with the region's position added, [B, Q, D] (paper section 3.2, PaFE).
+        """Query tokens with the region's position added, [B, Q, D] (paper section 3.1, PaFE).
 
         Raises:
             ValueError: a regional modality without boxes, or boxes of another shape.

@@ -85,20 +85,6 @@ def test_accumulation_is_derived() -> None:
         train.grad_accum_steps(4)
 
 
-def test_every_field_says_what_it_means() -> None:
-    import ast
-    import inspect
-
-    from rb.core import config
-
-    tree = ast.parse(inspect.getsource(config))
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        for node, after in zip(cls.body, [*cls.body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign):
-                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                assert said, f"{cls.name}.{node.target.id} has no sentence under it"  # type: ignore[union-attr]
-
-
 def test_the_projects_own_runs_load(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RB_DATA", "RB_WEIGHTS", "RB_DEMO"):
         monkeypatch.setenv(name, "/nowhere")
