@@ -1,0 +1,131 @@
+"""Files and folders written whole or not at all, and their digests. Every room writes through this file.
+
+A reader sees the old content or the new one, never a part: what is written gets a temporary name in the same folder, goes to the disk
+(fsync) and is renamed. Modes follow the umask, also of files that a library makes for their owner alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_PIECE = 1 << 20
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that no other process or thread uses: ``.NAME.PROCESS-RANDOM.tmp``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives the name to write to; when the block ends without an error, its content is at ``path`` and on the disk."""
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        mode = _new_file(temporary)
+        yield temporary
+        temporary.chmod(mode)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """``content`` (text as UTF-8) at ``path`` in one step."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, tree: Mapping[str, Any] | list[Any]) -> None:
+    """Indented JSON in one step; ``ValueError`` for a number that JSON cannot hold."""
+    write_whole(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Gives a new folder to fill; when the block ends without an error, it is at ``path`` and all of it on the disk.
+
+    Args:
+        replace: take the place of a folder that is there.
+
+    Raises:
+        FileExistsError: ``path`` exists and is not to be replaced.
+    """
+    path = Path(path)
+    temporary, old = temporary_name(path), temporary_name(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        _settle(temporary)
+        if path.exists():
+            if not replace:
+                raise FileExistsError(errno.EEXIST, "exists already", str(path))
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot do it for folders
+        if error.errno not in _NO_FOLDER_SYNC or not Path(path).is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def sha256(content: str | bytes) -> str:
+    """sha256 of bytes, or of a text as UTF-8, in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def file_sha256(path: str | Path, progress: Callable[[int], object] = lambda _: None) -> str:
+    """sha256 of a whole file, read in pieces; ``progress`` is called with the bytes of each."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+def _new_file(path: Path) -> int:
+    """Make an empty file, and return the mode that the umask gave it (reading the umask itself would change it for all threads)."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Modes by the umask, and everything on the disk, from the leaves up."""
+    probe = temporary_name(folder / "mode")
+    mode = _new_file(probe)
+    probe.unlink()
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            file = Path(root) / name
+            with suppress(PermissionError):
+                file.chmod(mode)
+            sync(file)
+        sync(root)

@@ -1,0 +1,113 @@
+"""Locks between processes, on files: held while the holder lives, however it ends, and never by its loader workers.
+
+``flock`` of an open file. A forked child (a loader worker) inherits the open file, so it closes its copy as its first act; a command
+that is started does not get it. Where a file system has no locks, one warning says so and work goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+log = logging.getLogger(__name__)
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+class FileLock:
+    """A lock whose file is ``path`` (made with its folder if missing); released by ``release``, or when the object or process ends."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.certain = True
+        """False if the file system has no locks: then ``acquire`` succeeds but proves nothing about other processes."""
+        self._fd = -1
+
+    def acquire(self, wait: bool = False) -> bool:
+        """Take the lock; without ``wait``, false if another process or object holds it."""
+        if self._fd >= 0:
+            return True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.certain = _flock(fd, wait)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in _TAKEN:
+                return False
+            raise
+        if not self.certain:
+            log.warning(
+                "%s: this file system has no locks; make sure that only one process works in this folder", self.path
+            )
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._fd = fd
+        _held.add(self)
+        return True
+
+    def owner(self) -> str:
+        """Who took the lock last: "process 17 on HOST"; empty if nobody did."""
+        with contextlib.suppress(OSError):
+            return self.path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+        return ""
+
+    def release(self) -> None:
+        """Let go; fine if not held."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> FileLock:
+        """Wait for the lock."""
+        self.acquire(wait=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def locked(fd: int) -> Iterator[None]:
+    """Hold an open file against other processes while in the block; without effect if the file system has no locks."""
+    certain = _flock(fd, wait=True)
+    try:
+        yield
+    finally:
+        if certain:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _flock(fd: int, wait: bool) -> bool:
+    """Lock an open file; false if the file system cannot."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _let_go_in_child() -> None:
+    """A forked worker must not hold the lock of a parent that dies: close its copy; the parent's lock stays."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
