@@ -53,6 +53,8 @@ class _PlanFile:
     """One training each."""
     decode: tuple[str, ...] = ()
     """Overrides of every prediction, such as ``decode.num_beams=1``."""
+    reach: str | None = None
+    """A validation score, such as ``CIDEr``: the table also says after how many steps each variant has the first one's last value."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Plan:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     decode: tuple[str, ...]
+    reach: str | None = None
 
     def chosen(self, only: Sequence[str]) -> tuple[Variant, ...]:
         """The first variant and those named, or all where none is; ``ValueError`` for an unknown name."""
@@ -111,7 +114,7 @@ def read_plan(path: Path) -> Plan:
             ``train.max_steps`` open.
     """
     raw, variants = _read(path)
-    plan = Plan(path, Path(raw.run), variants, raw.evaluate, raw.overrides, raw.seeds, raw.decode)
+    plan = Plan(path, Path(raw.run), variants, raw.evaluate, raw.overrides, raw.seeds, raw.decode, raw.reach)
     for variant in plan.variants:
         for stage in range(len(variant.stages)):
             _check(plan, variant, stage)
@@ -155,6 +158,13 @@ def _check(plan: Plan, variant: Variant, stage: int) -> None:
         raise ValueError(f"{plan.path}: {variant.name}: does not train {lacking[0]}, which evaluate asks for")
     if config.train.max_steps is None:
         raise ValueError(f"{plan.path}: {variant.name}: give train.max_steps, so that all variants are as long")
+    if plan.reach is not None and stage == len(variant.stages) - 1:
+        unasked = [modality for modality in plan.questions if modality not in config.data.val]
+        if not config.validation.every or unasked:
+            raise ValueError(
+                f"{plan.path}: {variant.name}: reach needs validation.every and held-out manifests in data.val for "
+                f"{', '.join(unasked or plan.questions)}; add them to overrides, or leave reach out"
+            )
 
 
 def _stages(name: str, entry: Any) -> tuple[tuple[str, ...], ...]:

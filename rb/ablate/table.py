@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.ablate import reach
 from rb.ablate.plan import Plan, Variant
 from rb.ablate.runs import SHUFFLED
 from rb.core.modality import modality_spec
@@ -63,9 +64,11 @@ def collect(plan: Plan, out: Path) -> list[dict[str, Any]]:
 
 def write(plan: Plan, out: Path) -> str:
     """Write ``table.md`` and ``table.json`` into ``out``; returns the first's text."""
-    entries = collect(plan, out)
-    text = format_table(plan, entries)
+    entries, reached = collect(plan, out), reach.collect(plan, out)
+    text = "\n".join([*reach.format_reach(plan, reached), format_table(plan, entries)])
     data = {"plan": str(plan.path), "seeds": list(plan.seeds), "scores": entries}
+    if reached:
+        data["reach"] = reached
     write_atomic(out / DATA, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / TABLE, text.encode())
     return text

@@ -164,6 +164,12 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
     assert {sum(c.train.max_steps or 0 for c in stages) for stages in configs.values()} == {400}
     assert [pafe.training(v, 0, 0, Path("x"))[1].model.pafe for v in pafe.variants] == [True, False]
     assert configs["idle groups moved"][0].optim.idle_groups == "moved"
+    stages = read_plan(ROOT / "launch" / "ablations" / "toy_stages.yaml")
+    lengths = [
+        sum(stages.training(v, 0, s, Path("x"))[1].train.max_steps or 0 for s in range(len(v.stages)))
+        for v in stages.variants
+    ]
+    assert lengths == [400, 400, 800, 800]
     assert {stages[0].train.schedule for stages in configs.values()} == {
         "weighted_round_robin",
         "round_robin",
