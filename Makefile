@@ -5,13 +5,14 @@ RUN := $(VENV)/bin/python
 DEMO ?= demo
 LLM ?= opt
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test lint check docs install clean
 
 help:
 	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
 	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
 	@echo "make test    run every test (about 7 minutes on 2 cores)"
 	@echo "make check   ruff, mypy and make test: what CI runs"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make clean   remove the demo's folder and the virtual environment"
 
 install: $(VENV)/.installed
@@ -21,7 +22,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python >= 3.10 or say PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,dev]'
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,dev,docs]'
 	@touch $@
 
 demo: install
@@ -36,6 +37,9 @@ lint: install
 	$(RUN) -m mypy
 
 check: lint test
+
+docs: install
+	$(RUN) -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(DEMO) $(VENV)

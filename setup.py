@@ -10,6 +10,7 @@ setup(
     description="RegionBLIP (arXiv 2308.02299) at scale: BLIP-2 extended to image regions, point clouds and point-cloud regions",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["rb", "rb.*"], exclude=["rb.toy.pretraining"]),
     package_data={
@@ -35,6 +36,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "points": ["torch-quickfps>=2.1"],
+        "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             "mypy>=1.15",
             "ninja",
