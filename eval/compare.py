@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rb.evaluation.comparing import DIFFERENCES, compare, find_groups
-from rb.evaluation.comparison_text import format_comparison, format_paper, read_paper
+from rb.evaluation.comparison_text import format_comparison
+from rb.evaluation.paper import format_table1, read_paper
 from rb.pages.comparison_page import write_comparison
 
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, one in found.items():
         print(format_comparison(name, one))
         if args.paper:
-            print(format_paper(one["files"][0]["modality"]))
+            print(format_table1(one["files"][0]["modality"]))
     return 0
 
 

@@ -17,7 +17,7 @@ from rb.ablate.runs import SHUFFLED
 from rb.core.modality import modality_spec
 from rb.core.strict_json import parse, write_atomic
 from rb.data.formats import RUN_METRICS
-from rb.evaluation.comparison_text import read_paper
+from rb.evaluation.paper import read_paper
 
 TABLE, DATA = "table.md", "table.json"
 # (name in the metrics file, heading, of the predictions with shuffled boxes)
@@ -29,7 +29,6 @@ _REGION = (
     ("right_object", "boxes shuffled", True),
 )
 _ABSENT = "-"
-_NO_PAPER = "The paper's Table 2 is not beside these: rb/evaluation/paper.json holds none of its values."
 
 
 def collect(plan: Plan, out: Path) -> list[dict[str, Any]]:
@@ -75,7 +74,7 @@ def write(plan: Plan, out: Path) -> str:
 
 
 def format_table(plan: Plan, entries: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one table for each modality, a row for each variant."""
+    """Markdown: one table for each modality, a row for each variant; below it what the paper's Table 2 has of this modality."""
     reference = plan.variants[0].name
     lines = [
         f"Scores times 100, mean ± spread (standard deviation) over seeds {', '.join(map(str, plan.seeds))}; "
@@ -92,8 +91,9 @@ def format_table(plan: Plan, entries: Sequence[dict[str, Any]]) -> str:
             done = max(len(entry["values"]) for entry in cells.values())
             shown = [_cell(cells[heading], variant.name != reference) for heading in headings]
             lines.append(f"| {variant.name} | {done} | {' | '.join(shown)} |")
-        lines.append("")
-    return "\n".join([*lines, *paper_notes(read_paper())]) + "\n"
+        paper = paper_line(modality)
+        lines += ["", paper, ""] if paper else [""]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _headings(modality: str) -> tuple[tuple[str, str, bool], ...]:
@@ -126,11 +126,15 @@ def _cell(entry: dict[str, Any], with_ratio: bool) -> str:
     return f"{100 * entry['mean']:.1f}{spread}{ratio}"
 
 
-def paper_notes(paper: dict[str, Any]) -> list[str]:
-    """The paper's Table 2 as ratios, where ``paper`` has its values: ``table2``, rows of ``modality``, ``CIDEr_with`` and ``CIDEr_without`` PaFE."""
-    lines = [
-        f"The paper's Table 2, {row['modality'].replace('_', ' ')}: CIDEr without PaFE to with it "
-        f"{row['CIDEr_without'] / row['CIDEr_with']:.2f}."
-        for row in paper.get("table2", [])
-    ]
-    return lines or [_NO_PAPER]
+def paper_line(modality: str) -> str | None:
+    """The paper's Table 2 of one modality in a line: its scores with and without PaFE, and their ratio; none where it has no row."""
+    paper = read_paper()
+    for row in paper["table2"]:
+        if row["modality"] == modality:
+            scores = [
+                f"{metric} {value:.1f} with PaFE, {row['without_pafe'][metric]:.1f} without ({row['without_pafe'][metric] / value:.2f})"
+                for metric, value in row["with_pafe"].items()
+            ]
+            where = f"RegionBLIP {paper['table2_model']}, {row['dataset']} {row['split']}"
+            return f"The paper's Table 2 ({where}): {'; '.join(scores)}."
+    return None

@@ -1,14 +1,9 @@
-"""A comparison (rb/evaluation/comparing.py) as plain text, and the paper's Table 1 beside it. Used by ``python -m eval.compare``."""
+"""A comparison (rb/evaluation/comparing.py) as plain text. Used by ``python -m eval.compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from rb.core.strict_json import parse
-
-PAPER = Path(__file__).with_name("paper.json")
 
 
 def format_comparison(name: str, found: Mapping[str, Any]) -> str:
@@ -36,25 +31,6 @@ def format_comparison(name: str, found: Mapping[str, Any]) -> str:
             lines.append(f"  {example['id']}: CIDEr {scores}")
             lines.append(f"    {example['predictions'][0]!r} -> {example['predictions'][1]!r}")
             lines.append(f"    references: {' | '.join(example['references'])}")
-    return "\n".join(lines) + "\n"
-
-
-def read_paper() -> dict[str, Any]:
-    """The shipped values of the paper."""
-    content = parse(PAPER.read_bytes(), str(PAPER))
-    assert isinstance(content, dict), PAPER
-    return content
-
-
-def format_paper(modality: str) -> str:
-    """The paper's rows of one modality, marked as the paper's."""
-    paper = read_paper()
-    lines = [f"the paper's values ({paper['source']}; its data, full-size models): {', '.join(paper['models'])}"]
-    for row in paper["table1"]:
-        if row["modality"] == modality:
-            for metric in ("CIDEr", "SPICE"):
-                values = "  ".join("-" if value is None else f"{value:.1f}" for value in row[metric])
-                lines.append(f"  paper: {row['row']}, {row['dataset']}, {metric}  {values}")
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.data.formats import RUN_METRICS
-from rb.evaluation.comparison_text import read_paper
+from rb.evaluation.paper import printed, read_paper, table1_rows
 
 METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE-L")
 
@@ -136,18 +136,17 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _paper(modality: str) -> list[str]:
-    paper = read_paper()
-    rows = [row for row in paper["table1"] if row["modality"] == modality]
+    paper, rows = read_paper(), table1_rows(modality)
     if not rows:
         return []
     lines = [
-        f"The paper's own ({paper['source']}; its data and full-size models; comparable only on the same set, references and decoding):",
+        f"The paper's own ({paper['source']}, Table 1; its data and full-size models; comparable only on the same set, references and decoding):",
         "",
         f"| row | data | metric | {' | '.join(paper['models'])} |",
         "|---|---|---|" + "---|" * len(paper["models"]),
     ]
     for row in rows:
-        for metric in ("CIDEr", "SPICE"):
-            values = ["-" if value is None else f"{value:.1f}" for value in row[metric]]
-            lines.append(f"| {row['row']} | {row['dataset']} | {metric} | {' | '.join(values)} |")
+        for metric, values in row["scores"].items():
+            shown = " | ".join(printed(value) for value in values)
+            lines.append(f"| {row['row']} | {row['dataset']} {row['split']} | {metric} | {shown} |")
     return lines

@@ -15,7 +15,7 @@ from rb.drawing.cards import BOXES, card, missing, switch, voice
 from rb.drawing.intervals import interval_chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
 from rb.evaluation.comparing import read_side
-from rb.evaluation.comparison_text import read_paper
+from rb.evaluation.paper import printed, read_paper, table1_rows
 from rb.pages.pictures import load_examples, picture
 
 PICTURE_BUDGET = 6_000_000  # bytes of cards on a page
@@ -75,7 +75,7 @@ def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: i
     html += "<h3>Scores, times 100</h3>" + _scores(names, files, paper_columns(first["modality"]) if paper else [])
     if paper:
         html += note(
-            f"Marked columns: {read_paper()['source']}. The paper's data and full-size models, not this comparison's."
+            f"Marked columns: {read_paper()['source']}, Table 1. The paper's data and full-size models, not this comparison's."
         )
     rows = [
         (name, 100 * one["CIDEr"], *(100 * v for v in one["interval"])) for name, one in zip(names, files, strict=True)
@@ -87,24 +87,22 @@ def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: i
     return Html(html)
 
 
-def paper_columns(modality: str) -> list[tuple[str, str, dict[str, float | None]]]:
-    """The paper's values of one modality as columns: whose (row and data set), model, metric to value."""
-    paper = read_paper()
+def paper_columns(modality: str) -> list[tuple[str, str, dict[str, float]]]:
+    """The paper's caption scores of one modality as columns: whose (row and data set), model, metric to value."""
     return [
-        (f"{row['row']}, {row['dataset']}", model, {metric: row[metric][k] for metric in ("CIDEr", "SPICE")})
-        for row in paper["table1"]
-        if row["modality"] == modality
-        for k, model in enumerate(paper["models"])
+        (f"{row['row']}, {row['dataset']} {row['split']}", model, {name: v[k] for name, v in row["scores"].items()})
+        for row in table1_rows(modality)
+        if "CIDEr" in row["scores"]  # not VQA accuracies
+        for k, model in enumerate(read_paper()["models"])
     ]
 
 
 def _scores(
     names: Sequence[str],
     files: Sequence[Mapping[str, Any]],
-    paper: Sequence[tuple[str, str, Mapping[str, float | None]]],
+    paper: Sequence[tuple[str, str, Mapping[str, float]]],
 ) -> Html:
     """A column per file, then the paper's."""
-    paper = [column for column in paper if any(value is not None for value in column[2].values())]
     head = "".join(f'<th class="n">{esc(name)}</th>' for name in names)
     head += "".join(f'<th class="n paper">{esc(model)}</th>' for _, model, _ in paper)
     over = ""
@@ -119,10 +117,10 @@ def _scores(
         over += "</tr>"
     rows = ""
     for metric, scores in (("CIDEr", [_cider(one) for one in files]), ("SPICE", [one["SPICE"] for one in files])):
-        if metric == "SPICE" and not any(scores) and not any(values["SPICE"] is not None for _, _, values in paper):
+        if metric == "SPICE" and not any(scores) and not any("SPICE" in values for _, _, values in paper):
             continue
         values = [_ABSENT if score is None else f"{100 * score['value']:.1f}" for score in scores]
-        theirs = [_ABSENT if v[metric] is None else f"{v[metric]:.1f}" for _, _, v in paper]
+        theirs = [printed(v[metric]) if metric in v else _ABSENT for _, _, v in paper]
         rows += _row(metric, values, theirs, strong=True)
         if not any(scores):
             continue

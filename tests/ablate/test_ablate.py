@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rb.ablate.plan import read_plan
-from rb.ablate.table import collect, format_table, paper_notes
+from rb.ablate.table import collect, format_table, paper_line
 from rb.checkpoints import checkpoint
 from rb.cli import main as rb
 from rb.core.config import FoundationConfig, LoraConfig
@@ -153,7 +153,7 @@ def test_mean_spread_and_ratio(plan_file: Path, tmp_path: Path) -> None:
     text = format_table(plan, entries)
     assert "| full model | 3 | 85.0 ± 5.0 |" in text
     assert "| two stages | 2 | 42.5 ± 3.5 (0.50) |" in text
-    assert "rb/evaluation/paper.json holds none of its values" in text
+    assert text.endswith(f"\n\n{paper_line('image_region')}\n")
 
 
 def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,9 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
-def test_the_papers_table_2_stands_below_once_its_values_are_known() -> None:
-    made_up = {"table2": [{"modality": "image_region", "CIDEr_with": 80.0, "CIDEr_without": 60.0}]}
-    assert paper_notes(made_up) == ["The paper's Table 2, image region: CIDEr without PaFE to with it 0.75."]
-    assert "holds none of its values" in paper_notes({"table1": []})[0]
+def test_the_papers_table_2_stands_below_the_modality_it_is_of() -> None:
+    assert paper_line("image_region") == (
+        "The paper's Table 2 (RegionBLIP OPT-2.7B, RefCOCO test): "
+        "CIDEr 63.5 with PaFE, 44.7 without (0.70); SPICE 21.3 with PaFE, 14.8 without (0.69)."
+    )
+    assert paper_line("image") is None

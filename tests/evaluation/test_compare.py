@@ -12,7 +12,7 @@ import pytest
 from eval import compare as command
 from rb.data.formats import Prediction, write_predictions
 from rb.evaluation.comparing import changes, compare
-from rb.evaluation.comparison_text import read_paper
+from rb.evaluation.paper import read_paper
 from rb.evaluation.scoring import score_file
 from rb.pages.comparison_page import file_names
 
@@ -124,7 +124,7 @@ def test_run_folders_by_equal_names_with_their_configurations(tmp_path: Path, ca
     assert command.main([*folders, "--no-java", "--paper"]) == 0
     text = capsys.readouterr().out
     assert "config.train.lr: 1 -> 2" in text
-    assert "paper: RegionBLIP, RefCOCO, CIDEr  63.5  64.2  47.6  56.1" in text
+    assert "paper: RegionBLIP, RefCOCO test, CIDEr  63.5  64.2  47.6  56.1" in text
     assert "Objaverse" not in text
 
 
@@ -147,7 +147,7 @@ def test_the_page_shows_scores_settings_and_the_papers_columns(tmp_path: Path, c
     assert "paper" not in text.split("</style>")[1].lower()
     assert command.main([*call, "--paper"]) == 0
     text = page.read_text(encoding="utf-8")
-    assert "the paper: RegionBLIP, RefCOCO" in text
+    assert "the paper: RegionBLIP, RefCOCO test" in text
     assert '<td class="n paper">63.5</td>' in text
     assert "not this comparison" in text
 

@@ -1,0 +1,82 @@
+"""The paper's Tables 1 to 3 (``paper.json``), read and printed: beside a comparison, an ablation, a model card, or by themselves.
+
+Scores are times 100, of the paper's data and full-size models. They compare with ours only on the same set, references and decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rb.core.strict_json import parse
+
+PAPER = Path(__file__).with_name("paper.json")
+_ABSENT = "-"  # as the paper prints what it does not give
+
+
+def read_paper() -> dict[str, Any]:
+    """The content of ``paper.json``: ``source``, ``models``, ``table1``, ``table2_model``, ``table2``, ``table3``."""
+    content = parse(PAPER.read_bytes(), str(PAPER))
+    assert isinstance(content, dict), PAPER
+    return content
+
+
+def table1_rows(modality: str) -> list[dict[str, Any]]:
+    """The rows of Table 1 of one modality: ``row``, ``dataset``, ``split``, and ``scores``: metric to a value for each of ``models``."""
+    return [row for row in read_paper()["table1"] if row["modality"] == modality]
+
+
+def format_table1(modality: str) -> str:
+    """Table 1's rows of one modality, marked as the paper's."""
+    paper = read_paper()
+    lines = [
+        f"the paper's values ({paper['source']}, Table 1; its data, full-size models): {', '.join(paper['models'])}"
+    ]
+    for row in table1_rows(modality):
+        for metric, values in row["scores"].items():
+            shown = "  ".join(printed(value) for value in values)
+            lines.append(f"  paper: {row['row']}, {row['dataset']} {row['split']}, {metric}  {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def format_paper() -> str:
+    """All three tables as plain text."""
+    paper = read_paper()
+    first = [["row", "data", "metric", *paper["models"]]]
+    for row in paper["table1"]:
+        for metric, values in row["scores"].items():
+            first.append([row["row"], f"{row['dataset']} {row['split']}", metric, *map(printed, values)])
+    second = [["data", "metric", "with PaFE", "without PaFE"]]
+    for row in paper["table2"]:
+        for metric, value in row["with_pafe"].items():
+            pair = (printed(value), printed(row["without_pafe"][metric]))
+            second.append([f"{row['dataset']} {row['split']}", metric, *pair])
+    third = [["data", "images", "objects", "words per caption"]]
+    for row in paper["table3"]:
+        words = _ABSENT if row["words"] is None else f"{row['words']:.2f}"
+        third.append([row["dataset"], f"{row['images']:,}", f"{row['objects']:,}", words])
+    parts = (
+        (f"Table 1: captions and answers, times 100 ({paper['source']})", first, 3),
+        (f"Table 2: RegionBLIP {paper['table2_model']} with and without position features, times 100", second, 2),
+        ("Table 3: data sets", third, 1),
+    )
+    return "\n".join(f"{title}\n\n{_aligned(rows, texts)}" for title, rows, texts in parts)
+
+
+def printed(value: float) -> str:
+    """A score as the paper prints it: one decimal, VQA accuracies two."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], num_texts: int) -> str:
+    """Rows of equal length in columns: the first ``num_texts`` to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            text.ljust(w) if i < num_texts else text.rjust(w)
+            for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
