@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
+from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig
 from rb.core.modality import in_table_order
 from rb.core.run_file import from_tree
 from rb.core.strict_json import parse
@@ -46,12 +46,16 @@ class ExportError(ValueError):
     """A folder cannot be exported, or is no export; the message says why and what to do."""
 
 
-def split_names(names: Iterable[str], modality: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Our names of the parameters that ``modality`` uses -> (names in its PEFT adapter, names in its ``parts.safetensors``)."""
+def split_names(names: Iterable[str], modality: str, adapter_name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Our names of the parameters that ``modality`` uses -> (names in its PEFT adapter, names in its ``parts.safetensors``).
+
+    Args:
+        adapter_name: of the adapter that the modality uses; the shared one is written for each modality that uses it.
+    """
     adapter, parts = {}, {}
     for name in names:
         if name.startswith(_BLIP2) and ".lora_" in name:
-            adapter[name] = _PEFT + name.removeprefix(_BLIP2).replace(f".{modality}.", ".")
+            adapter[name] = _PEFT + name.removeprefix(_BLIP2).replace(f".{adapter_name}.", ".")
         else:
             parts[name] = name.removeprefix(f"parts.{modality}.")
     return adapter, parts
@@ -118,7 +122,7 @@ def modality_folders(folder: Path) -> list[Path]:
 def read_modality(folder: Path) -> ModalityExport:
     """One modality's folder; ``ExportError`` names the file that is missing or damaged."""
     settings = _read(folder / MODALITY_FILE)
-    modality = str(settings["modality"])
+    adapter_name = from_tree(LoraConfig, settings["model"]["lora"]).adapter_of(str(settings["modality"]))
     try:
         adapter, parts = load_file(folder / ADAPTER_WEIGHTS), load_file(folder / PARTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -127,7 +131,7 @@ def read_modality(folder: Path) -> ModalityExport:
     for name, tensor in adapter.items():
         stem, kind, _ = name.removeprefix(_PEFT).rpartition(".weight")
         assert kind, name
-        tensors[f"{_BLIP2}{stem}.{modality}.weight"] = tensor
+        tensors[f"{_BLIP2}{stem}.{adapter_name}.weight"] = tensor
     ours = settings["parameters"]
     for name, tensor in parts.items():
         if name not in ours:

@@ -11,6 +11,7 @@ from rb.core.modality import MODALITIES, in_table_order, modality_spec
 
 LOSS_NAMES = ("itc", "itm", "itg", "llm", "reg")
 TEXT_BRANCHES = ("stage1", "hub-itm", "bert")
+SHARED_ADAPTER = "shared"  # name of the one adapter of ``model.lora.shared``
 CLOUD_BOX_DIMS = {"min_max": 6, "metres_corners": 24}  # ``model.box3d`` -> numbers in a box of a cloud
 
 
@@ -36,9 +37,28 @@ class LoraConfig:
     """Scale is alpha / r."""
     llm: bool = True
     """LoRA in the LLM too; false (an ablation) leaves it to the Q-Former."""
+    qformer: bool = True
+    """LoRA in the Q-Former too; false (an ablation) leaves it to the LLM."""
+    shared: bool = False
+    """One adapter that all trained modalities use and train (an ablation) instead of one each."""
+    targets: tuple[str, ...] = ()
+    """Names of the LLM's layers that get LoRA, e.g. ``[q_proj, v_proj]``; none listed is the query and value of its family."""
 
     def __post_init__(self) -> None:
         at_least("model.lora.r", self.r, 1)
+        if not self.llm and not self.qformer:
+            raise ValueError(
+                "model.lora: llm and qformer are both false, so no layer has LoRA; set one of them to true"
+            )
+        if self.targets and not self.llm:
+            raise ValueError(
+                f"model.lora.targets: names layers of the LLM ({', '.join(self.targets)}), but model.lora.llm is false; "
+                "remove the names, or set model.lora.llm=true"
+            )
+
+    def adapter_of(self, modality: str) -> str:
+        """Name of the adapter that a trained modality uses: its own name, or the shared one's."""
+        return SHARED_ADAPTER if self.shared else modality
 
 
 @dataclass(frozen=True)
@@ -158,6 +178,11 @@ class ModelConfig:
         one_of("model.numerics", self.numerics, ("hf", "lavis"))
         one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))
         one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+        if self.lora.shared and self.point_qformer == "separate":
+            raise ValueError(
+                "model.lora.shared: is true, but with model.point_qformer: separate no Q-Former is read by all modalities; "
+                "set model.point_qformer=shared, or model.lora.shared=false"
+            )
         at_least("model.max_text_tokens", self.max_text_tokens, 4)
         at_least("model.num_points", self.num_points, 1)
         at_least("model.num_scene_points", self.num_scene_points or 1, 1)

@@ -140,6 +140,15 @@ def to_tree(config: Any) -> Any:
     return config
 
 
+def with_defaults(tree: Any) -> Any:
+    """A run's tree as an older version wrote it, complete: fields that are new since then have their defaults.
+
+    Raises:
+        ValueError: it has a key or value that this version does not know.
+    """
+    return to_tree(from_tree(RunConfig, tree))
+
+
 def dump_run(config: RunConfig) -> str:
     """The resolved run as YAML, every field written out."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=120)

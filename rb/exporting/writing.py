@@ -120,12 +120,13 @@ def _write_modality(
 ) -> None:
     folder.mkdir()
     users, parameters = model.parameter_modalities(), model.trainable_parameters()
-    adapter, parts = split_names([name for name in parameters if modality in users[name]], modality)
+    adapter_name = model.adapters.names[modality]
+    adapter, parts = split_names([name for name in parameters if modality in users[name]], modality, adapter_name)
     _save({adapter[name]: parameters[name] for name in adapter}, folder / ADAPTER_WEIGHTS)
     _save({parts[name]: parameters[name] for name in parts}, folder / PARTS_FILE)
     assert model.adapters.peft is not None
     settings = dataclasses.replace(
-        model.adapters.peft.peft_config[modality], base_model_name_or_path=str(common["base"]), inference_mode=True
+        model.adapters.peft.peft_config[adapter_name], base_model_name_or_path=str(common["base"]), inference_mode=True
     )
     settings.save_pretrained(folder)
     assert (folder / ADAPTER_CONFIG).is_file()

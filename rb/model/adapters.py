@@ -1,14 +1,15 @@
-"""LoRA adapters of BLIP-2, one per trained modality, by PEFT; and the one owner of which of them is active.
+"""LoRA adapters of BLIP-2 by PEFT, one per trained modality or one for all; and the one owner of which of them is active.
 
-Adapters sit in q and v of the Q-Former's attentions and of the LLM's (paper Fig. 1; rank 8 and alpha 1 are the released code's). They wrap an
-intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none active the model is BLIP-2, bit
-for bit.
+Adapters sit in the query and value projections of the Q-Former's attentions and of the LLM's (paper Fig. 1;
+rank 8 and alpha 1 are the released code's). They wrap an intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none
+active the model is BLIP-2, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +17,8 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
+from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rb.core.config import LoraConfig
 from rb.core.modality import modality_spec
@@ -24,41 +26,57 @@ from rb.core.seeding import torch_generator
 
 QUERY_VALUE_OF_QFORMER = r".*\.(?:attention|crossattention)\.attention\.(?:query|value)"
 QFORMER_TARGETS = rf"qformer\.{QUERY_VALUE_OF_QFORMER}"
-# Names of the query and value projections in the attentions of the LLM families; the first pair found is used.
-LLM_QUERY_VALUE = (("q_proj", "v_proj"), ("q", "v"), ("query", "value"))
+# The table of LLM families: names of the layers that get LoRA. The first row whose names an LLM has is used; ``model.lora.targets``
+# overrides it. Where query, key and value are one layer, the key gets LoRA too.
+LLM_TARGETS = (
+    ("q_proj", "v_proj"),  # OPT, Llama, Mistral, Qwen2, Gemma, BART
+    ("q", "v"),  # T5
+    ("query", "value"),  # BERT's kind
+    ("qkv_proj",),  # Phi-3
+    ("c_attn",),  # GPT-2 (Conv1D)
+    ("query_key_value",),  # GPT-NeoX, BLOOM, Falcon
+)
 
 
-def lora_targets(blip2: Blip2ForConditionalGeneration, qformer: bool = True, llm: bool = True) -> str:
-    """The regular expression (on full module names) of the layers that get LoRA; of BLIP-2's Q-Former, of the LLM, or of both.
+def llm_targets(language_model: PreTrainedModel, names: tuple[str, ...] = ()) -> str:
+    """The regular expression, on full module names of BLIP-2, of the LLM's layers that get LoRA.
+
+    Args:
+        names: ``model.lora.targets``; empty looks the family up in ``LLM_TARGETS``.
 
     Raises:
-        ValueError: the LLM names its query and value projections in none of the known ways; lists its linear layers.
+        ValueError: a name that no linear layer of the LLM has, or a family without a row; lists the linear layers.
     """
-    if not llm:
-        return QFORMER_TARGETS
     linear = {
         name.rsplit(".", 1)[-1]
-        for name, module in blip2.language_model.named_modules()
-        if isinstance(module, nn.Linear)
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
     }
-    for query, value in LLM_QUERY_VALUE:
-        if query in linear and value in linear:
-            in_llm = rf"language_model\..*\.(?:{re.escape(query)}|{re.escape(value)})"
-            return f"{QFORMER_TARGETS}|{in_llm}" if qformer else in_llm
-    raise ValueError(
-        f"no LoRA targets known in {type(blip2.language_model).__name__}: its linear layers are {', '.join(sorted(linear))}; "
-        "add its query and value names to LLM_QUERY_VALUE"
-    )
+    llm = type(language_model).__name__
+    listed = ", ".join(sorted(linear))
+    unknown = [name for name in names if name not in linear]
+    if unknown:
+        raise ValueError(
+            f"model.lora.targets: {llm} has no linear layer {unknown[0]!r}; its linear layers are {listed}"
+        )
+    found = names or next((row for row in LLM_TARGETS if linear.issuperset(row)), ())
+    if not found:
+        raise ValueError(
+            f"no LoRA targets are known for {llm}; its linear layers are {listed}; "
+            "name the query and value projections among them, e.g. model.lora.targets=[q_proj,v_proj]"
+        )
+    return rf"language_model\..*\.(?:{'|'.join(map(re.escape, found))})"
 
 
-def _add(
-    wrapped: PeftModel | None, root: nn.Module | None, modality: str, config: LoraConfig, targets: str
-) -> PeftModel:
+def _add(wrapped: PeftModel | None, root: nn.Module | None, name: str, config: LoraConfig, targets: str) -> PeftModel:
     """One more adapter around ``root``."""
     settings = PeftLoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets)
-    if wrapped is None:
-        return get_peft_model(root, settings, adapter_name=modality)
-    wrapped.add_adapter(modality, settings)
+    with warnings.catch_warnings():
+        # GPT-2's Conv1D layers hold their weight transposed; PEFT sees it layer by layer and says so each time.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        if wrapped is None:
+            return get_peft_model(root, settings, adapter_name=name)
+        wrapped.add_adapter(name, settings)
     return wrapped
 
 
@@ -69,10 +87,10 @@ class Adapters:
 
     Args:
         blip2: wrapped in place.
-        modalities: one adapter each; may be empty (then nothing is wrapped).
-        config: rank, alpha, and whether the LLM has any.
+        modalities: those that train; may be empty (then nothing is wrapped).
+        config: rank, alpha, where adapters sit, and whether there is one for each modality or one for all.
         seed: keys A's initialisation; B starts at zero, so a new adapter changes nothing.
-        point_qformer: of its own for points (``model.point_qformer: separate``): their adapters sit in it instead of BLIP-2's.
+        point_qformer: a second Q-Former for points (``model.point_qformer: separate``): their adapters sit in it instead of BLIP-2's.
     """
 
     def __init__(
@@ -83,22 +101,24 @@ class Adapters:
         seed: int = 0,
         point_qformer: Blip2QFormerModel | None = None,
     ) -> None:
-        self.modalities = tuple(modalities)
+        # Modality -> name of its adapter.
+        self.names = {modality: config.adapter_of(modality) for modality in modalities}
         self.peft: PeftModel | None = None
         self.point_peft: PeftModel | None = None
         self._layers: list[LoraLayer] = []
-        if not self.modalities:
+        self._active: str | None = None
+        if not self.names:
             return
         # Before the first adapter: wrapped layers have other names.
-        in_llm = lora_targets(blip2, qformer=False) if config.llm else None
-        in_blip2 = lora_targets(blip2, llm=config.llm)
-        for modality in self.modalities:
+        in_llm = llm_targets(blip2.language_model, config.targets) if config.llm else None
+        in_blip2 = "|".join(t for t in (QFORMER_TARGETS if config.qformer else None, in_llm) if t)
+        for name, modality in {name: modality for modality, name in self.names.items()}.items():
             apart = point_qformer is not None and modality_spec(modality).source == "points"
             targets = in_llm if apart else in_blip2
             if targets is not None:
-                self.peft = _add(self.peft, blip2, modality, config, targets)
-            if apart:
-                self.point_peft = _add(self.point_peft, point_qformer, modality, config, QUERY_VALUE_OF_QFORMER)
+                self.peft = _add(self.peft, blip2, name, config, targets)
+            if apart and config.qformer:
+                self.point_peft = _add(self.point_peft, point_qformer, name, config, QUERY_VALUE_OF_QFORMER)
         roots = (blip2,) if point_qformer is None else (blip2, point_qformer)
         self._layers = [module for root in roots for module in root.modules() if isinstance(module, LoraLayer)]
         self._initialise(seed)
@@ -112,18 +132,17 @@ class Adapters:
     def _initialise(self, seed: int) -> None:
         """A: Kaiming uniform, keyed by (seed, adapter, layer); recent transformers switch ``nn.init`` off while loading, so check it."""
         for index, layer in enumerate(self._layers):
-            for modality in self.modalities:
-                if modality not in layer.lora_A or layer.lora_A[modality].weight.is_meta:
+            for name in layer.lora_A:
+                weight = layer.lora_A[name].weight
+                if weight.is_meta:
                     continue
-                weight = layer.lora_A[modality].weight
                 bound = 1.0 / math.sqrt(weight.shape[1])  # kaiming_uniform with a = sqrt(5)
                 draw = (
-                    torch.rand(weight.shape, generator=torch_generator(seed, "lora", modality, index)) * (2 * bound)
-                    - bound
+                    torch.rand(weight.shape, generator=torch_generator(seed, "lora", name, index)) * (2 * bound) - bound
                 )
                 with torch.no_grad():
                     weight.copy_(draw)
-                    layer.lora_B[modality].weight.zero_()
+                    layer.lora_B[name].weight.zero_()
 
     def activate(self, modality: str | None) -> None:
         """Make ``modality``'s adapter the active one; none (or a modality without adapter) is plain BLIP-2.
@@ -131,12 +150,12 @@ class Adapters:
         PEFT's ``set_adapter`` flips ``requires_grad`` of the others and walks the whole model (14-37 ms); this sets the active name on
         the cached layers. The private attribute is pinned by a test.
         """
-        active = [modality] if modality in self.modalities else []
+        self._active = modality if modality in self.names else None
+        active = [] if self._active is None else [self.names[self._active]]
         for layer in self._layers:
             layer._active_adapter = active  # noqa: SLF001
 
     @property
     def active(self) -> str | None:
-        """The active adapter's modality, none for plain BLIP-2."""
-        names = self._layers[0].active_adapters if self._layers else []
-        return names[0] if names else None
+        """The modality whose adapter is active, none for plain BLIP-2."""
+        return self._active

@@ -99,6 +99,8 @@ class RegionBLIP(nn.Module):
             return tuple(m for m in self.parts if MODALITIES[m].source == "points")
         if pieces[0] == "shared_heads":
             return tuple(self.parts)
+        if pieces[0] == "blip2" and self.config.lora.shared:
+            return tuple(self.parts)
         owner = pieces[1] if pieces[0] == "parts" else next((p for p in pieces if p in self.parts), "")
         assert owner in self.parts, f"trainable parameter {name} belongs to no modality"
         return (owner,)

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rb.core.config import RunConfig
-from rb.core.run_file import load_run
+from rb.core.run_file import load_run, with_defaults
 from rb.data.formats import RUN_CONFIG, RUN_LOG
 from rb.tracking.tracker import flatten
 
@@ -123,14 +123,15 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     """Whether a checkpoint's record fits what is about to continue it.
 
     Args:
-        meta: of the checkpoint, with "config" (the configuration as a tree) and "identities".
+        meta: of the checkpoint, with "config" (the configuration as a tree; a field that is newer than it means its default) and
+            "identities".
         config: the configuration now.
         identities: digests of foundation and data now.
 
     Raises:
         ValueError: names every key that would change what is computed, and every digest that differs.
     """
-    before, now = flatten(meta["config"]), flatten(config)
+    before, now = flatten(with_defaults(meta["config"])), flatten(config)
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -1,4 +1,4 @@
-"""The switches that only ablations use, and `rb ablate`: plan, runs, table."""
+"""`rb ablate`: plan, runs, table."""
 
 from __future__ import annotations
 
@@ -14,23 +14,13 @@ from rb.ablate.plan import read_plan
 from rb.ablate.table import collect, format_table, paper_line
 from rb.checkpoints import checkpoint
 from rb.cli import main as rb
-from rb.core.config import FoundationConfig, LoraConfig
+from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
-from rb.model.weights.build import build_model
 from rb.toy.raw.data_sets import write_raw
 from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
-
-
-@pytest.mark.parametrize("llm", [True, False])
-def test_lora_can_be_left_out_of_the_llm(llm: bool, foundation: FoundationConfig) -> None:
-    model = build_model(tiny.model_config(foundation, lora=LoraConfig(r=2, llm=llm)), seed=0).model
-    places = {name.split(".")[1] for name in model.trainable_parameters() if ".lora_" in name}
-    assert places == ({"qformer", "language_model"} if llm else {"qformer"})
-    model.adapters.activate("image_region")
-    assert model.adapters.active == "image_region"
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Blip2ForConditionalGeneration
@@ -18,7 +19,7 @@ from transformers import Blip2ForConditionalGeneration
 from rb.checkpoints.checkpoint import copy_parameters, load_parameters
 from rb.checkpoints.export_folder import ExportError, read_export
 from rb.cli import main as rb
-from rb.core.config import FoundationConfig
+from rb.core.config import FoundationConfig, LoraConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.exporting import writing
 from rb.model.language import caption_logits
@@ -136,6 +137,21 @@ def test_reading_it_back_gives_the_run(world: tuple[FoundationConfig, Path, Path
     alone = read_export(out / POINT_CLOUD)
     assert alone.modalities == (POINT_CLOUD,)
     assert alone.point_encoder == out / "point_bert"
+
+
+def test_a_shared_adapter_is_in_every_modalitys_folder(foundation: FoundationConfig, tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "runs", foundation, lora=LoraConfig(r=2, shared=True)), tmp_path / "out"
+    assert rb(["export", str(run), "--out", str(out), "--base", foundation.blip2]) == 0
+    values, export = load_parameters(run), read_export(out)
+    assert values.keys() == export.tensors.keys()
+    assert all(torch.equal(values[name], export.tensors[name]) for name in values)
+    loras = {name: value for name, value in values.items() if "lora_" in name}
+    for modality in MODALITIES:
+        plain = Blip2ForConditionalGeneration.from_pretrained(foundation.blip2, dtype=torch.float32)
+        loaded = dict(PeftModel.from_pretrained(plain, out / modality).named_parameters())
+        for name, value in loras.items():
+            theirs = "base_model.model." + name.removeprefix("blip2.").replace(".shared.", ".default.")
+            assert torch.equal(loaded[theirs], value), (modality, name)
 
 
 def test_point_encoder_beside_it_is_the_foundations(world: tuple[FoundationConfig, Path, Path]) -> None:

@@ -10,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, GPTNeoXConfig, T5Config
+from transformers import Blip2Config, Blip2ForConditionalGeneration, MptConfig, T5Config
 
-from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig, RunConfig
+from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig, RunConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.data.predictions import read_predictions
 from rb.inference.predicting import Job, predict
-from rb.model.adapters import lora_targets
 from rb.model.language import caption_logits
 from rb.model.point_encoder import PointBertConfig
 from rb.model.region_blip import RegionBLIP
@@ -208,13 +207,17 @@ def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path:
 # -- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_architecture_lists_its_layers() -> None:
-    llm = GPTNeoXConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40)
-    with pytest.raises(ValueError, match=r"GPTNeoX.*query_key_value.*LLM_QUERY_VALUE"):
-        build_meta(ModelConfig(), Blip2Config(text_config=llm.to_dict()), PointBertConfig())
-    with torch.device("meta"):
-        blip2 = Blip2ForConditionalGeneration(Blip2Config(text_config=tiny.text_config("llama", 40)))
-    assert "q_proj|v_proj" in lora_targets(blip2)
+def test_an_unknown_family_is_refused_with_a_remedy_that_works() -> None:
+    mpt = MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=40).to_dict()
+
+    def build(**lora: tuple[str, ...]) -> RegionBLIP:
+        return build_meta(ModelConfig(lora=LoraConfig(**lora)), Blip2Config(text_config=mpt), PointBertConfig())
+
+    with pytest.raises(ValueError, match=r"MptForCausalLM; .*Wqkv.*; .*model\.lora\.targets=\["):
+        build()
+    with pytest.raises(ValueError, match=r"model\.lora\.targets: MptForCausalLM has no linear layer 'q_proj'.*Wqkv"):
+        build(targets=("q_proj",))
+    assert any("Wqkv.lora_A." in name for name in build(targets=("Wqkv",)).trainable_parameters())
 
 
 def test_another_kind_of_llm_than_the_run_says(t5: FoundationConfig, foundation: FoundationConfig) -> None:

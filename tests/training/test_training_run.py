@@ -246,6 +246,11 @@ def test_a_resume_may_change_only_what_changes_no_result(run_file: Path) -> None
     check_same_run(meta, to_tree(free), identities)
     moved = changed("data.train.image_region=[{manifest: elsewhere}]", "model.foundation.blip2=elsewhere")
     check_same_run(meta, to_tree(moved), identities)
+    older = to_tree(config)  # of a version that lacked these fields: they mean their defaults
+    del older["model"]["lora"]["qformer"], older["model"]["lora"]["shared"], older["train"]["schedule"]
+    check_same_run(meta | {"config": older}, to_tree(config), identities)
+    with pytest.raises(ValueError, match=r"model\.lora\.qformer: True -> False"):
+        check_same_run(meta | {"config": older}, to_tree(changed("model.lora.qformer=false")), identities)
     with pytest.raises(ValueError) as raised:
         check_same_run(
             meta,
