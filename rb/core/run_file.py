@@ -1,4 +1,9 @@
-"""Run files: YAML plus ``key=value`` overrides to a ``RunConfig`` and back. Unknown keys and wrong types are errors that name the key.
+"""Run files: YAML, ``base:`` and ``key=value`` overrides to a ``RunConfig`` and back. Unknown keys and wrong types are errors that name the key.
+
+``base: FILE`` starts from another run file: FILE is looked for in the folder of the file that names it, then among the project's own
+(launch/runs). A base may have a base. What a file says goes over its base: mappings merge key by key, at every depth (``data.train`` and
+``model.loss_weights`` too); lists and single values replace; ``null`` takes away what the base says. Overrides come last. The resolved run
+has no base.
 
 ``${VAR}`` and ``${VAR:-default}`` in string values are replaced from the environment, so that a run file holds no path of one machine.
 """
@@ -9,19 +14,24 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from rb.core.config import RunConfig
+from rb.core.install import project_file
+from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml
 
 T = TypeVar("T")
+BASE = "base"  # key of the run file that a run file starts from
+MAX_SHOWN = 200  # letters of a wrong value in an error
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -32,13 +42,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"run file {path} does not exist; the project's own are in launch/runs/")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"run file {path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"run file {path} must hold a mapping of keys, found {type(tree).__name__}")
+        raise ValueError(f"run file {path} does not exist; `rb runs list` shows the project's own (launch/runs/)")
+    tree = read_run_tree(path)
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -47,14 +52,69 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
+def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a run file with those of its bases under them; without ``base``.
+
+    Args:
+        path: an existing file.
+        above: the files whose base this one is, the first file first.
+
+    Raises:
+        ValueError: no YAML mapping, a base that does not exist, or a file that is its own base.
+    """
+    chain = (*above, path.resolve())
+    if path.resolve() in above:
+        raise ValueError(f"run file {above[0]}: base leads back to a file: {' -> '.join(p.name for p in chain)}")
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"run file {path}: {error}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ValueError(f"run file {path} must hold a mapping of keys, found {type(tree).__name__}")
+    base = tree.pop(BASE, None)
+    if base is None or (isinstance(base, Word) and base.null):
+        return tree
+    if not isinstance(base, str):
+        raise ValueError(f"run file {path}: base: must be the path of one run file, got {_short(base)}")
+    return merge(read_run_tree(_find_base(base, path), chain), tree)
+
+
+def _find_base(base: str, path: Path) -> Path:
+    name = _expand(base, f"run file {path}: base")
+    own = project_file(f"launch/runs/{name}")
+    places = [path.parent / name, *([own] if own is not None else [])]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(str(place) for place in places)
+    raise ValueError(f"run file {path}: base: {base} does not exist; looked at {looked}")
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``under``: mappings merge at every depth, all else replaces, ``null`` takes away what is under it."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = merge(below, value)
+        elif key in merged and _is_null(value):
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:
         raise ValueError(f"override {override!r} must look like section.key=value")
+    if dotted == BASE:
+        raise ValueError(f"override {override!r}: base is for run files; name the run file itself with --run")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: {text!r} is not valid YAML: {error}") from error
+        value = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"override {override!r}: {error}") from error
     *sections, key = dotted.split(".")
     node = tree
     for section in sections:
@@ -68,7 +128,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def from_tree(cls: type[T], tree: Any, where: str = "") -> T:
     """A config dataclass from plain dicts and lists; errors name the dotted key."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{where or 'config'}: must be a mapping of keys, got {tree!r}")
+        raise ValueError(f"{where or 'config'}: must be a mapping of keys, got {_short(tree)}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -82,40 +142,71 @@ def from_tree(cls: type[T], tree: Any, where: str = "") -> T:
     return cls(**values)
 
 
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, Word) and value.null)
+
+
+def _short(value: Any) -> str:
+    """A value for an error's one line; never more of it than that."""
+    shown = repr(str(value) if isinstance(value, str) else value) if not _is_null(value) else "nothing"
+    return shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + " ..."
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if _is_null(value):
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_tree(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: must be a list, got {value!r}")
+            raise ValueError(f"{where}: must be a list, got {_short(value)}")
         item = args[0]
         return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ValueError(f"{where}: must be a mapping, got {value!r}")
+            raise ValueError(f"{where}: must be a mapping, got {_short(value)}")
         return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    return _scalar(hint, value, where)
+    found = _word(hint, value, where) if isinstance(value, Word) else _plain(hint, value, where)
+    if found is None:
+        raise ValueError(f"{where}: must be of type {hint.__name__}, got {_short(value)}")
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"{where}: must be a finite number, got {_short(value)}")
+    return found
 
 
-def _scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is float and not isinstance(value, bool):
-        # YAML 1.1 reads 1e-4 as text; accept what Python reads as a number.
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return _expand(str(value), where)
-    raise ValueError(f"{where}: must be of type {hint.__name__}, got {value!r}")
+def _word(hint: type, word: Word, where: str) -> Any:
+    """A word of a run file as the field's type; none where it does not fit."""
+    if word.null:
+        return None
+    if hint is bool:
+        return {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}.get(word.lower())
+    if hint is int:
+        return int(word) if re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", word) else None
+    if hint is float and word.lower() not in (*TRUE, *FALSE):
+        return _float(word)
+    return _expand(str(word), where) if hint is str else None
+
+
+def _plain(hint: type, value: Any, where: str) -> Any:
+    """A quoted text of a run file, or a value of Python, as the field's type; none where it does not fit."""
+    if hint is bool or isinstance(value, bool):
+        return value if hint is bool and isinstance(value, bool) else None
+    if hint is str:
+        return _expand(str(value), where) if isinstance(value, str | int | float) else None
+    if hint is int:
+        return value if isinstance(value, int) else None
+    # YAML 1.1 reads 1e-4 as text; accept what Python reads as a number.
+    return _float(value) if hint is float and isinstance(value, str | int | float) else None
+
+
+def _float(value: str | float) -> float | None:
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _expand(text: str, where: str) -> str:
