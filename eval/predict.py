@@ -11,6 +11,7 @@ from pathlib import Path
 from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
 from rb.core import dist
 from rb.core.config import RunConfig, ValidationConfig
+from rb.core.exit_codes import leave
 from rb.core.modality import MODALITIES
 from rb.core.run_file import load_run
 from rb.data.formats import RUN_CONFIG
@@ -110,4 +111,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    dist.leave(main())
+    leave(main())

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-WRONG_REQUEST = 2
+from rb.core.exit_codes import WRONG_REQUEST, leave
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(argv: Sequence[str]) -> int:
     """`rb train`: the same options and `--ranks N`, through the deepspeed launcher on this host. Returns the exit code."""
-    from rb.training.launcher import launch_ranks
+    from rb.core.launcher import launch_ranks
 
     made = parser()
     made.prog = "rb train"
@@ -89,6 +89,4 @@ def _complete_environment(local_rank: int | None) -> None:
 
 
 if __name__ == "__main__":
-    from rb.core.dist import leave
-
     leave(main())

@@ -13,8 +13,7 @@ from pathlib import Path
 from rb.ablate import table
 from rb.ablate.plan import Variant, read_plan
 from rb.ablate.runs import FailedError, Processes, StoppedError, train_and_ask
-
-STOPPED = 75  # as `rb train`: asked to stop, saved, the same command goes on
+from rb.core.exit_codes import FAILED, FINISHED, STOPPED
 
 
 def run_ablate(args: argparse.Namespace) -> int:
@@ -57,7 +56,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     if stopped:
         sys.stderr.write("rb ablate: stopped; the same command goes on\n")
         return STOPPED
-    return 1 if failed else 0
+    return FAILED if failed else FINISHED
 
 
 def _say(started: float, text: str) -> None:

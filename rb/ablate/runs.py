@@ -7,7 +7,6 @@ is remembered. Several may run side by side in threads of one process.
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 from rb.ablate.plan import Plan, Question, Variant
 from rb.checkpoints import checkpoint
 from rb.core.config import RunConfig
+from rb.core.install import import_path
 from rb.core.run_file import digest, load_run
 from rb.core.strict_json import parse
 from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHUFFLED = "_shuffled"  # end of the name of predictions with shuffled boxes
 TAIL = 12  # lines of a failed command's log that are shown
 
@@ -55,10 +54,9 @@ class Processes:
             FailedError: it ended with another code than 0.
         """
         path = self._logs / f"{log}.log"
-        environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **import_path()}
         if not _has_gpu():
             environment["DS_ACCELERATOR"] = "cpu"
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
         with path.open("ab") as file:
             file.write(f"$ {' '.join(command)}\n".encode())
             file.flush()

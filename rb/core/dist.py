@@ -6,11 +6,9 @@ collective; never call one under a rank condition.
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
@@ -69,18 +67,6 @@ def shutdown() -> None:
     """Leave the process group."""
     if active():
         torch_dist.destroy_process_group()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with ``code``, all output written. The last call of an entry that used a process group.
-
-    Not ``sys.exit``: gloo's threads may still run when the interpreter takes its C++ objects down, and then the process aborts after all
-    its work is done (measured: 1 of 16 runs of 2 ranks ended with SIGABRT).
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def barrier() -> None:

@@ -24,6 +24,7 @@ import torch
 import transformers
 
 from rb.core import dist
+from rb.core.exit_codes import FAILED, FINISHED, WRONG_REQUEST, leave
 from rb.gpu_check import attention, steps
 from rb.gpu_check.random_models import SIZES, Size, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available() and not args.small:
         say("gpu_check: error: no CUDA device; --small runs on a CPU", sys.stderr)
-        return 2
+        return WRONG_REQUEST
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
     join_alone()
     device = dist.device()
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(args.out, report)  # after each model, so that a crash of the next loses nothing
     say(f"{args.out} written; {'SOMETHING DID NOT AGREE' if failed else 'all agree'}")
     dist.shutdown()
-    return int(failed)
+    return FAILED if failed else FINISHED
 
 
 def check_model(
@@ -216,4 +217,4 @@ def _verdict(ok: bool) -> str:
 
 
 if __name__ == "__main__":
-    dist.leave(main())
+    leave(main())

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from rb.core import dist
+from rb.core.launcher import PARENT_VARIABLE
 
 T = TypeVar("T")
-PARENT_VARIABLE = "RB_PARENT_PID"  # set by `rb train`: the process whose end is a request to stop
 
 
 class FailedElsewhereError(Exception):

@@ -15,7 +15,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from rb.checkpoints.checkpoint import EXP_AVG, EXP_AVG_SQ, PARAMETER, UPDATES, T
 from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
+from rb.core.install import find_file
 from rb.training import optim as groups
 
 TESTED_VERSION = "0.19.8"
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Sections that would change what the project has decided and tested: see docs/architecture.md.
 FORBIDDEN_SECTIONS = {
     "fp16": "what trains is fp32, frozen parts have model.frozen_dtype",
@@ -200,10 +199,8 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, num_ranks: int) -> dict[
     Raises:
         ValueError: the file is missing or not JSON; a number contradicts the run; a section would change what the project relies on.
     """
-    path = Path(train.ds_config)
-    if not path.is_absolute() and not path.is_file():
-        path = REPOSITORY / path
-    if not path.is_file():
+    path = find_file(train.ds_config)
+    if path is None or not path.is_file():
         raise ValueError(f"train.ds_config: {train.ds_config} does not exist; the project's own are in ds_configs/")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from rb.checkpoints import checkpoint
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
+from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.seeding import hash_key
 from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
@@ -35,8 +36,6 @@ from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
 from rb.training.schedule import Schedule, Turn
 from rb.training.validate import Validation, open_validation_data
-
-FINISHED, STOPPED, ABORTED = 0, 75, 3  # exit codes; 75 is EX_TEMPFAIL: asked to stop, saved, --resume goes on
 
 log = logging.getLogger(__name__)
 step_log = logging.getLogger(STEP_LOG)

@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -22,12 +21,12 @@ from typing import Any
 from tqdm import tqdm
 
 from rb.core.config import RunConfig
+from rb.core.install import git_commit
 from rb.core.run_file import load_run, with_defaults
 from rb.data.formats import RUN_CONFIG, RUN_LOG
 from rb.tracking.tracker import flatten
 
 LOCK_NAME = "training.lock"
-REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
 # What may differ between a run and its continuation: nothing of it changes what is computed. Folders may move, since contents are
 # compared by digest.
@@ -176,19 +175,3 @@ def environment(extra: Mapping[str, Any]) -> dict[str, Any]:
         "git_commit": git_commit(),
         "command": sys.argv,
     } | dict(extra)
-
-
-def git_commit() -> str:
-    """The checkout's commit, with "-dirty" where files differ from it; "unknown" outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()

@@ -1,7 +1,7 @@
-"""Starts the deepspeed launcher on this host and stands in for it towards signals: what `rb train` does.
+"""Starts the deepspeed launcher on this host and forwards signals to the ranks: `rb train` and `rb predict --ranks N`.
 
 DeepSpeed's own runner leaves its ranks behind when it is stopped by SIGTERM. Here a stop goes to the ranks themselves, which save and
-leave with a code of their own; and should this process be killed outright, the ranks notice (`agree.py`).
+leave; and if this process is killed, training ranks notice it by PARENT_VARIABLE (`rb/training/agree.py`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from rb.training.agree import PARENT_VARIABLE
+from rb.core.exit_codes import STOPPED
+from rb.core.install import import_path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STOPPED = 75
+PARENT_VARIABLE = "RB_PARENT_PID"  # environment variable of the ranks: the process whose end is a request to stop
 POLL_S = 0.2
 
 
@@ -41,10 +40,7 @@ def launch_ranks(module: str, arguments: list[str], ranks: int | None) -> int:
         *("--master_port", str(_free_port()), "--hostfile", os.devnull),
         *("--module", module, *arguments),
     ]
-    environment = os.environ | {
-        PARENT_VARIABLE: str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])),
-    }
+    environment = import_path() | {PARENT_VARIABLE: str(os.getpid())}
     if not on_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     asked: list[int] = []

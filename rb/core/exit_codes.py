@@ -1,0 +1,45 @@
+"""Exit codes of the project's commands, and how an entry point ends. The one place where they are written down.
+
+Imports nothing but the standard library, so that every entry can use it before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+FINISHED = 0
+FAILED = 1  # a check found something wrong, or one of several jobs failed
+WRONG_REQUEST = 2  # what a user can cause: a wrong argument, a missing or altered file
+ABORTED = 3  # training: too many bad steps in a row
+STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command goes on
+
+
+def guarded(name: str, work: Callable[[], int]) -> int:
+    """``work()``'s exit code; what a user can cause (``ValueError``, ``OSError``) ends in one line on stderr and WRONG_REQUEST.
+
+    Args:
+        name: of the command, for the line.
+        work: the command.
+    """
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{name}: error: {error}\n")
+        sys.stderr.flush()
+        return WRONG_REQUEST
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``, all output written. The last call of an entry that used a process group.
+
+    Not ``sys.exit``: gloo's threads may still run when the interpreter takes its C++ objects down, and then the process aborts after all
+    its work is done (measured: 1 of 16 runs of 2 ranks ended with SIGABRT).
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
