@@ -160,6 +160,10 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
         for v in stages.variants
     ]
     assert lengths == [400, 400, 800, 800]
+    lora = read_plan(ROOT / "launch" / "ablations" / "toy_lora.yaml")
+    assert lora.overrides == plan.overrides  # the same runs, so that its rows stand beside those of toy.yaml
+    made = [lora.training(v, 0, 0, Path("x"))[1].model.lora for v in lora.variants]
+    assert [(one.qformer, one.shared) for one in made] == [(True, False), (False, False), (True, True)]
     assert {stages[0].train.schedule for stages in configs.values()} == {
         "weighted_round_robin",
         "round_robin",
