@@ -14,7 +14,7 @@ from rb.core.config import RunConfig, ValidationConfig
 from rb.core.exit_codes import leave
 from rb.core.modality import MODALITIES
 from rb.core.run_file import load_run
-from rb.data.formats import RUN_CONFIG
+from rb.core.run_layout import RUN_CONFIG
 from rb.inference.predicting import RELEASED_DECODING, Job, predict
 from rb.model.region_blip import RegionBLIP
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rb.ablate.plan import Plan, Variant
-from rb.tracking.journal import JOURNAL_NAME, metric_points
+from rb.core.run_layout import RUN_JOURNAL
+from rb.tracking.journal import metric_points
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def read_curve(plan: Plan, variant: Variant, seed: int, modality: str, out: Path
     before = 0
     for stage in range(len(variant.stages)):
         _, config = plan.training(variant, seed, stage, out)
-        journal = out / "runs" / config.name / JOURNAL_NAME
+        journal = out / "runs" / config.name / RUN_JOURNAL
         found = metric_points(journal).get(f"val/{modality}/{plan.reach}", [])
         points += [(before + point.step, point.value) for point in found]
         assert config.train.max_steps is not None, "checked when the plan was read"

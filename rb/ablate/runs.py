@@ -6,7 +6,6 @@ is remembered. Several may run side by side in threads of one process.
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from pathlib import Path
 from rb.ablate.plan import Plan, Question, Variant
 from rb.checkpoints import checkpoint
 from rb.core.config import RunConfig
+from rb.core.files import file_sha256
 from rb.core.install import import_path
 from rb.core.run_file import digest, load_run
+from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.strict_json import parse
-from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
 
@@ -168,7 +168,7 @@ def _scored(said: Path, question: Question) -> bool:
     if not scores.is_file():
         return False
     found = parse(scores.read_bytes(), str(scores))
-    same = isinstance(found, dict) and found.get("predictions_sha256") == hashlib.sha256(said.read_bytes()).hexdigest()
+    same = isinstance(found, dict) and found.get("predictions_sha256") == file_sha256(said)
     return same and (question.truth is None or "truth" in found)
 
 

@@ -5,7 +5,6 @@ Reads the metrics files in the run folders, so it can be made at any time; what 
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from rb.ablate import reach
 from rb.ablate.plan import Plan, Variant
 from rb.ablate.runs import SHUFFLED
+from rb.core.files import write_json, write_whole
 from rb.core.modality import modality_spec
-from rb.core.strict_json import parse, write_atomic
-from rb.data.formats import RUN_METRICS
+from rb.core.run_layout import RUN_METRICS
+from rb.core.strict_json import parse
 from rb.evaluation.paper import read_paper
 
 TABLE, DATA = "table.md", "table.json"
@@ -68,8 +68,8 @@ def write(plan: Plan, out: Path) -> str:
     data = {"plan": str(plan.path), "seeds": list(plan.seeds), "scores": entries}
     if reached:
         data["reach"] = reached
-    write_atomic(out / DATA, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
-    write_atomic(out / TABLE, text.encode())
+    write_json(out / DATA, data)
+    write_whole(out / TABLE, text)
     return text
 
 

@@ -24,7 +24,7 @@ from rb.checkpoints.export_folder import ExportError, find_foundation, is_export
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.run_file import load_run
-from rb.data.formats import RUN_CONFIG
+from rb.core.run_layout import RUN_CONFIG
 from rb.inference.generate import example_decoder
 from rb.model.qformer import text_pass
 from rb.model.region_blip import RegionBLIP as Model

@@ -11,9 +11,7 @@ Who uses it: the loop (save, resume, warm start), prediction (`load_parameters`)
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,12 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rb.core.files import file_sha256, sha256, whole_folder, write_whole
+from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
+
 FORMAT = 1
-FOLDER = "checkpoints"
 STATE_FILE = "state.safetensors"
 META_FILE = "checkpoint.json"
-LATEST_FILE = "latest"
-BEST_FILE = "best"
 PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES = "parameter", "exp_avg", "exp_avg_sq", "updates"
 KINDS = (PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES)
 
@@ -83,27 +81,21 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
     Raises:
         CheckpointError: it cannot be written (disk full, no permission); what was there before is intact.
     """
-    folder = run_dir / FOLDER
-    target = folder / f"step_{step:07d}"
+    folder = run_dir / CHECKPOINTS
+    target = folder / step_name(step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in (*folder.glob(".writing_*"), *folder.glob(".replaced_*")):
-            shutil.rmtree(left_over)
-        temporary = folder / f".writing_{target.name}"
-        _write(temporary, step, state, meta)
-        if target.exists():  # of an attempt that ended before `latest` named it, so nothing refers to it
-            replaced = folder / f".replaced_{target.name}"
-            target.rename(replaced)
-            shutil.rmtree(replaced)
-        temporary.rename(target)
-        _flush(folder)
-        _point(folder, LATEST_FILE, target.name)
+        _remove_left_overs(folder)
+        # One of that step may be there, of an attempt that ended before `latest` named it, so nothing refers to it.
+        with whole_folder(target, replace=True) as temporary:
+            _write(temporary, step, state, meta)
+        _point(folder, LATEST, target.name)
         if best:
-            _point(folder, BEST_FILE, target.name)
+            _point(folder, BEST, target.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({error}); earlier checkpoints are intact") from error
-    kept = _pointed(folder / BEST_FILE) if (folder / BEST_FILE).is_file() else ""
-    older = sorted(p for p in folder.glob("step_*") if p.name < target.name and p.name != kept)
+    kept = _pointed(folder / BEST) if (folder / BEST).is_file() else ""
+    older = sorted(p for p in folder.glob(f"{STEP_PREFIX}*") if p.name < target.name and p.name != kept)
     for old in older[: max(0, len(older) - (keep - 1))]:
         shutil.rmtree(old)
     return target
@@ -114,28 +106,33 @@ def set_best(run_dir: Path, step: int | None) -> bool:
 
     For a resume: a killed run may have named a checkpoint later than the one it continues from.
     """
-    folder = run_dir / FOLDER
-    name = "" if step is None else f"step_{step:07d}"
+    folder = run_dir / CHECKPOINTS
+    name = "" if step is None else step_name(step)
     if name and (folder / name).is_dir():
-        _point(folder, BEST_FILE, name)
+        _point(folder, BEST, name)
         return True
-    (folder / BEST_FILE).unlink(missing_ok=True)
+    (folder / BEST).unlink(missing_ok=True)
     return False
 
 
 def _point(folder: Path, file: str, name: str) -> None:
     """Let a pointer file name a checkpoint; on the disk when this returns."""
-    pointer = folder / f".{file}"
-    pointer.write_text(name + "\n", encoding="utf-8")
-    _flush(pointer)
-    pointer.replace(folder / file)
-    _flush(folder)
+    write_whole(folder / file, name + "\n")
+
+
+def _remove_left_overs(folder: Path) -> None:
+    """What killed writers left. Only one process writes here: the one that holds the run folder's lock."""
+    for left_over in folder.glob(".*.tmp"):
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()
 
 
 def _pointed(pointer: Path) -> str:
     """The name in a pointer file: a plain one, so that a crafted file leads nowhere else."""
     name = pointer.read_text(encoding="utf-8").strip()
-    if not name.startswith("step_") or not name.removeprefix("step_").isdigit():
+    if not name.startswith(STEP_PREFIX) or not name.removeprefix(STEP_PREFIX).isdigit():
         raise CheckpointError(
             f"{pointer}: names {name!r}, expected step_NUMBER; write the name of a folder beside it there"
         )
@@ -143,15 +140,12 @@ def _pointed(pointer: Path) -> str:
 
 
 def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
-    """The two files of a checkpoint, on the disk when this returns."""
-    folder.mkdir()
+    """The two files of a checkpoint."""
     flat = {f"{kind}/{name}": tensor for kind, named in state.tensors.items() for name, tensor in named.items()}
     save_file(flat, folder / STATE_FILE, metadata={"format": str(FORMAT)})
-    content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: _sha256(folder / STATE_FILE)}}
+    content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: file_sha256(folder / STATE_FILE)}}
     content["digest"] = _digest(content)
     (folder / META_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for file in (folder / STATE_FILE, folder / META_FILE, folder):
-        _flush(file)
 
 
 def find(path: Path) -> Checkpoint | None:
@@ -162,23 +156,23 @@ def find(path: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there is no such folder, or its checkpoint is incomplete or altered (never an older one instead).
     """
-    if path.parent.name == FOLDER and path.name in (LATEST_FILE, BEST_FILE) and path.is_file():
+    if path.parent.name == CHECKPOINTS and path.name in (LATEST, BEST) and path.is_file():
         return _verify(path.parent / _pointed(path))
-    if (path / META_FILE).is_file() or path.parent.name == FOLDER:
+    if (path / META_FILE).is_file() or path.parent.name == CHECKPOINTS:
         return _verify(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such run folder or checkpoint folder")
-    pointer = path / FOLDER / LATEST_FILE
+    pointer = path / CHECKPOINTS / LATEST
     if not pointer.is_file():
         return None
-    return _verify(path / FOLDER / _pointed(pointer))
+    return _verify(path / CHECKPOINTS / _pointed(pointer))
 
 
 def require(path: Path) -> Checkpoint:
     """As `find`, but a run folder without a checkpoint is an error too."""
     found = find(path)
     if found is None:
-        raise CheckpointError(f"{path}: holds no checkpoint ({path / FOLDER / LATEST_FILE} is missing)")
+        raise CheckpointError(f"{path}: holds no checkpoint ({path / CHECKPOINTS / LATEST} is missing)")
     return found
 
 
@@ -255,7 +249,7 @@ def _verify(path: Path) -> Checkpoint:
         file = path / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; use another checkpoint")
-        if _sha256(file) != expected:
+        if file_sha256(file) != expected:
             raise CheckpointError(f"{file}: altered, its sha256 is not the recorded one; use another checkpoint")
     return Checkpoint(path, meta)
 
@@ -263,21 +257,4 @@ def _verify(path: Path) -> Checkpoint:
 def _digest(content: Mapping[str, Any]) -> str:
     """sha256 of a checkpoint.json's content, its own digest left out."""
     rest = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return sha256(json.dumps(rest, sort_keys=True))

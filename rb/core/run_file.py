@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rb.core.config import RunConfig
+from rb.core.files import sha256
 from rb.core.install import project_file
 from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml
 
@@ -247,4 +247,4 @@ def dump_run(config: RunConfig) -> str:
 
 def digest(config: Any) -> str:
     """sha256 of a config's canonical form; equal configs have equal digests."""
-    return hashlib.sha256(json.dumps(to_tree(config), sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(to_tree(config), sort_keys=True))

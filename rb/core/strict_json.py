@@ -1,4 +1,4 @@
-"""JSON that is checked in full before anyone uses it, and files written in one step. Used by `formats.py` for all it reads.
+"""JSON that is checked in full before anyone uses it. Used by `formats.py` for all it reads.
 
 A kind of object is described by a table, field -> check; a check returns what is wrong with a value, or none.
 """
@@ -6,9 +6,7 @@ A kind of object is described by a table, field -> check; a check returns what i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 Check = Callable[[Any], "str | None"]
@@ -119,17 +117,3 @@ def parse(data: bytes | str, where: str) -> Any:
         return json.loads(decoded, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON ({error})") from None
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """``data`` under ``path`` in one step: a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

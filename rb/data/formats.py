@@ -1,4 +1,4 @@
-"""The file formats as Python: records, manifests, rejected rows, names inside a run folder; prediction rows are passed on.
+"""The file formats as Python: records, manifests, rejected rows; prediction rows are passed on.
 
 What each field means is said in docs/formats.md. Everything read here may come from elsewhere, so it is checked in full: unknown or
 missing fields, types, finite numbers. Shards are written and read in `shards.py` and `index.py`; nothing here touches a tar.
@@ -6,7 +6,6 @@ missing fields, types, finite numbers. Shards are written and read in `shards.py
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from rb.core import strict_json as strict
 from rb.core.boxes import EDGE_TOLERANCE, cloud_box_problem, image_box_problem
+from rb.core.files import file_sha256
 from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
 from rb.core.strict_json import FormatError, checked, dumps, parse
 from rb.core.text import clean_caption
@@ -34,17 +34,6 @@ __all__ = [
     "POINTS_EXTENSION",
     "RECORD_EXTENSION",
     "REJECTED_FILE",
-    "RUN_CHECKPOINTS",
-    "RUN_CONFIG",
-    "RUN_ENVIRONMENT",
-    "RUN_JOURNAL",
-    "RUN_LATEST",
-    "RUN_LOG",
-    "RUN_METRICS",
-    "RUN_PREDICTIONS",
-    "RUN_REPORT",
-    "RUN_VALIDATION",
-    "RUN_WEIGHTS",
     "FormatError",
     "IndexEntry",
     "Manifest",
@@ -74,19 +63,6 @@ REJECTED_FILE = "rejected.jsonl"
 RECORD_EXTENSION = "json"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 POINTS_EXTENSION = "points.npy"
-
-# A run folder (docs/formats.md).
-RUN_CONFIG = "config.yaml"
-RUN_ENVIRONMENT = "environment.json"
-RUN_WEIGHTS = "weights.json"
-RUN_JOURNAL = "journal.jsonl"
-RUN_CHECKPOINTS = "checkpoints"
-RUN_LATEST = "latest"
-RUN_PREDICTIONS = "predictions"
-RUN_METRICS = "metrics"
-RUN_REPORT = "report.html"
-RUN_VALIDATION = "validation"
-RUN_LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -303,7 +279,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifest_digest(path: Path) -> str:
     """sha256 of a manifest's bytes: the identity of a data set, since it holds the digests of index and shards."""
-    return hashlib.sha256(find_manifest(path).read_bytes()).hexdigest()
+    return file_sha256(find_manifest(path))
 
 
 def rejected_row(row: Rejected) -> str:

@@ -15,13 +15,13 @@ import os
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rb.core.files import file_sha256, whole_file
 from rb.core.modality import modality_spec
 from rb.data.formats import IndexEntry, ObjectAnnotation, Record, find_manifest, manifest_digest, read_manifest
 from rb.data.predictions import sample_id
@@ -42,16 +42,6 @@ class ShardCorruptionError(ValueError):
 def range_digest(data: bytes) -> int:
     """The 64-bit digest of a record's byte range."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def file_sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
-    """sha256 of a whole file, in pieces; ``progress`` is told the bytes of each."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()
 
 
 class IndexBuilder:
@@ -101,16 +91,9 @@ class IndexBuilder:
         for column, name in enumerate(("record", "object", "caption")):
             rows[name] = samples[:, column]
         header = _HEADER.pack(_MAGIC, num_shards, self.num_records, self.num_samples, self._ids_bytes)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                for piece in (header, table.tobytes(), rows.tobytes(), b"".join(self._ids)):
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            for piece in (header, table.tobytes(), rows.tobytes(), b"".join(self._ids)):
+                file.write(piece)
         return IndexEntry(path.name, path.stat().st_size, file_sha256(path))
 
 

@@ -5,16 +5,15 @@ Prediction writes them, scoring reads them and needs nothing else. What each fie
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rb.core import strict_json as strict
+from rb.core.files import sha256, write_json, write_whole
 from rb.core.modality import MODALITIES
-from rb.core.strict_json import FormatError, checked, dumps, parse, write_atomic
+from rb.core.strict_json import FormatError, checked, dumps, parse
 
 
 def sample_id(source_id: str, object_id: str | None) -> str:
@@ -52,7 +51,7 @@ _PREDICTION: dict[str, strict.Check] = {
 
 def ids_digest(ids: Sequence[str]) -> str:
     """sha256 of a set of ids, whatever their order: scores of unequal sets are never compared."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return sha256("\n".join(sorted(ids)))
 
 
 def predictions_meta_path(path: Path) -> Path:
@@ -61,7 +60,7 @@ def predictions_meta_path(path: Path) -> Path:
 
 
 def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
-    """All rows of a prediction job, atomically, and ``NAME.meta.json`` beside them.
+    """All rows of a prediction job, each file in one step, and ``NAME.meta.json`` beside them.
 
     ``meta`` says how they were made (checkpoint, manifest digest, decoding, reference policy, versions); ``num_predictions``,
     ``ids_sha256`` and ``file_sha256`` are added here, so that a lost row or a mixed pair of files is noticed.
@@ -76,11 +75,11 @@ def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str,
     own = {
         "num_predictions": len(rows),
         "ids_sha256": ids_digest([row.id for row in rows]),
-        "file_sha256": hashlib.sha256(data).hexdigest(),
+        "file_sha256": sha256(data),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
-    write_atomic(predictions_meta_path(path), (json.dumps({**meta, **own}, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(path, data)
+    write_json(predictions_meta_path(path), {**meta, **own})
 
 
 def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
@@ -147,7 +146,7 @@ def _compare_with_meta(path: Path, data: bytes, ids: Sequence[str], meta: Mappin
         raise FormatError(
             f"{path}: its ids are not those that its meta file names (one is missing, another was added); {remedy}"
         )
-    if "file_sha256" in meta and meta["file_sha256"] != hashlib.sha256(data).hexdigest():
+    if "file_sha256" in meta and meta["file_sha256"] != sha256(data):
         raise FormatError(
             f"{path}: was changed after its meta file was written; {remedy}, or delete the meta file to score it as it is"
         )

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +17,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from rb.core.files import file_sha256, whole_folder, write_whole
 from rb.core.modality import modality_spec
-from rb.core.strict_json import write_atomic
 from rb.data.formats import (
     FORMAT_VERSION,
     IMAGE_EXTENSIONS,
@@ -39,7 +37,7 @@ from rb.data.formats import (
     read_manifest,
     rejected_row,
 )
-from rb.data.index import IndexBuilder, ShardCorruptionError, file_sha256
+from rb.data.index import IndexBuilder, ShardCorruptionError
 from rb.data.tars import scan_shard
 from rb.sources.images import image_size
 from rb.sources.points import decode_points
@@ -123,7 +121,7 @@ class _Collector:
             "samples": self.builder.num_samples,
         }
         manifest = Manifest(FORMAT_VERSION, name, self.modality, self.split, counts, rejected, self.shards, entry)
-        write_atomic(folder / MANIFEST_FILE, manifest.to_json())
+        write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
 
 
@@ -163,6 +161,7 @@ class ShardWriter:
         self.overwrite = overwrite
         self.manifest: Manifest | None = None
         self._check_target()
+        self._whole = whole_folder(self.out_dir, replace=True)
         self._collector = _Collector(modality, split)
         self._rejected: Counter[str] = Counter()
         self._tar: TarWriter | None = None
@@ -171,27 +170,20 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self.out_dir.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(
-            tempfile.mkdtemp(prefix=f".{self.out_dir.name}.", suffix=".partial", dir=self.out_dir.parent)
-        )
+        self._folder = self._whole.__enter__()
         self._rejects = (self._folder / REJECTED_FILE).open("w", encoding="ascii")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.push(self._whole)
+            stack.callback(self._close_files)
             if kind is None:
                 self._finish()
-        finally:
-            with contextlib.suppress(
-                OSError
-            ):  # after a full disk, what is left to flush cannot be flushed; it is removed anyway
-                self._rejects.close()
-                if self._tar is not None and self._file is not None:
-                    self._tar.close()
-                    self._file.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            elif error is not None:
+                raise error
 
     @property
     def num_records(self) -> int:
@@ -258,17 +250,14 @@ class ShardWriter:
             self._close_shard()
         self._rejects.close()
         self.manifest = self._collector.finish(self._folder, self.name, self.rejected)
-        umask = os.umask(0)
-        os.umask(umask)
-        self._folder.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
         self._check_target()
-        if self.out_dir.exists() and any(self.out_dir.iterdir()):
-            old = self._folder.with_name(self._folder.name + ".old")
-            self.out_dir.rename(old)
-            self._folder.rename(self.out_dir)
-            shutil.rmtree(old)
-        else:
-            self._folder.rename(self.out_dir)
+
+    def _close_files(self) -> None:
+        with contextlib.suppress(OSError):  # after a full disk the rest cannot be written; the folder is removed anyway
+            self._rejects.close()
+            if self._tar is not None and self._file is not None:
+                self._tar.close()
+                self._file.close()
 
 
 def adopt(folder: Path, modality: str, name: str | None = None, overwrite: bool = False) -> Manifest:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from rb.core.files import write_whole
+
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -46,10 +48,8 @@ def page(title: str, html: str, script: bool = True) -> str:
 
 
 def write_page(path: Path, title: str, html: str, script: bool = True) -> Path:
-    """Write ``page(...)`` atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(title, html, script), encoding="utf-8")
-    temporary.replace(path)
+    """Write ``page(...)`` in one step."""
+    write_whole(path, page(title, html, script))
     return path
 
 

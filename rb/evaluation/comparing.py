@@ -7,7 +7,6 @@ result. Every file is compared with the first. CIDEr is computed here; SPICE is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from rb.core.files import file_sha256
+from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError, parse
-from rb.data.formats import RUN_CONFIG, RUN_PREDICTIONS, Prediction, read_predictions
+from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import score_captions
 from rb.evaluation.scoring import examples_path, metrics_path
 
@@ -185,7 +186,7 @@ def read_spice(side: Side, ids: Sequence[str]) -> NDArray[np.float64] | None:
     metrics = parse(scores.read_bytes(), str(scores))
     if not isinstance(metrics, dict):
         return None
-    if metrics.get("predictions_sha256") != hashlib.sha256(side.path.read_bytes()).hexdigest():
+    if metrics.get("predictions_sha256") != file_sha256(side.path):
         return None  # of an older file under this name
     found = {}
     for number, line in enumerate(examples_path(scores).read_bytes().splitlines(), 1):

@@ -6,14 +6,14 @@ split; the metrics mean nothing over a mixture (CIDEr weighs words by the set th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rb.core.strict_json import FormatError, dumps, write_atomic
-from rb.data.formats import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
+from rb.core.files import file_sha256, sha256, write_json, write_whole
+from rb.core.run_layout import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS
+from rb.core.strict_json import FormatError, dumps
+from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import METRICS, CaptionScores, score_captions
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
@@ -82,13 +82,13 @@ def score_file(
         "reference_policy": meta.get("reference_policy"),
         "decoding": meta.get("decoding"),
         "predictions": str(predictions.resolve()),
-        "predictions_sha256": hashlib.sha256(predictions.read_bytes()).hexdigest(),
+        "predictions_sha256": file_sha256(predictions),
         "versions": {**found.versions, "predicted_with": meta.get("versions")},
     }
     out = metrics_path(predictions) if out is None else Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}).encode())
-    write_atomic(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}))
+    write_json(out, result)
     if use_mlflow:
         _log(result, predictions, out)
     return result
@@ -114,7 +114,7 @@ def examples_path(metrics: Path) -> Path:
 def set_digest(rows: Sequence[Prediction]) -> str:
     """sha256 of the ids with their references, whatever the order of the rows: only scores of equal sets are compared."""
     content = dumps(sorted([row.id, *row.references] for row in rows))
-    return hashlib.sha256(content.encode()).hexdigest()
+    return sha256(content)
 
 
 def _one_set(rows: Sequence[Prediction], path: Path) -> tuple[str, str, str]:

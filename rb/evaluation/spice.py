@@ -10,8 +10,6 @@ for the JavaScript engine that Java 15 removed and that SPICE prints through. Re
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rb.core.files import sha256
+from rb.core.locks import FileLock
 from rb.evaluation.java import Java, JavaToolError, coco_jars, java_command, run_tool
 
 LOG = logging.getLogger(__name__)
@@ -145,18 +145,14 @@ def _locked(cache: Path | None, jars: Sequence[Path]) -> Iterator[Path | None]:
     if cache is None:
         yield None
         return
-    identity = hashlib.sha256(repr([(jar.name, jar.stat().st_size) for jar in jars]).encode()).hexdigest()[:12]
+    identity = sha256(repr([(jar.name, jar.stat().st_size) for jar in jars]))[:12]
     folder = cache / identity
+    lock = FileLock(folder / "lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        ours = lock.acquire() and lock.certain
     except OSError:
-        yield None
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-            return
-        yield folder
+        ours = False
+    try:
+        yield folder if ours else None
+    finally:
+        lock.release()

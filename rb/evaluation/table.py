@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.modality import MODALITIES
+from rb.core.run_layout import RUN_METRICS
 from rb.core.strict_json import FormatError, parse
-from rb.data.formats import RUN_METRICS
 from rb.evaluation.verdicts import VERDICTS
 
 COLUMN_METRICS = ("CIDEr", "SPICE")

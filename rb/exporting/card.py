@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rb.data.formats import RUN_METRICS
+from rb.core.run_layout import RUN_METRICS
 from rb.evaluation.paper import printed, read_paper, table1_rows
 
 METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE-L")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,10 +35,11 @@ from rb.checkpoints.export_folder import (
     split_names,
 )
 from rb.core.config import FoundationConfig, RunConfig
+from rb.core.files import whole_folder, write_json
 from rb.core.modality import modality_spec
 from rb.core.run_file import load_run, to_tree
+from rb.core.run_layout import RUN_CONFIG
 from rb.core.text import TextProcessor
-from rb.data.formats import RUN_CONFIG
 from rb.exporting.card import modality_card, root_card, scores_of
 from rb.model.point_encoder import to_original
 from rb.model.region_blip import RegionBLIP
@@ -85,9 +85,7 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
         "foundation": foundation,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        temporary.mkdir()
+    with whole_folder(out) as temporary:
         for modality in model.parts:
             _write_modality(temporary / modality, modality, model, config, common)
             settings = json.loads((temporary / modality / MODALITY_FILE).read_text(encoding="utf-8"))
@@ -96,16 +94,11 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
         if any(modality_spec(modality).source == "points" for modality in model.parts):
             _write_point_encoder(temporary / POINT_FOLDER, model)
         modalities = list(model.parts)
-        _write_json(temporary / EXPORT_FILE, common | {"modalities": modalities})
+        write_json(temporary / EXPORT_FILE, common | {"modalities": modalities})
         (temporary / CARD_FILE).write_text(root_card(common, modalities, merge), encoding="utf-8")
         del model
         for modality in modalities if merge else []:
             _write_merged(temporary / modality, config)
-        if out.exists():
-            raise ExportError(f"--out {out}: was made by someone else meanwhile; name another folder")
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return modalities
 
 
@@ -137,7 +130,7 @@ def _write_modality(
         described["train_modalities"],
     )  # a machine's folders; which of them are there says the export
     text = text_processor(config.model)
-    _write_json(
+    write_json(
         folder / MODALITY_FILE,
         {
             **common,
@@ -178,7 +171,7 @@ def _write_point_encoder(folder: Path, model: RegionBLIP) -> None:
     folder.mkdir()
     original = to_original(model.point_encoder.state_dict())
     _save(original, folder / "point_bert.safetensors")
-    _write_json(folder / "config.json", dataclasses.asdict(model.point_encoder.config))
+    write_json(folder / "config.json", dataclasses.asdict(model.point_encoder.config))
 
 
 def _check_mergeable(config: RunConfig) -> None:
@@ -210,7 +203,3 @@ def _write_merged(folder: Path, config: RunConfig) -> None:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ import transformers
 
 from rb.core import dist
 from rb.core.exit_codes import FAILED, FINISHED, WRONG_REQUEST, leave
+from rb.core.files import write_whole
 from rb.gpu_check import attention, steps
 from rb.gpu_check.random_models import SIZES, Size, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
@@ -197,9 +198,7 @@ def release(model: RegionBLIP) -> None:
 
 def write(path: Path, report: dict[str, Any]) -> None:
     """The report so far, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(report, indent=1) + "\n")  # may hold NaN: then that is the finding
 
 
 def say(line: str, stream: Any = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.modality import modality_spec
-from rb.data.formats import RUN_PREDICTIONS
+from rb.core.run_layout import RUN_PREDICTIONS
 from rb.drawing.cards import BOXES, card, missing, switch, voice
 from rb.drawing.intervals import interval_chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page

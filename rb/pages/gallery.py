@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.modality import MODALITIES, modality_spec
+from rb.core.run_layout import RUN_METRICS, RUN_PREDICTIONS
 from rb.core.seeding import generator
-from rb.data.formats import RUN_METRICS, RUN_PREDICTIONS, Prediction, read_predictions
+from rb.data.formats import Prediction, read_predictions
 from rb.data.index import Loaded
 from rb.drawing.cards import BOXES, card, missing, switch, voice
 from rb.drawing.page import Html, esc, note

@@ -15,11 +15,12 @@ from typing import Any
 
 from rb.core.config import LOSS_NAMES
 from rb.core.modality import MODALITIES
-from rb.data.formats import (
+from rb.core.run_layout import (
     RUN_CONFIG,
     RUN_ENVIRONMENT,
     RUN_JOURNAL,
     RUN_METRICS,
+    RUN_MLFLOW,
     RUN_PREDICTIONS,
     RUN_REPORT,
     RUN_WEIGHTS,
@@ -29,7 +30,6 @@ from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, t
 from rb.pages.gallery import gallery
 from rb.pages.report_scores import scores_section
 from rb.tracking.journal import Point, metric_points, read_rows
-from rb.tracking.mlflow_store import RUN_FILE
 
 LOSS = re.compile(r"(train|val)/([^/]+)/loss_(.+)")
 RATE = re.compile(r"(train|val)/([^/]+)/([^/]+)")
@@ -93,7 +93,7 @@ def _head(run_dir: Path, events: Sequence[Mapping[str, Any]], points: Mapping[st
         "git commit": _short(tags.get("git_commit", "unknown")),
     }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not copied to MLflow, or not yet
-        shown["MLflow run"] = _short(str(json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["run_id"]))
+        shown["MLflow run"] = _short(str(json.loads((run_dir / RUN_MLFLOW).read_text(encoding="utf-8"))["run_id"]))
     if not resumes:
         del shown["resumed"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(times[0])) if times else ""

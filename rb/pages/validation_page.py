@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rb.core.modality import modality_spec
-from rb.data.formats import RUN_VALIDATION
+from rb.core.run_layout import RUN_VALIDATION
 from rb.data.index import Loaded, ManifestReader
 from rb.drawing.cards import card, voice
 from rb.drawing.page import Html, esc, section, write_page

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rb.data.formats import RUN_PREDICTIONS, RUN_REPORT
+from rb.core.run_layout import RUN_PREDICTIONS, RUN_REPORT
 
 LLMS = ("opt", "t5")
 # Data set, and the splits that Table 1 needs of it.

@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from rb.core.locks import FileLock
+from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.evaluations import EVALUATIONS
-from rb.tracking.journal import JOURNAL_NAME, Journal, read_rows
-from rb.tracking.lock import FolderLock
+from rb.tracking.journal import Journal, read_rows
 from rb.tracking.mlflow_store import TrackingError
 
 
@@ -40,15 +40,15 @@ def sync(run_dir: str | Path, root: str | Path | None = None) -> list[str]:
         TrackingError: no journal in ``run_dir``, or MLflow cannot be reached or refuses.
     """
     run_dir = Path(run_dir).resolve()
-    if not (run_dir / JOURNAL_NAME).exists():
-        raise TrackingError(f"{run_dir}: no {JOURNAL_NAME} in it; give a run folder")
+    if not (run_dir / RUN_JOURNAL).exists():
+        raise TrackingError(f"{run_dir}: no {RUN_JOURNAL} in it; give a run folder")
     root = root or run_dir.parent
-    jobs = sorted(path.parent for path in (run_dir / EVALUATIONS).glob(f"*/{JOURNAL_NAME}"))
+    jobs = sorted(path.parent for path in (run_dir / RUN_EVALUATIONS).glob(f"*/{RUN_JOURNAL}"))
     return [_sync_one(folder, root) for folder in (run_dir, *jobs)]
 
 
 def _sync_one(folder: Path, root: str | Path) -> str:
-    lock = FolderLock(folder)
+    lock = FileLock(folder / TRACKING_LOCK)
     if not lock.acquire():
         return f"{folder}: a live process tracks it and copies by itself"
     try:
@@ -70,10 +70,10 @@ def _sync_one(folder: Path, root: str | Path) -> str:
 def _mark_killed(folder: Path) -> None:
     """We hold the lock of the folder, so a run that says RUNNING was killed."""
     last = ""
-    for row, _ in read_rows(folder / JOURNAL_NAME):
+    for row, _ in read_rows(folder / RUN_JOURNAL):
         if row["kind"] == "status":
             last = row.get("status", "")
     if last == "RUNNING":
-        journal = Journal(folder / JOURNAL_NAME)
+        journal = Journal(folder / RUN_JOURNAL)
         journal.write("status", status="KILLED")
         journal.close()

@@ -13,7 +13,8 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rb.tracking.journal import JOURNAL_NAME, read_rows
+from rb.core.run_layout import RUN_JOURNAL
+from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import (
     OFFSET_TAG,
     TrackingError,
@@ -77,7 +78,7 @@ class JournalCopier:
     @property
     def journal(self) -> Path:
         """The journal it reads."""
-        return self.run_dir / JOURNAL_NAME
+        return self.run_dir / RUN_JOURNAL
 
     def behind(self) -> int:
         """Bytes of the journal not copied yet."""

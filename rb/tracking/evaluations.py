@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from rb.tracking.journal import JOURNAL_NAME, Journal
-from rb.tracking.lock import FolderLock
+from rb.core.locks import FileLock
+from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.journal import Journal
 from rb.tracking.mlflow_copy import MlflowCopy
 from rb.tracking.mlflow_store import run_identity
 
-EVALUATIONS = "evaluations"
 TIMEOUT_S = 60.0  # how long a finished job waits for MLflow
 
 _log = logging.getLogger(__name__)
@@ -59,10 +59,8 @@ def log_evaluation(
         raise ValueError("log_evaluation: give job_dir where there is no training run (run_dir)")
     if run_dir is not None and step is None:
         raise ValueError(f"log_evaluation: the step of the checkpoint in {run_dir} is needed to place its scores")
-    if run_dir is not None and not (Path(run_dir) / JOURNAL_NAME).exists():
-        raise ValueError(
-            f"{run_dir}: no {JOURNAL_NAME} in it, so not a run folder; give the folder of the training run"
-        )
+    if run_dir is not None and not (Path(run_dir) / RUN_JOURNAL).exists():
+        raise ValueError(f"{run_dir}: no {RUN_JOURNAL} in it, so not a run folder; give the folder of the training run")
     named = score_names(scores, dataset, split)
     marks = {"job": "evaluation", "dataset": dataset, "split": split, **(tags or {})}
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "regionblip")
@@ -72,7 +70,7 @@ def log_evaluation(
         experiment = training["experiment"]
         marks |= {"training_run": run_dir.name, "training_run_id": training.get("run_id", ""), "checkpoint_step": step}
         _append(run_dir, step or 0, named)
-    folder = Path(job_dir) if job_dir is not None else Path(run_dir or ".") / EVALUATIONS / name
+    folder = Path(job_dir) if job_dir is not None else Path(run_dir or ".") / RUN_EVALUATIONS / name
     run_identity(folder, experiment, f"{run_dir.name}-{name}" if isinstance(run_dir, Path) else name)
     _append(folder, step or 0, named, marks)
     if not mlflow:
@@ -83,7 +81,7 @@ def log_evaluation(
 
 
 def _append(folder: Path, step: int, values: Mapping[str, float], marks: Mapping[str, object] | None = None) -> None:
-    journal = Journal(folder / JOURNAL_NAME)
+    journal = Journal(folder / RUN_JOURNAL)
     try:
         if marks is not None:
             journal.write("tags", values={key: str(value) for key, value in marks.items()})
@@ -96,7 +94,7 @@ def _append(folder: Path, step: int, values: Mapping[str, float], marks: Mapping
 
 def _follow(run_dir: Path) -> bool:
     """Copy the training run's journal too, unless its own process lives and does so by itself."""
-    lock = FolderLock(run_dir)
+    lock = FileLock(run_dir / TRACKING_LOCK)
     if not lock.acquire():
         _log.info("%s is tracked by a live process, which copies the scores to MLflow", run_dir)
         return True

@@ -15,9 +15,7 @@ append to the same file and a kill leaves at most one torn line, at the end. Row
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -28,7 +26,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JOURNAL_NAME = "journal.jsonl"
+from rb.core.locks import locked
+
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume")
 
@@ -65,7 +64,7 @@ class Journal:
         assert kind in KINDS, kind
         row = {"kind": kind, "time": time.time(), **fields}
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
-        with self._lock, _file_lock(self._fd):
+        with self._lock, locked(self._fd):
             self._drop_torn_tail()
             if os.write(self._fd, line) != len(line):
                 raise OSError(errno.ENOSPC, f"{self.path}: a row was written in part only; is the disk full?")
@@ -97,22 +96,6 @@ def _encode(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-@contextlib.contextmanager
-def _file_lock(fd: int) -> Iterator[None]:
-    """Hold the file against other processes. Where the file system has no locks, whole-line appends must do."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        yield
-        return
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def warn_bad_line(message: str) -> None:

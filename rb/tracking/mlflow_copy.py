@@ -9,8 +9,9 @@ import logging
 import threading
 from pathlib import Path
 
+from rb.core.locks import FileLock
+from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.lock import FolderLock
 from rb.tracking.mlflow_store import TrackingError, load_mlflow
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 120.0
@@ -26,11 +27,11 @@ class MlflowCopy:
         run_dir: str | Path,
         root: str | Path | None = None,
         interval_s: float = 5.0,
-        lock: FolderLock | None = None,
+        lock: FileLock | None = None,
     ) -> None:
         load_mlflow()  # here, before the first step: in the thread it would hold up steps
         self._copier = JournalCopier(run_dir, root)
-        self._lock = lock or FolderLock(run_dir)
+        self._lock = lock or FileLock(Path(run_dir) / TRACKING_LOCK)
         self._interval_s = interval_s
         self._closing = threading.Event()
         self._complete = False

@@ -6,7 +6,6 @@ Used by ``mlflow_copy.py`` alone. Importing this file does not import MLflow (2.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import logging
@@ -17,11 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rb.core.files import write_json
+from rb.core.locks import FileLock
+from rb.core.run_layout import RUN_MLFLOW
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-RUN_FILE = "mlflow.json"
 OFFSET_TAG = "journal_offset"
 KEY_TAG = "run_key"
 MAX_VALUE_CHARS = 500
@@ -90,9 +92,7 @@ def _creation_lock(uri: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path.with_name(path.name + ".lock")):
         yield
 
 
@@ -123,7 +123,7 @@ def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dic
 
     The random key is written before MLflow is asked for a run, and tagged there: a process killed in between finds its run again.
     """
-    path = run_dir / RUN_FILE
+    path = run_dir / RUN_MLFLOW
     if path.exists():
         try:
             identity = json.loads(path.read_text(encoding="utf-8"))
@@ -138,12 +138,10 @@ def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dic
 
 
 def save_identity(run_dir: Path, identity: dict[str, str]) -> None:
-    """Write ``mlflow.json`` atomically."""
-    path = run_dir / RUN_FILE
+    """Write ``mlflow.json`` in one step."""
+    path = run_dir / RUN_MLFLOW
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, identity)
 
 
 def open_run(client: MlflowClient, uri: str, run_dir: Path) -> Run:
@@ -171,6 +169,6 @@ def open_run(client: MlflowClient, uri: str, run_dir: Path) -> Run:
 def _active(run: Run, uri: str) -> Run:
     if run.info.lifecycle_stage != "active":
         raise TrackingError(
-            f"MLflow run {run.info.run_id} is deleted in {uri}; restore it there, or remove {RUN_FILE} from the run folder"
+            f"MLflow run {run.info.run_id} is deleted in {uri}; restore it there, or remove {RUN_MLFLOW} from the run folder"
         )
     return run

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rb.tracking.journal import JOURNAL_NAME, STATUSES, Journal
-from rb.tracking.lock import FolderLock
+from rb.core.locks import FileLock
+from rb.core.run_layout import RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.journal import STATUSES, Journal
 from rb.tracking.mlflow_copy import MlflowCopy
 from rb.tracking.mlflow_store import run_identity
 
@@ -44,13 +45,13 @@ class Tracker:
         self.run_dir = Path(run_dir).resolve()
         self._journal: Journal | None = None
         self._copy: MlflowCopy | None = None
-        self._lock = FolderLock(self.run_dir)
+        self._lock = FileLock(self.run_dir / TRACKING_LOCK)
         if not enabled:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         run_identity(self.run_dir, experiment, run_name or self.run_dir.name)
-        self._journal = Journal(self.run_dir / JOURNAL_NAME)
+        self._journal = Journal(self.run_dir / RUN_JOURNAL)
         self._journal.write("status", status="RUNNING")
         if mlflow:
             self._copy = MlflowCopy(self.run_dir, interval_s=interval_s, lock=self._lock)

@@ -17,7 +17,7 @@ import torch
 from rb.checkpoints.checkpoint import PARAMETER, TrainState, save
 from rb.core.config import RunConfig
 from rb.core.run_file import digest, dump_run, load_run, to_tree
-from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.model.weights.build import build_model
 from rb.model.weights.ledger import FROM
 from rb.model.weights.readers import fingerprint, read_tensors

@@ -23,8 +23,8 @@ from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
 from rb.core.run_file import digest, dump_run, to_tree
+from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.seeding import hash_key
-from rb.data.formats import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
 from rb.inference.generate import example_decoder
 from rb.model.weights.build import Built, build_model, text_processor

@@ -5,10 +5,7 @@ Holds who may write where; names of files are in `rb/data/formats.py`, checkpoin
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
 import platform
 import socket
 import sys
@@ -21,12 +18,13 @@ from typing import Any
 from tqdm import tqdm
 
 from rb.core.config import RunConfig
+from rb.core.files import write_json, write_whole
 from rb.core.install import git_commit
+from rb.core.locks import FileLock
 from rb.core.run_file import load_run, with_defaults
-from rb.data.formats import RUN_CONFIG, RUN_LOG
+from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.tracking.tracker import flatten
 
-LOCK_NAME = "training.lock"
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
 # What may differ between a run and its continuation: nothing of it changes what is computed. Folders may move, since contents are
 # compared by digest.
@@ -51,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock_fd = -1
+        self._lock = FileLock(path / TRAINING_LOCK)
 
     def claim(self, new: bool) -> None:
         """Lock the folder for this process, making it where it is missing, and open its log.
@@ -60,7 +58,11 @@ class RunFolder:
             ValueError: another training is in it, or it should be new and a run is already there.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        if not self._lock.acquire():
+            raise ValueError(
+                f"{self.path}: another training is in this run folder ({self._lock.owner()}); "
+                "wait for it, stop it, or use another name (name=...)"
+            )
         if new and (self.path / RUN_CONFIG).exists():
             raise ValueError(
                 f"{self.path}: holds a run already; continue it with --resume {self.path}, "
@@ -70,10 +72,10 @@ class RunFolder:
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
         """Write a small text or JSON file, whole or not at all."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
-        temporary = self.path / f".{name}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        if isinstance(content, str):
+            write_whole(self.path / name, content)
+        else:
+            write_json(self.path / name, content)
 
     def _start_log(self) -> None:
         """From now on the project's log goes to `log.txt`, and all but the lines of single steps to the error stream too."""
@@ -85,22 +87,6 @@ class RunFolder:
         console = _AboveTheBar()
         console.addFilter(lambda record: record.name != STEP_LOG)
         root.addHandler(console)
-
-    def _lock(self) -> None:
-        path = self.path / LOCK_NAME
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            # A lock of the process, not of the open file: loader workers must not inherit it, or they would hold it for a dead trainer.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            owner = os.read(descriptor, 200).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise ValueError(
-                f"{self.path}: another training is in this run folder ({owner}); wait for it, stop it, or use another name (name=...)"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._lock_fd = descriptor
 
 
 class _AboveTheBar(logging.Handler):

@@ -11,7 +11,8 @@ from rb.ablate import reach
 from rb.ablate.plan import Plan, read_plan
 from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
-from rb.tracking.journal import JOURNAL_NAME, Journal
+from rb.core.run_layout import RUN_JOURNAL
+from rb.tracking.journal import Journal
 from tests.support import tiny
 
 SCORE = "val/image_region/CIDEr"
@@ -44,7 +45,7 @@ def written(path: Path, tree: dict) -> Plan:
 
 
 def journal(out: Path, run: str, values: dict[int, float]) -> None:
-    made = Journal(out / "runs" / run / JOURNAL_NAME)
+    made = Journal(out / "runs" / run / RUN_JOURNAL)
     for step, value in values.items():
         made.metrics(step, {SCORE: value, "train/lr": 1.0})
     made.close()

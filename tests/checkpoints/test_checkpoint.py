@@ -120,7 +120,7 @@ def test_what_is_missing_or_altered_is_named(tmp_path: Path) -> None:
         ck.load_parameters(tmp_path)
     ck.save(tmp_path, 1, state(1), {}, keep=3)
     path = ck.save(tmp_path, 2, state(2), {"config": {"seed": 7}}, keep=3)
-    tensors, meta, latest = path / ck.STATE_FILE, path / ck.META_FILE, path.parent / ck.LATEST_FILE
+    tensors, meta, latest = path / ck.STATE_FILE, path / ck.META_FILE, path.parent / ck.LATEST
     good = tensors.read_bytes(), meta.read_bytes()
 
     flipped = bytearray(good[0])

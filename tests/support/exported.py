@@ -11,7 +11,7 @@ from rb.checkpoints import checkpoint
 from rb.core.config import DataConfig, DataSource, DecodeConfig, FoundationConfig, RunConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.run_file import dump_run, to_tree
-from rb.data.formats import RUN_CONFIG
+from rb.core.run_layout import RUN_CONFIG
 from rb.model.weights.build import build_model
 from tests.support import tiny
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from rb.core.locks import FileLock
+from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking import Journal, Tracker, log_evaluation, metric_points
 from rb.tracking.commands import add_commands, sync
 from rb.tracking.journal import read_rows
-from rb.tracking.lock import FolderLock
 from rb.tracking.mlflow_store import OFFSET_TAG, TrackingError, clean_name, run_identity
 from rb.tracking.tracker import flatten
 
@@ -319,7 +320,7 @@ def test_a_forked_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
     assert process.stdout is not None
     worker = int(process.stdout.readline())
     try:
-        lock = FolderLock(tmp_path / "run")
+        lock = FileLock(tmp_path / "run" / TRACKING_LOCK)
         assert not lock.acquire()
         process.kill()
         process.wait()

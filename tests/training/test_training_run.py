@@ -21,9 +21,10 @@ import yaml
 from rb.checkpoints import checkpoint
 from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig, TrainConfig
 from rb.core.run_file import load_run, to_tree
+from rb.core.run_layout import TRAINING_LOCK
 from rb.tracking import metric_points
 from rb.training.loop import check_request
-from rb.training.run_folder import LOCK_NAME, RunFolder, check_same_run, saved_run
+from rb.training.run_folder import RunFolder, check_same_run, saved_run
 from tests.support import small_data, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,7 +274,7 @@ def test_a_lock_of_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim(new=True)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert (tmp_path / LOCK_NAME).read_text().startswith(f"process {child} on ")
+    assert (tmp_path / TRAINING_LOCK).read_text().startswith(f"process {child} on ")
     child = os.fork()
     if child == 0:  # a lock of one process does not hold against itself, so another one must try
         RunFolder(tmp_path).claim(new=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, Blip2Config, Blip2ForConditionalGeneration
 
+from rb.core.files import whole_folder
 from rb.model.weights.hub_folder import open_folder
 from rb.model.weights.ledger import listing
 from rb.model.weights.readers import CheckpointError, read_headers, read_json, read_tensors
@@ -81,10 +82,8 @@ def convert(stage2: Path, vit: Path | None, llm: Path, out: Path, config: Path |
     if out.exists():
         raise CheckpointError(f"--out {out} exists already; name a new folder")
     settings = _settings(llm, config)
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out) as temporary:
         written = Written()
         bridge = read_tensors(stage2)
         vision = {k: v for k, v in bridge.items() if k.startswith("visual_encoder.")}
@@ -99,9 +98,6 @@ def convert(stage2: Path, vit: Path | None, llm: Path, out: Path, config: Path |
         _language(llm, settings, temporary, written)
         _compare(settings, written, f"{stage2}, {source} and {llm}")
         _finish(temporary, settings, llm, written)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     lines = [f"{out}: {len(written.weight_map)} weights, {written.size / 1e9:.2f} GB in {written.shards} shards"]
     lines += [f"dropped: {count} {what}" for what, count in written.dropped.items()]
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rb.core.files import sha256
 from rb.model.weights.readers import CheckpointError
 
 FROM = " : "  # between a source (``blip2/model.safetensors``, ``init``) and its key or rule
@@ -107,7 +107,7 @@ class Ledger:
         report = self.report(model)
         rows = {name: [row["origin"], row["shape"]] for name, row in report["weights"].items()}
         text = json.dumps([rows, self.unused], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(text)
 
 
 def plain_name(name: str) -> str:

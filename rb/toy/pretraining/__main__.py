@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rb.core.files import whole_file
 from rb.toy.pretraining.bridge import new_bridge, train_bridge, trained_bridge
 from rb.toy.pretraining.export import write_foundation
 from rb.toy.pretraining.language import train_language
@@ -64,10 +65,9 @@ def _keep(
     work: Path, stage: str, steps: int, weights: dict[str, Tensor], scores: dict[str, float], began: float
 ) -> None:
     """Weights first, then the book that says they are complete."""
-    temporary = work / f".{stage}.new"
     own = {k: v for k, v in weights.items() if stage.startswith("t5_") or not k.endswith(_TIED)}
-    save_file({k: v.contiguous() for k, v in own.items()}, temporary)
-    temporary.replace(work / f"{stage}.safetensors")
+    with whole_file(work / f"{stage}.safetensors") as temporary:
+        save_file({k: v.contiguous() for k, v in own.items()}, temporary)
     book = {"steps": steps, "seconds": round(time.monotonic() - began), "scores": scores}
     (work / f"{stage}.json").write_text(json.dumps(book, indent=2) + "\n", encoding="utf-8")
 
