@@ -78,6 +78,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
 def test_killed_at_any_moment_the_newest_named_checkpoint_is_whole(tmp_path: Path) -> None:
     draw, reached = random.Random(0), []
     for _ in range(25):
+        read, write = os.pipe()
         child = os.fork()
         if child == 0:  # saves step after step until it is killed
             found = ck.find(tmp_path)
@@ -85,9 +86,12 @@ def test_killed_at_any_moment_the_newest_named_checkpoint_is_whole(tmp_path: Pat
             while True:
                 step += 1
                 ck.save(tmp_path, step, state(step), {}, keep=2)
+                os.write(write, b".")
+        os.read(read, 1)  # one is whole; the kill comes in one of the next
         time.sleep(draw.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(read), os.close(write)
         found = ck.find(tmp_path)
         if found is not None:
             assert equal(ck.load_state(found), state(found.step))
