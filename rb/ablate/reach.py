@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.ablate.plan import Plan, Variant
+from rb.core.metric_names import VAL, value_name
 from rb.core.run_layout import RUN_JOURNAL
 from rb.tracking.journal import metric_points
 
@@ -31,12 +32,13 @@ class Curve:
 
 def read_curve(plan: Plan, variant: Variant, seed: int, modality: str, out: Path) -> Curve:
     """The score ``val/<modality>/<plan.reach>`` of one variant with one seed, over all its stages."""
+    assert plan.reach is not None
     points: list[tuple[int, float]] = []
     before = 0
     for stage in range(len(variant.stages)):
         _, config = plan.training(variant, seed, stage, out)
         journal = out / "runs" / config.name / RUN_JOURNAL
-        found = metric_points(journal).get(f"val/{modality}/{plan.reach}", [])
+        found = metric_points(journal).get(value_name(VAL, plan.reach, modality), [])
         points += [(before + point.step, point.value) for point in found]
         assert config.train.max_steps is not None, "checked when the plan was read"
         before += config.train.max_steps

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rb.core.metric_names import TOTAL
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -102,3 +104,7 @@ class LossTerms:
 
     terms: dict[str, Tensor]
     total: Tensor
+
+    def with_total(self) -> dict[str, Tensor]:
+        """All terms and their weighted sum as ``total``: what is logged."""
+        return self.terms | {TOTAL: self.total}

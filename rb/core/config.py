@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rb.core.metric_names import TOTAL, VAL, loss_name, value_name
 from rb.core.modality import in_table_order, modality_spec
 from rb.core.model_config import (
     CLOUD_BOX_DIMS,
@@ -199,8 +200,8 @@ class ValidationConfig:
             terms = [term for term in LOSS_NAMES if model.loss_weights[term] > 0 and (term != "reg" or spec.regional)]
             if modality not in model.itm_modalities:
                 terms = [term for term in terms if term != "itm"]
-            scores = [f"loss_{term}" for term in (*terms, "total")] if self.num_loss_batches else []
-            given += [f"val/{modality}/{score}" for score in (*scores, *(["CIDEr"] if self.num_examples else []))]
+            given += [loss_name(VAL, modality, term) for term in (*terms, TOTAL) if self.num_loss_batches]
+            given += [value_name(VAL, "CIDEr", modality)] if self.num_examples else []
         if self.keep_best not in given:
             raise ValueError(
                 f"validation.keep_best: {self.keep_best!r} is no score of this run's validation; they are {', '.join(given)}"

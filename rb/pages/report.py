@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rb.core.config import LOSS_NAMES
+from rb.core.metric_names import (
+    EPOCH,
+    EVAL,
+    GRAD_NORM,
+    RATE,
+    SPEED,
+    TOTAL,
+    TRAIN,
+    VAL,
+    MetricName,
+    parse_name,
+)
 from rb.core.modality import MODALITIES
 from rb.core.run_layout import (
     RUN_CONFIG,
@@ -31,10 +42,8 @@ from rb.pages.gallery import gallery
 from rb.pages.report_scores import scores_section
 from rb.tracking.journal import Point, metric_points, read_rows
 
-LOSS = re.compile(r"(train|val)/([^/]+)/loss_(.+)")
-RATE = re.compile(r"(train|val)/([^/]+)/([^/]+)")
-PLAIN = {"train/lr": "learning rate", "train/grad_norm": "gradient norm", "train/samples_per_s": "samples per second"}
-HIDDEN = ("train/epoch",)
+PLAIN = {RATE: "learning rate", GRAD_NORM: "gradient norm", SPEED: "samples per second"}  # of the whole run
+HIDDEN = (EPOCH,)
 
 
 def build_report(run_dir: str | Path, examples: int = 12) -> Path:
@@ -79,7 +88,9 @@ def _head(run_dir: Path, events: Sequence[Mapping[str, Any]], points: Mapping[st
     tone = {"finished": " good", "failed": " bad", "killed": " bad"}.get(status, "")
     times = [statuses[0][0]] if statuses else []
     times += [point.time for series in points.values() for point in series[-1:]]
-    steps = [series[-1].step for name, series in points.items() if name.startswith("train/")]
+    steps = [
+        series[-1].step for name, series in points.items() if (parsed := parse_name(name)) and parsed.stage == TRAIN
+    ]
     resumes = sum(row["kind"] == "resume" for row in events)
     shown: dict[str, object] = {
         "steps": f"{max(steps):,}" if steps else "none yet",
@@ -122,27 +133,26 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
     panels: dict[str, list[Series]] = {}
     scores: dict[str, list[Series]] = {}
     others: dict[str, list[Series]] = {}
-    for name in sorted(points, key=_modality_order):
-        line = [(p.step, p.value) for p in points[name]]
-        loss, rate = LOSS.fullmatch(name), RATE.fullmatch(name)
-        if loss:
-            panels.setdefault(loss[3], []).append(_series(loss[1], loss[2], line))
-        elif rate and rate[1] == "val":
-            scores.setdefault(f"{rate[3]} in validation", []).append(_series("train", rate[2], line))
-        elif name in PLAIN:
-            others.setdefault(PLAIN[name], []).append(Series("all", "c4", line))
-        elif rate:
-            label = f"{rate[3].replace('_', ' ').replace('per s', 'per second')}, by modality"
-            others.setdefault(label, []).append(_series(rate[1], rate[2], line))
-        elif name.startswith("train/") and name not in HIDDEN and any(value for _, value in line):
-            others.setdefault(name.removeprefix("train/").replace("_", " "), []).append(Series("all", "c4", line))
-        elif name.startswith("eval/") and len(line) > 1:
-            place, metric = name.removeprefix("eval/").rsplit("/", 1)
-            series = scores.setdefault(f"{metric} of checkpoints", [])
-            series.append(Series(place, f"c{len(series) % 5}", line))
+    for name in sorted(filter(None, map(parse_name, points)), key=_modality_order):
+        line = [(p.step, p.value) for p in points[str(name)]]
+        if name.stage == EVAL:
+            if len(line) > 1:
+                series = scores.setdefault(f"{name.value} of checkpoints", [])
+                series.append(Series(name.place, f"c{len(series) % 5}", line))
+        elif name.term:
+            panels.setdefault(name.term, []).append(_series(name.stage, name.place, line))
+        elif name.stage == VAL:
+            scores.setdefault(f"{name.value} in validation", []).append(_series(TRAIN, name.place, line))
+        elif name.place:
+            label = f"{name.value.replace('_', ' ').replace('per s', 'per second')}, by modality"
+            others.setdefault(label, []).append(_series(name.stage, name.place, line))
+        elif name.value in PLAIN:
+            others.setdefault(PLAIN[name.value], []).append(Series("all", "c4", line))
+        elif name.value not in HIDDEN and any(value for _, value in line):
+            others.setdefault(name.value.replace("_", " "), []).append(Series("all", "c4", line))
     if not panels and not others and not scores:
         return note("The journal holds no metrics yet.")
-    order = {term: i for i, term in enumerate((*LOSS_NAMES, "total"))}
+    order = {term: i for i, term in enumerate((*LOSS_NAMES, TOTAL))}
     losses = [chart(f"loss {t}", panels[t]) for t in sorted(panels, key=lambda t: (order.get(t, 99), t))]
     rest = [chart(name, others[name], smoothing=name != "learning rate", zero=True) for name in _plain_first(others)]
     scored = [chart(name, scores[name], smoothing=False, zero=True) for name in sorted(scores)]
@@ -157,15 +167,15 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
     )
 
 
-def _modality_order(name: str) -> tuple[int, str]:
-    part = name.split("/")[1] if name.count("/") > 1 else ""
-    return (list(MODALITIES).index(part) if part in MODALITIES else len(MODALITIES), name)
+def _modality_order(name: MetricName) -> tuple[int, str]:
+    known = name.place in MODALITIES
+    return (list(MODALITIES).index(name.place) if known else len(MODALITIES), str(name))
 
 
 def _series(stage: str, modality: str, line: Sequence[tuple[int, float]]) -> Series:
     place = list(MODALITIES).index(modality) if modality in MODALITIES else len(MODALITIES)
     name = modality.replace("_", " ")
-    return Series(f"{name}, validation" if stage == "val" else name, f"c{place % 5}", line, dashed=stage == "val")
+    return Series(f"{name}, validation" if stage == VAL else name, f"c{place % 5}", line, dashed=stage == VAL)
 
 
 def _plain_first(names: Mapping[str, object]) -> list[str]:

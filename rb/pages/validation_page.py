@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rb.core.metric_names import VAL, value_name
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_VALIDATION
 from rb.data.index import Loaded, ManifestReader
@@ -62,7 +63,7 @@ def write_samples_page(
     """
     html = f"<header><h1>{esc(run_dir.name)}, validation after step {step:,}</h1></header>"
     for modality, said in samples.items():
-        title = f"{modality.replace('_', ' ')}, CIDEr {100 * scores[f'val/{modality}/CIDEr']:.1f}"
+        title = f"{modality.replace('_', ' ')}, CIDEr {100 * scores[value_name(VAL, 'CIDEr', modality)]:.1f}"
         cards = "".join(
             card(one.picture, voice("caption", caption, None), one.references, one.id) for one, caption in said
         )

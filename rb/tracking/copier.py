@@ -13,6 +13,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rb.core.metric_names import EVAL, parse_name
 from rb.core.run_layout import RUN_JOURNAL
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import (
@@ -49,7 +50,8 @@ class _Sent:
 
     def add(self, name: str, step: int, value: float) -> bool:
         """Note the point; whether it has to be sent."""
-        if name.startswith("eval/"):
+        parts = parse_name(name)
+        if parts is not None and parts.stage == EVAL:
             known = self._scores.get((name, step))
             self._scores[name, step] = value
             return known is None or not (known == value or (known != known and value != value))

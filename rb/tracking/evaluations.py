@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rb.core.locks import FileLock
+from rb.core.metric_names import evaluation_name
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.journal import Journal
 from rb.tracking.mlflow_copy import MlflowCopy
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def score_names(scores: Mapping[str, float], dataset: str, split: str) -> dict[str, float]:
     """{"CIDEr": x} as {"eval/<dataset>/<split>/CIDEr": x}."""
-    return {f"eval/{dataset}/{split}/{metric}": float(value) for metric, value in scores.items()}
+    return {evaluation_name(dataset, split, metric): float(value) for metric, value in scores.items()}
 
 
 def log_evaluation(

@@ -66,7 +66,7 @@ class _TotalLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         losses: LossTerms = self.model(batch)
-        self.terms = {name: value.detach() for name, value in losses.terms.items()} | {"total": losses.total.detach()}
+        self.terms = {name: value.detach() for name, value in losses.with_total().items()}
         # A loss that is not finite may still have a finite gradient (an L1 of infinity). Make that NaN, so that DeepSpeed's own
         # check skips the step on all ranks; without a host sync, and bit-equal where the loss is finite.
         finite = torch.isfinite(torch.stack(list(self.terms.values()))).all()

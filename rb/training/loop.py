@@ -22,6 +22,7 @@ from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
+from rb.core.metric_names import EPOCH, RATE, TOTAL, TRAIN, parse_name, shown_values, value_name
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.seeding import hash_key
@@ -143,7 +144,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 
         stopping, last = stop.agreed(run.device), done == run.total_steps
         if done % train_config.log_every == 0 or last or stopping:
-            values = window.values() | {"train/lr": rate, "train/epoch": float(turn.epoch)}
+            values = window.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): float(turn.epoch)}
             tracker.metrics(done, values)
             show(bar, done, run.total_steps, values)
         # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.
@@ -289,8 +290,7 @@ def show(bar: tqdm, done: int, total: int, values: dict[str, float]) -> None:
     """The newest values: totals on the bar, everything in the log file. Rank 0."""
     if not dist.is_main():
         return
-    totals = {n.split("/")[1]: f"{v:.3f}" for n, v in values.items() if n.endswith("/loss_total")}
-    bar.set_postfix(totals | {"lr": f"{values['train/lr']:.1e}"}, refresh=False)
-    step_log.info(
-        "step %d/%d %s", done, total, " ".join(f"{n.removeprefix('train/')}={v:.4g}" for n, v in values.items())
-    )
+    named = [(parse_name(name), value) for name, value in values.items()]
+    totals = {name.place: f"{value:.3f}" for name, value in named if name and name.term == TOTAL}
+    bar.set_postfix(totals | {RATE: f"{values[value_name(TRAIN, RATE)]:.1e}"}, refresh=False)
+    step_log.info("step %d/%d %s", done, total, shown_values(values))

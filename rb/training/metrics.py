@@ -1,6 +1,6 @@
 """Loss terms, gradient norm and speed between two log points: kept on the device, averaged over steps and ranks, fetched once.
 
-The loop fills a `Window` every step and asks for its values every `log_every` steps; the names are those of MLflow.
+The loop fills a `Window` every step and asks for its values every `log_every` steps; the names are in ``rb/core/metric_names.py``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rb.core import dist
+from rb.core.metric_names import GRAD_NORM, SKIPPED, SPEED, TRAIN, loss_name, value_name
 
 
 class Window:
@@ -23,7 +24,7 @@ class Window:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # name -> 0-dim sum over the steps of its modality
+        self._sums: dict[tuple[str, str], Tensor] = {}  # (modality, term) -> 0-dim sum over the modality's steps
         self._steps: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()
         self._norm = torch.zeros((), device=self._device)
@@ -32,8 +33,8 @@ class Window:
     def add(self, modality: str, terms: dict[str, Tensor], grad_norm: Tensor | float) -> None:
         """Note one step whose update was applied."""
         for term, value in terms.items():
-            name = f"train/{modality}/loss_{term}"
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            key = (modality, term)
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._norm = self._norm + grad_norm
         self._steps[modality] += 1
         self._time(modality)
@@ -54,20 +55,19 @@ class Window:
 
     def values(self) -> dict[str, float]:
         """Means over the steps since the last call and over ranks, by metric name. One fetch from the device. Collective."""
-        names = list(self._sums)
-        sums = [self._sums[name].double() for name in names]
+        sums = [value.double() for value in self._sums.values()]
         fetched = dist.all_reduce_sum(torch.stack([self._norm.double(), *sums])).tolist()
         ranks = dist.world_size()
         values = {
-            name: total / ranks / self._steps[name.split("/")[1]]
-            for name, total in zip(names, fetched[1:], strict=True)
+            loss_name(TRAIN, modality, term): total / ranks / self._steps[modality]
+            for (modality, term), total in zip(self._sums, fetched[1:], strict=True)
         }
         steps, seconds = sum(self._steps.values()), sum(self._seconds.values())
         if steps:
-            values["train/grad_norm"] = fetched[0] / ranks / steps
-            values["train/samples_per_s"] = steps * self._batch / seconds
+            values[value_name(TRAIN, GRAD_NORM)] = fetched[0] / ranks / steps
+            values[value_name(TRAIN, SPEED)] = steps * self._batch / seconds
             for modality, count in self._steps.items():
-                values[f"train/{modality}/samples_per_s"] = count * self._batch / self._seconds[modality]
-        values["train/skipped_steps"] = float(self.skipped_steps)
+                values[value_name(TRAIN, SPEED, modality)] = count * self._batch / self._seconds[modality]
+        values[value_name(TRAIN, SKIPPED)] = float(self.skipped_steps)
         self._clear()
         return values

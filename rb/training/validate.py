@@ -23,6 +23,7 @@ from tqdm import tqdm
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
+from rb.core.metric_names import VAL, loss_name, shown_values, value_name
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_cider
 from rb.inference.generate import caption_examples, example_decoder
@@ -120,8 +121,7 @@ class Validation:
             and (self.best is None or self.best.beaten_by(values[name]))
         ):
             self.best, improved = Best(name, values[name], done), True
-        shown = " ".join(f"{metric.removeprefix('val/')}={value:.4g}" for metric, value in values.items())
-        log.info("step %d: validation %s%s", done, shown, f" (best {name} so far)" if improved else "")
+        log.info("step %d: validation %s%s", done, shown_values(values), f" (best {name} so far)" if improved else "")
         return values, improved
 
     @contextmanager
@@ -142,13 +142,13 @@ class Validation:
         )
         for batch in bar:
             found = self._model(batch.to(self._model.device))
-            for term, value in (found.terms | {"total": found.total}).items():
+            for term, value in found.with_total().items():
                 sums[term] = sums[term] + value if term in sums else value
         if not sums:
             return {}
         fetched = dist.all_reduce_sum(torch.stack([value.double() for value in sums.values()])).tolist()
         share = count * dist.world_size()
-        return {f"val/{modality}/loss_{term}": total / share for term, total in zip(sums, fetched, strict=True)}
+        return {loss_name(VAL, modality, term): total / share for term, total in zip(sums, fetched, strict=True)}
 
     def _loss_batches(self, modality: str) -> tuple[DataLoader[Batch], int]:
         """This rank's part of the first batches of the held-out stream, and how many: no sample twice, unless one batch is too large."""
@@ -206,4 +206,4 @@ class Validation:
             score = simple_cider([row[2] for row in everything], [row[3] for row in everything])
             self._captioned[modality] = captioned
             self._said[modality] = {(manifest, sample_id): caption for manifest, sample_id, caption, _ in everything}
-        return {f"val/{modality}/CIDEr": dist.broadcast_object(score)}
+        return {value_name(VAL, "CIDEr", modality): dist.broadcast_object(score)}
