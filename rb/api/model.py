@@ -25,7 +25,7 @@ from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
-from rb.inference.generate import example_decoder
+from rb.inference.generate import example_transform
 from rb.model.qformer import text_pass
 from rb.model.region_blip import RegionBLIP as Model
 from rb.model.weights.build import Built, build_model, text_processor
@@ -56,13 +56,13 @@ class RegionBLIP:
     """
 
     def __init__(self, model: Model, config: ModelConfig, decode: DecodeConfig, seed: int) -> None:
-        decoder = example_decoder(config, model, seed, decode.image_size)
+        transform = example_transform(config, model, seed, decode.image_size)
         self.decode = decode
         self.modalities = tuple(model.parts)
         self.model = model
         self._text = text_processor(config)
-        self._images = cast("ImageTransform", decoder.images)
-        self._points = dataclasses.replace(cast("PointTransform", decoder.points), allow_few_points=True)
+        self._images = cast("ImageTransform", transform.of_source["image"])
+        self._points = dataclasses.replace(cast("PointTransform", transform.of_source["points"]), allow_few_points=True)
 
     @classmethod
     def from_pretrained(

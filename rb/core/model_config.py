@@ -191,4 +191,4 @@ class ModelConfig:
     def box_dim(self, modality: str) -> int:
         """Numbers in a box of ``modality`` as this model reads it; 0 where a sample is a whole source."""
         spec = modality_spec(modality)
-        return CLOUD_BOX_DIMS[self.box3d] if spec.regional and spec.source == "points" else spec.box_dim
+        return CLOUD_BOX_DIMS[self.box3d] if spec.box_dim == CLOUD_BOX_DIMS["min_max"] else spec.box_dim

@@ -7,16 +7,13 @@ missing fields, types, finite numbers. Shards are written and read in `shards.py
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rb.core import strict_json as strict
-from rb.core.boxes import EDGE_TOLERANCE, cloud_box_problem, image_box_problem
 from rb.core.files import file_sha256
-from rb.core.modality import MODALITIES, ModalitySpec, modality_spec
+from rb.core.modality import MODALITIES
 from rb.core.strict_json import FormatError, checked, dumps, parse
-from rb.core.text import clean_caption
 from rb.data.predictions import (
     Prediction,
     ids_digest,
@@ -28,11 +25,11 @@ from rb.data.predictions import (
 
 __all__ = [
     "FORMAT_VERSION",
-    "IMAGE_EXTENSIONS",
     "INDEX_FILE",
     "MANIFEST_FILE",
-    "POINTS_EXTENSION",
+    "OBJECT_FIELDS",
     "RECORD_EXTENSION",
+    "RECORD_FIELDS",
     "REJECTED_FILE",
     "FormatError",
     "IndexEntry",
@@ -42,7 +39,6 @@ __all__ = [
     "Record",
     "Rejected",
     "ShardEntry",
-    "check_record",
     "find_manifest",
     "ids_digest",
     "manifest_digest",
@@ -61,8 +57,6 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.bin"
 REJECTED_FILE = "rejected.jsonl"
 RECORD_EXTENSION = "json"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-POINTS_EXTENSION = "points.npy"
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,11 @@ class Record:
     height: int
     captions: list[str]
     objects: list[ObjectAnnotation] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.width, self.height
 
     def to_json(self) -> bytes:
         """The bytes of ``KEY.json``: one line, fixed order of fields."""
@@ -150,8 +149,8 @@ class Rejected:
     detail: str
 
 
-_OBJECT: dict[str, strict.Check] = {"object_id": strict.name, "box": strict.numbers, "captions": strict.texts}
-_RECORD: dict[str, strict.Check] = {
+OBJECT_FIELDS: dict[str, strict.Check] = {"object_id": strict.name, "box": strict.numbers, "captions": strict.texts}
+RECORD_FIELDS: dict[str, strict.Check] = {
     "source_id": strict.name,
     "dataset": strict.name,
     "split": strict.name,
@@ -186,60 +185,13 @@ _REJECTED: dict[str, strict.Check] = {
 
 
 def parse_record(data: bytes, where: str) -> Record:
-    """``KEY.json`` to a ``Record``, its fields and types checked; ``check_record`` says whether it fits a modality."""
-    raw = dict(checked(parse(data, where), where, _RECORD))
+    """``KEY.json`` to a ``Record``, its fields and types checked; ``check_record.py`` says whether it fits a modality."""
+    raw = dict(checked(parse(data, where), where, RECORD_FIELDS))
     raw["objects"] = [
-        ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", _OBJECT)) for i, item in enumerate(raw["objects"])
+        ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", OBJECT_FIELDS))
+        for i, item in enumerate(raw["objects"])
     ]
     return Record(**raw)
-
-
-def check_record(record: Record, modality: str, where: str) -> None:
-    """Whether ``record`` can be used for ``modality``: the ids, the size, the boxes, a caption for everything that makes a sample.
-
-    Raises:
-        FormatError: it cannot; the message says what a converter should have done (clip the box, reject the source, ...).
-    """
-    spec = modality_spec(modality)
-    checked(asdict(record), where, _RECORD)
-    if "#" in record.source_id:
-        raise FormatError(
-            f"{where}: source_id {record.source_id!r} must not hold '#', which separates source and object in sample ids"
-        )
-    sized = record.width > 0 and record.height > 0
-    if spec.source == "image" and not sized:
-        raise FormatError(f"{where}: width and height must be the image's size, got {record.width} x {record.height}")
-    if spec.source == "points" and (record.width or record.height):
-        raise FormatError(
-            f"{where}: width and height must be 0 for a point cloud, got {record.width} x {record.height}"
-        )
-    seen: set[str] = set()
-    for i, item in enumerate(record.objects):
-        place = f"{where}: objects[{i}]"
-        checked(asdict(item), place, _OBJECT)
-        if item.object_id in seen:
-            raise FormatError(
-                f"{place}: object_id {item.object_id!r} is used twice in this record; put its captions together"
-            )
-        seen.add(item.object_id)
-        problem = _box_problem(item.box, record, spec)
-        if problem:
-            raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
-        if not all(clean_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
-            raise FormatError(f"{place}: a caption without words, or none at all; reject the object")
-    if not all(clean_caption(caption) for caption in record.captions):
-        raise FormatError(f"{where}: a caption without words; leave it out")
-    if spec.regional and not record.objects:
-        raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
-    if not spec.regional and not record.captions:
-        raise FormatError(f"{where}: no caption, so nothing to train {modality} on; reject the source")
-
-
-def _box_problem(box: Sequence[float], record: Record, spec: ModalitySpec) -> str | None:
-    if spec.source == "points":
-        return cloud_box_problem(box)
-    problem = image_box_problem(box, record.width, record.height)
-    return f"{problem} (image {record.width} x {record.height}, tolerance {EDGE_TOLERANCE} px)" if problem else None
 
 
 def find_manifest(path: Path | str) -> Path:

@@ -26,6 +26,7 @@ from rb.core.modality import modality_spec
 from rb.data.formats import IndexEntry, ObjectAnnotation, Record, find_manifest, manifest_digest, read_manifest
 from rb.data.predictions import sample_id
 from rb.data.tars import split_members
+from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"
 _HEADER = struct.Struct("<8s I 4x Q Q Q 24x")  # magic, shards, records, samples, bytes of ids
@@ -156,6 +157,11 @@ class Loaded:
     def id(self) -> str:
         """The sample id."""
         return sample_id(self.record.source_id, self.item.object_id if self.item else None)
+
+    @property
+    def stored(self) -> Stored:
+        """The media as their source reads them."""
+        return Stored(self.media, self.record.size, self.where)
 
     @property
     def references(self) -> tuple[str, ...]:

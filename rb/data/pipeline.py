@@ -24,7 +24,7 @@ from rb.data.collate import collate
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
 from rb.data.order import Place, Stream
-from rb.data.samples import SampleDecoder, check_fits
+from rb.data.samples import SampleTransform, check_fits
 
 
 class Turn(Protocol):
@@ -80,7 +80,7 @@ class TrainDataset(Dataset[Batch]):
         self,
         data: Mapping[str, TrainingData],
         turn_at: Callable[[int], Turn],
-        decoder: SampleDecoder,
+        transform: SampleTransform,
         text: TextProcessor,
         *,
         total_steps: int,
@@ -90,7 +90,7 @@ class TrainDataset(Dataset[Batch]):
         world_size: int,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
-        self.data, self.turn_at, self.decoder, self.text = dict(data), turn_at, decoder, text
+        self.data, self.turn_at, self.transform, self.text = dict(data), turn_at, transform, text
         self.total_steps, self.grad_accum_steps = total_steps, grad_accum_steps
         self.micro_batch_size, self.rank, self.world_size = micro_batch_size, rank, world_size
 
@@ -107,13 +107,13 @@ class TrainDataset(Dataset[Batch]):
         return turn.modality, range(start, start + self.micro_batch_size)
 
     def __getitem__(self, item: int) -> Batch:
-        """Read, decode and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
+        """Read, transform and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
         modality, positions = self.positions(item)
         samples = []
         for position in positions:
             reader, place = self.data[modality].place(position)
-            samples.append(self.decoder.training_sample(reader.sample(place.sample), modality, position))
-        return collate(samples, self.text, self.decoder.seed)
+            samples.append(self.transform.training_sample(reader.sample(place.sample), modality, position))
+        return collate(samples, self.text, self.transform.seed)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class PredictDataset(Dataset[PredictionBatch]):
         self,
         reader: ManifestReader,
         modality: str,
-        decoder: SampleDecoder,
+        transform: SampleTransform,
         *,
         batch_size: int,
         rank: int = 0,
@@ -169,7 +169,7 @@ class PredictDataset(Dataset[PredictionBatch]):
         check_fits(reader, modality, predicting=True)
         if batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {batch_size}")
-        self.reader, self.modality, self.decoder = reader, modality, decoder
+        self.reader, self.modality, self.transform = reader, modality, transform
         self.batch_size, self.view = batch_size, view
         total = min(limit, reader.num_examples) if isinstance(limit, int) else reader.num_examples
         chosen = range(total) if limit is None or isinstance(limit, int) else limit
@@ -180,10 +180,10 @@ class PredictDataset(Dataset[PredictionBatch]):
         return -(-len(self.examples) // self.batch_size)
 
     def __getitem__(self, item: int) -> PredictionBatch:
-        """Read and decode one batch; the same errors as in training."""
+        """Read and transform one batch; the same errors as in training."""
         numbers = self.examples[item * self.batch_size : (item + 1) * self.batch_size]
         samples = [
-            self.decoder.prediction_sample(
+            self.transform.prediction_sample(
                 self.reader.example(n), self.modality, self.view.crop, self.view.box_of.get(n)
             )
             for n in numbers

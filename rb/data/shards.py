@@ -19,12 +19,11 @@ from webdataset import TarWriter
 
 from rb.core.files import file_sha256, whole_folder, write_whole
 from rb.core.modality import modality_spec
+from rb.data.check_record import check_record
 from rb.data.formats import (
     FORMAT_VERSION,
-    IMAGE_EXTENSIONS,
     INDEX_FILE,
     MANIFEST_FILE,
-    POINTS_EXTENSION,
     RECORD_EXTENSION,
     REJECTED_FILE,
     FormatError,
@@ -32,15 +31,14 @@ from rb.data.formats import (
     Record,
     Rejected,
     ShardEntry,
-    check_record,
     find_manifest,
     read_manifest,
     rejected_row,
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
 from rb.data.tars import scan_shard
-from rb.sources.images import image_size
-from rb.sources.points import decode_points
+from rb.sources.source import Stored
+from rb.sources.table import source_of
 
 _MEMBER_OVERHEAD = 2 * 512  # header and padding, at most
 
@@ -57,12 +55,11 @@ class _Collector:
 
     def check(self, record: Record, media: bytes, extension: str, where: str) -> None:
         """``FormatError`` unless this record and its media fit the format, the modality, the split and the records before."""
-        spec = modality_spec(self.modality)
+        source = source_of(self.modality)
         check_record(record, self.modality, where)
-        allowed = IMAGE_EXTENSIONS if spec.source == "image" else (POINTS_EXTENSION,)
-        if extension not in allowed:
+        if extension not in source.extensions:
             raise FormatError(
-                f"{where}: media {extension!r} does not fit {self.modality}: it reads {', '.join(allowed)}"
+                f"{where}: media {extension!r} does not fit {self.modality}: it reads {', '.join(source.extensions)}"
             )
         if self.split is None:
             self.split = record.split
@@ -70,14 +67,7 @@ class _Collector:
             raise FormatError(
                 f"{where}: split {record.split!r} in a set of {self.split!r}; one manifest holds one split"
             )
-        if spec.source == "image":
-            size = image_size(media, where)
-            if size != (record.width, record.height):
-                raise FormatError(
-                    f"{where}: the record says {record.width} x {record.height}, the image has {size[0]} x {size[1]}"
-                )
-        else:
-            decode_points(media, where)
+        source.check(Stored(media, record.size, where))
 
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""
@@ -196,7 +186,7 @@ class ShardWriter:
         return dict(sorted(self._rejected.items()))
 
     def write(self, record: Record, media: bytes, extension: str) -> None:
-        """One record. ``extension``: ``jpg``, ``png``, ``webp`` (original bytes) or ``points.npy`` (`rb.sources.points.encode_points`).
+        """One record. ``extension``: of ``media``, one of its source's (``rb/sources``): ``jpg``, ``points.npy``, ...
 
         Raises:
             FormatError: the record does not fit; a converter should have rejected it. Nothing was written of it.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rb.core.strict_json import FormatError
-from rb.data.formats import IMAGE_EXTENSIONS, POINTS_EXTENSION, RECORD_EXTENSION, Record, parse_record
+from rb.data.formats import RECORD_EXTENSION, Record, parse_record
+from rb.sources.table import media_extensions
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
 _MAX_RECORD_BYTES = 1 << 30  # one record is one image or cloud; a larger claim is damage or an attack on memory
@@ -67,7 +68,7 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
         raise FormatError(f"{where}: not a tar ({error})") from None
     assert len(keys) == 1, keys
     media = [extension for extension in members if extension != RECORD_EXTENSION]
-    allowed = (*IMAGE_EXTENSIONS, POINTS_EXTENSION)
+    allowed = media_extensions()
     if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in allowed:
         raise FormatError(
             f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(allowed)}"

@@ -44,6 +44,7 @@ from rb.exporting.card import modality_card, root_card, scores_of
 from rb.model.point_encoder import to_original
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
+from rb.sources.table import source_of
 
 HUB_OWNER = "Salesforce"
 PUBLIC_BASES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl")
@@ -91,7 +92,7 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
             settings = json.loads((temporary / modality / MODALITY_FILE).read_text(encoding="utf-8"))
             card = modality_card(settings, checkpoint.meta, scores_of(run_dir, modality, checkpoint.step))
             (temporary / modality / CARD_FILE).write_text(card, encoding="utf-8")
-        if any(modality_spec(modality).source == "points" for modality in model.parts):
+        if any(source_of(modality).point_encoder for modality in model.parts):
             _write_point_encoder(temporary / POINT_FOLDER, model)
         modalities = list(model.parts)
         write_json(temporary / EXPORT_FILE, common | {"modalities": modalities})
@@ -140,7 +141,7 @@ def _write_modality(
             "model": described,
             "decode": to_tree(config.decode),
             **_text_settings(text, modality),
-            "box": _box_words(config, modality),
+            "box": source_of(modality).box_words(config.model) if modality_spec(modality).regional else None,
             "parameters": {theirs: ours for ours, theirs in parts.items()},
         },
     )
@@ -153,17 +154,6 @@ def _text_settings(text: TextProcessor, modality: str) -> dict[str, Any]:
         "end_token_id": text.end_token_id,
         "pad_token_id": text.pad_token_id,
     }
-
-
-def _box_words(config: RunConfig, modality: str) -> str | None:
-    spec = modality_spec(modality)
-    if not spec.regional:
-        return None
-    if spec.source == "image":
-        return "x1 y1 x2 y2, divided by the image's width and height"
-    if config.model.box3d == "min_max":
-        return "min xyz, max xyz in the cloud's frame (mean 0, largest radius 1), each mapped by (v + 1) / 2"
-    return f"{config.model.box_dim(modality)} numbers, model.box3d: {config.model.box3d}"
 
 
 def _write_point_encoder(folder: Path, model: RegionBLIP) -> None:

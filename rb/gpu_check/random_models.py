@@ -16,15 +16,18 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 
 from rb.core.batch import Batch
 from rb.core.config import ModelConfig
-from rb.core.modality import MODALITIES, modality_spec
+from rb.core.modality import IMAGE_REGION, MODALITIES, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.seeding import generator, hash_key
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
+from rb.sources.images import CLIP_MEAN, CLIP_STD
+from rb.sources.source import EncoderSettings
+from rb.sources.table import source_of
 
 SPREAD = 0.02  # standard deviation of every random matrix
-# Mean tokens of a caption, start and end included, by source and whether it is of a region: RefCOCO, Cap3D, ScanRefer.
-CAPTION_TOKENS = {("image", True): 7, ("points", False): 20, ("points", True): 24}
+# Mean tokens of a caption, start and end included: RefCOCO, Cap3D, ScanRefer.
+CAPTION_TOKENS = {IMAGE_REGION: 7, POINT_CLOUD: 20, POINT_CLOUD_REGION: 24}
 PROMPT_TOKENS = {"decoder": 1, "encoder_decoder": 5}  # OPT's start token; "a point cloud of" and T5's end token
 
 
@@ -135,14 +138,13 @@ def random_batch(size: Size, modality: str, rows: int, device: torch.device, see
     rng = generator("gpu check", modality, rows, seed)
     draws = torch.Generator(device).manual_seed(hash_key(modality, rows, seed) & 0x7FFF_FFFF)
     kind = "encoder_decoder" if size.llm.get("is_encoder_decoder") else "decoder"
-    if spec.source == "image":
-        side = int(size.vision.get("image_size", 224))  # type: ignore[call-overload]
-        inputs = torch.randn(rows, 3, side, side, device=device, generator=draws)
-    else:
-        points = size.scene_points if spec.regional else size.cloud_points
-        inputs = torch.rand(rows, points, size.points.in_channels, device=device, generator=draws) * 2 - 1
+    source = source_of(modality)
+    side = int(size.vision.get("image_size", 224))  # type: ignore[call-overload]
+    settings = EncoderSettings(side, CLIP_MEAN, CLIP_STD, size.points.in_channels)
+    config = ModelConfig(num_points=size.cloud_points, num_scene_points=size.scene_points)
+    inputs = source.random_inputs(source.transform(config, settings), rows, spec.regional, device, draws)
     low = torch.rand(rows, max(spec.box_dim, 2) // 2, device=device, generator=draws) * 0.5
-    lengths = torch.from_numpy(rng.poisson(CAPTION_TOKENS.get((spec.source, spec.regional), 12), rows).clip(4, 32))
+    lengths = torch.from_numpy(rng.poisson(CAPTION_TOKENS.get(modality, 12), rows).clip(4, 32))
     width = int(lengths.max())
 
     def tokens(vocabulary: int, columns: int) -> torch.Tensor:

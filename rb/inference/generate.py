@@ -17,31 +17,24 @@ from rb.core.modality import modality_spec
 from rb.core.text import TextProcessor
 from rb.data.pipeline import PredictDataset, predict_loader
 from rb.data.predictions import Prediction
-from rb.data.samples import SampleDecoder
+from rb.data.samples import SampleTransform
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import image_settings
-from rb.sources.images import ImageTransform
-from rb.sources.points import PointTransform
+from rb.sources.source import EncoderSettings
+from rb.sources.table import SOURCES
 
 Row = TypeVar("Row")
 
 
-def example_decoder(config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None) -> SampleDecoder:
+def example_transform(
+    config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None
+) -> SampleTransform:
     """How stored rows become inputs of this model, not augmented; ``image_size`` where it is not the encoder's own."""
-    settings = image_settings(config)
+    image = image_settings(config)
     channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
-    return SampleDecoder(
-        images=ImageTransform(image_size or settings["size"], settings["mean"], settings["std"]),
-        points=PointTransform(
-            config.num_points,
-            channels,
-            num_scene_points=config.num_scene_points,
-            frame=config.cloud_frame,
-            box3d=config.box3d,
-        ),
-        augment=False,
-        seed=seed,
-    )
+    settings = EncoderSettings(image_size or image["size"], image["mean"], image["std"], channels)
+    of_source = {name: source.transform(config, settings) for name, source in SOURCES.items()}
+    return SampleTransform(of_source, augment=False, seed=seed)
 
 
 def caption_examples(

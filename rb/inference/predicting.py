@@ -25,9 +25,10 @@ from rb.data.index import ManifestReader
 from rb.data.pipeline import PredictDataset, View
 from rb.data.predictions import write_predictions
 from rb.data.shuffled_boxes import shuffle_boxes
-from rb.inference.generate import caption_examples, example_decoder, in_manifest_order
+from rb.inference.generate import caption_examples, example_transform, in_manifest_order
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
+from rb.sources.table import source_of
 
 # What the released code evaluates with, for every task (it also runs at 364 px).
 RELEASED_DECODING = DecodeConfig(num_beams=5, max_new_tokens=30, min_new_tokens=8, length_penalty=1.0, image_size=364)
@@ -64,9 +65,7 @@ class Job:
     checkpoint: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.crop_boxes and not (
-            modality_spec(self.modality).regional and modality_spec(self.modality).source == "image"
-        ):
+        if self.crop_boxes and not (modality_spec(self.modality).regional and source_of(self.modality).can_crop):
             raise ValueError(f"--crop-boxes needs a modality with image boxes, not {self.modality}")
         if self.shuffle_boxes and not modality_spec(self.modality).regional:
             raise ValueError(f"--shuffle-boxes needs a modality with boxes, not {self.modality}")
@@ -106,7 +105,7 @@ def predict(job: Job, load: Callable[[RegionBLIP], None], out: Path) -> int:
     dataset = PredictDataset(
         reader,
         job.modality,
-        example_decoder(job.config.model, model, job.config.seed, job.decode.image_size),
+        example_transform(job.config.model, model, job.config.seed, job.decode.image_size),
         batch_size=job.batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
@@ -135,7 +134,7 @@ def _first(limit: int | None, total: int) -> int:
 
 def _read_as(job: Job, model: RegionBLIP) -> str:
     """The modality whose parts read the inputs: the base model reads images and their regions as BLIP-2 does."""
-    if job.checkpoint is None and modality_spec(job.modality).source == "image":
+    if job.checkpoint is None and source_of(job.modality).blip2_reads:
         return IMAGE
     if job.modality not in model.parts and job.modality != IMAGE:
         raise ValueError(f"this run has no {job.modality}: its model.train_modalities are {', '.join(model.parts)}")

@@ -21,8 +21,8 @@ from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel, PreTr
 from transformers.pytorch_utils import Conv1D
 
 from rb.core.config import LoraConfig
-from rb.core.modality import modality_spec
 from rb.core.seeding import torch_generator
+from rb.sources.table import source_of
 
 QUERY_VALUE_OF_QFORMER = r".*\.(?:attention|crossattention)\.attention\.(?:query|value)"
 QFORMER_TARGETS = rf"qformer\.{QUERY_VALUE_OF_QFORMER}"
@@ -113,7 +113,7 @@ class Adapters:
         in_llm = llm_targets(blip2.language_model, config.targets) if config.llm else None
         in_blip2 = "|".join(t for t in (QFORMER_TARGETS if config.qformer else None, in_llm) if t)
         for name, modality in {name: modality for modality, name in self.names.items()}.items():
-            apart = point_qformer is not None and modality_spec(modality).source == "points"
+            apart = point_qformer is not None and source_of(modality).point_encoder
             targets = in_llm if apart else in_blip2
             if targets is not None:
                 self.peft = _add(self.peft, blip2, name, config, targets)

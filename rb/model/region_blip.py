@@ -18,12 +18,13 @@ from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
 from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import DecodeConfig, ModelConfig
-from rb.core.modality import MODALITIES, modality_spec
+from rb.core.modality import modality_spec
 from rb.model import language, losses
 from rb.model.adapters import Adapters
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.qformer import TextBranch, joint_pass, query_and_text_pass, query_pass
+from rb.sources.table import source_of
 
 LABEL_SMOOTHING = 0.1  # ITC and ITG (LAVIS)
 
@@ -58,7 +59,7 @@ class RegionBLIP(nn.Module):
                 frozen.requires_grad_(requires_grad=False)
         sizes = Sizes.of(blip2, itc_width)
         trained = [modality_spec(name) for name in config.train_modalities]
-        points = [spec.name for spec in trained if spec.source == "points"]
+        points = [spec.name for spec in trained if source_of(spec.name).point_encoder]
         if points and point_encoder is None:
             raise ValueError(
                 f"model.foundation.point_encoder: not given, but {', '.join(points)} in model.train_modalities needs it; "
@@ -96,7 +97,7 @@ class RegionBLIP(nn.Module):
     def _users(self, name: str) -> tuple[str, ...]:
         pieces = name.split(".")
         if pieces[0] in ("point_projection", "point_qformer", "point_text_branch") and "lora_" not in name:
-            return tuple(m for m in self.parts if MODALITIES[m].source == "points")
+            return tuple(m for m in self.parts if source_of(m).point_encoder)
         if pieces[0] == "shared_heads":
             return tuple(self.parts)
         if pieces[0] == "blip2" and self.config.lora.shared:
@@ -121,7 +122,7 @@ class RegionBLIP(nn.Module):
 
     def qformer_of(self, modality: str) -> tuple[Blip2QFormerModel, TextBranch]:
         """The Q-Former that reads a modality, and its text branch."""
-        if self.point_qformer is None or self.point_text_branch is None or modality_spec(modality).source != "points":
+        if self.point_qformer is None or self.point_text_branch is None or not source_of(modality).point_encoder:
             return self.blip2.qformer, self.text_branch
         return self.point_qformer, self.point_text_branch
 
@@ -133,17 +134,23 @@ class RegionBLIP(nn.Module):
     @torch.no_grad()
     def encode(self, modality: str, inputs: Tensor) -> Tensor:
         """Frozen features: images to [B, P, V], clouds to [B, 1 + G, point width]. Worth caching or exchanging: nothing here trains."""
-        if modality_spec(modality).source == "image":
-            dtype = self.blip2.vision_model.embeddings.patch_embedding.weight.dtype
-            interpolate = inputs.shape[-1] != self.blip2.config.vision_config.image_size
-            return self.blip2.vision_model(inputs.to(dtype), interpolate_pos_encoding=interpolate).last_hidden_state
+        return source_of(modality).encode(self, inputs)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """BLIP-2's vision encoder, [B, 3, H, W] to [B, P, V]; another size than its own by interpolated positions."""
+        dtype = self.blip2.vision_model.embeddings.patch_embedding.weight.dtype
+        interpolate = images.shape[-1] != self.blip2.config.vision_config.image_size
+        return self.blip2.vision_model(images.to(dtype), interpolate_pos_encoding=interpolate).last_hidden_state
+
+    def encode_points(self, points: Tensor) -> Tensor:
+        """The point encoder, [B, N, C] to [B, 1 + G, point width]."""
         if self.point_encoder is None or self.point_projection is None:
-            raise ValueError(f"this model has no point encoder, so it cannot read {modality} inputs")
-        return self.point_encoder(inputs)
+            raise ValueError("this model has no point encoder, so it cannot read point clouds")
+        return self.point_encoder(points)
 
     def _image_embeds(self, modality: str, features: Tensor) -> Tensor:
         """Frozen features to what the Q-Former's cross-attention reads, [B, P, V]."""
-        if modality_spec(modality).source == "image":
+        if not source_of(modality).point_encoder:
             return features
         assert self.point_projection is not None
         return self.point_projection(features.to(self.point_projection.weight.dtype))

@@ -198,7 +198,7 @@ def _apart(names: tuple[str, str], first: str, other: Mapping[str, Any], budget:
         for place, one in enumerate(groups[view]):
             row = side.rows[one["id"]]
             seen = (
-                picture(row, sources.get(one["id"]))
+                picture(row.modality, sources.get(row.id), row.box, row.id)
                 if len(cards) < budget
                 else missing("left out to keep the page small")
             )

@@ -22,6 +22,7 @@ from rb.drawing.page import Html, esc, note
 from rb.evaluation.scoring import VARIANTS, examples_path
 from rb.evaluation.table import ROW_NAMES
 from rb.pages.pictures import load_examples, picture
+from rb.sources.table import source_of
 
 PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
 VIEWS = {"random": "Random", "best": "Best", "worst": "Worst"}
@@ -132,7 +133,7 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
         controls = Html(BOXES + controls)
     about = [
         _before(files),
-        "Drag a cloud to turn it; a double click turns it back." if spec.source == "points" else "",
+        source_of(spec.name).page_hint,
     ]
     return Html(
         f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
@@ -175,6 +176,8 @@ def _card(
         for file in files
         if row.id in file.rows
     )
-    shown = picture(row, loaded) if with_picture else missing("left out to keep the page small")
+    shown = (
+        picture(row.modality, loaded, row.box, row.id) if with_picture else missing("left out to keep the page small")
+    )
     data = " ".join(f'data-{view}="{place}"' for view, place in places.items())
     return card(shown, said, row.references, row.id, data + ("" if "random" in places else " hidden"))

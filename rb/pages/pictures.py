@@ -1,6 +1,6 @@
-"""Pictures of the examples of a predictions file: its stored media found again in the manifest that its meta file names, as HTML.
+"""The picture of an example, for every page that shows examples; and the stored media of a predictions file, found again.
 
-Used by the report's gallery and by the comparison page. Where the data is gone or has changed, the reason comes back instead.
+The media are in the manifest that the file's meta file names. Where the data is gone or has changed, the reason comes back instead.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from rb.data.formats import Prediction
 from rb.data.index import Loaded, ManifestReader
 from rb.drawing.cards import missing
 from rb.drawing.page import Html
-from rb.drawing.pictures import cloud_canvas, image_with_box
-from rb.sources.images import decode_image
-from rb.sources.points import decode_points
+from rb.sources.table import source_of
 
 
 def load_examples(
@@ -65,16 +63,20 @@ def _find(reader: ManifestReader, rows: Mapping[str, Prediction], ids: Sequence[
     return found
 
 
-def picture(row: Prediction, loaded: Loaded | None) -> Html:
-    """Image or turnable cloud with the row's box; a sentence where there is none."""
+def picture(
+    modality: str, loaded: Loaded | None, box: Sequence[float] | None, sample_id: str, still: bool = False
+) -> Html:
+    """The picture of one example with its box, on every page; a sentence where there is none.
+
+    Args:
+        loaded: as stored; none where the data is gone.
+        box: in the record's units; none for a whole source.
+        still: for pages that run no script.
+    """
     if loaded is None:
         return missing("no picture available")
-    alt = f"{row.modality.replace('_', ' ')} {row.id}"
+    text = f"{modality.replace('_', ' ')} {sample_id}"
     try:
-        spec = modality_spec(row.modality)
-        if spec.source == "image":
-            return image_with_box(decode_image(loaded.media, loaded.where), row.box, alt)
-        points = decode_points(loaded.media, loaded.where)
-        return cloud_canvas(points, row.box, spec.up, alt)
+        return source_of(modality).picture(loaded.stored, box, modality_spec(modality).up, text, still)
     except ValueError as error:
         return missing(str(error))

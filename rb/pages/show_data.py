@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from rb.data.formats import find_manifest
-from rb.data.index import Loaded, ManifestReader
-from rb.data.predictions import Prediction
+from rb.data.index import ManifestReader
 from rb.drawing.cards import BOXES, card
 from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
@@ -65,18 +64,10 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
 
 def _card(reader: ManifestReader, number: int) -> Html:
     loaded = reader.example(number)
-    row = _row(loaded, reader.manifest.modality)
-    box = "" if row.box is None else f"box {', '.join(f'{value:g}' for value in row.box)}"
-    said = Html(f'<div><div class="who"><span>example {number}</span><span>{esc(box)}</span></div></div>')
-    return card(picture(row, loaded), said, row.references, row.id)
-
-
-def _row(loaded: Loaded, modality: str) -> Prediction:
-    """The example as a row without a prediction, which is what pictures are drawn from."""
-    record, item = loaded.record, loaded.item
-    object_id, box = (item.object_id, [float(value) for value in item.box]) if item else (None, None)
-    same = (loaded.id, record.source_id, object_id, modality, record.dataset, record.split)
-    return Prediction(*same, prediction="", references=list(loaded.references), box=box)
+    box = loaded.item.box if loaded.item else None
+    numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
+    said = Html(f'<div><div class="who"><span>example {number}</span><span>{esc(numbers)}</span></div></div>')
+    return card(picture(reader.manifest.modality, loaded, box, loaded.id), said, loaded.references, loaded.id)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -16,9 +16,7 @@ from rb.core.run_layout import RUN_VALIDATION
 from rb.data.index import Loaded, ManifestReader
 from rb.drawing.cards import card, voice
 from rb.drawing.page import Html, esc, section, write_page
-from rb.drawing.pictures import cloud_still, image_with_box
-from rb.sources.images import decode_image
-from rb.sources.points import decode_points
+from rb.pages.pictures import picture
 
 EXAMPLES = 4  # of each modality: one row of cards
 
@@ -46,8 +44,7 @@ def choose_examples(
     """Evenly spread ones of what is captioned, (number of the manifest, number of the example) each, drawn."""
     count = min(EXAMPLES, len(captioned))
     places = [captioned[i * len(captioned) // count] for i in range(count)]
-    loaded = [(manifest, readers[manifest].example(number)) for manifest, number in places]
-    return [Shown(manifest, one.id, _picture(modality, one), one.references) for manifest, one in loaded]
+    return [_shown(modality, manifest, readers[manifest].example(number)) for manifest, number in places]
 
 
 def write_samples_page(
@@ -73,10 +70,6 @@ def write_samples_page(
     return write_page(folder / f"step_{step:07d}.html", f"{run_dir.name}, step {step:,}", html, script=False)
 
 
-def _picture(modality: str, loaded: Loaded) -> Html:
-    spec = modality_spec(modality)
-    box = loaded.item.box if loaded.item is not None and spec.regional else None
-    text = f"{modality.replace('_', ' ')} {loaded.id}"
-    if spec.source == "image":
-        return image_with_box(decode_image(loaded.media, loaded.where), box, text)
-    return cloud_still(decode_points(loaded.media, loaded.where), box, spec.up, text)
+def _shown(modality: str, manifest: int, loaded: Loaded) -> Shown:
+    box = loaded.item.box if loaded.item is not None and modality_spec(modality).regional else None
+    return Shown(manifest, loaded.id, picture(modality, loaded, box, loaded.id, still=True), loaded.references)

@@ -1,4 +1,4 @@
-"""Images as the model wants them: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised.
+"""The source ``image``: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised; read by BLIP-2's vision encoder.
 
 Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels are taken as stored: COCO's boxes refer
 to them, so an EXIF rotation is not applied.
@@ -17,8 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rb.core.boxes import clip_xyxy
+from rb.core.boxes import EDGE_TOLERANCE, clip_xyxy, image_box_problem, normalise_image_box
+from rb.core.model_config import ModelConfig
 from rb.core.strict_json import FormatError
+from rb.drawing.page import Html
+from rb.drawing.pictures import image_with_box
+from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -100,3 +106,72 @@ class ImageTransform:
         scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
         return torch.from_numpy(np.ascontiguousarray((scaled - mean) / std))
+
+
+class ImageSource(Source[ImageTransform]):
+    """JPEG, PNG or WebP images; boxes are x1 y1 x2 y2 in pixels of the stored image, and in [0, 1] for the model."""
+
+    name = "image"
+    extensions = EXTENSIONS
+    blip2_reads = True
+    can_crop = True
+
+    def check(self, stored: Stored) -> None:
+        """Reads the header alone: it must be an image of the size that the record states."""
+        width, height = image_size(stored.media, stored.where)
+        if (width, height) != stored.size:
+            raise FormatError(
+                f"{stored.where}: the record says {stored.size[0]} x {stored.size[1]}, the image has {width} x {height}"
+            )
+
+    def check_size(self, size: tuple[int, int], where: str) -> None:
+        """The image's own size."""
+        if min(size) <= 0:
+            raise FormatError(f"{where}: width and height must be the image's size, got {size[0]} x {size[1]}")
+
+    def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:
+        """Empty, or outside the image."""
+        problem = image_box_problem(box, *size)
+        return f"{problem} (image {size[0]} x {size[1]}, tolerance {EDGE_TOLERANCE} px)" if problem else None
+
+    def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:  # noqa: ARG002 (no setting of the run)
+        """The image processor's settings."""
+        return ImageTransform(settings.image_side, settings.image_mean, settings.image_std)
+
+    def read(
+        self,
+        transform: ImageTransform,
+        stored: Stored,
+        box: Sequence[float] | None,
+        draws: Draws,  # noqa: ARG002 (images are never augmented)
+        crop: tuple[Sequence[float], float] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[3, side, side], and the box in [0, 1]."""
+        image = decode_image(stored.media, stored.where, stored.size)
+        if crop is not None:
+            image = crop_to_box(image, *crop)
+        numbers = None if box is None else torch.tensor(normalise_image_box(box, *stored.size), dtype=torch.float32)
+        return transform(image), numbers
+
+    def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
+        """By the vision encoder."""
+        return frozen.encode_images(inputs)
+
+    def picture(self, stored: Stored, box: Sequence[float] | None, up: str, text: str, still: bool) -> Html:  # noqa: ARG002
+        """The image with its box; the same with and without scripts."""
+        return image_with_box(decode_image(stored.media, stored.where), box, text)
+
+    def box_words(self, config: ModelConfig) -> str:  # noqa: ARG002 (one form only)
+        """Normalised corners."""
+        return "x1 y1 x2 y2, divided by the image's width and height"
+
+    def random_inputs(
+        self,
+        transform: ImageTransform,
+        rows: int,
+        regional: bool,  # noqa: ARG002
+        device: torch.device,
+        draws: torch.Generator,
+    ) -> Tensor:
+        """Normal, as normalised images are."""
+        return torch.randn(rows, 3, transform.size, transform.size, device=device, generator=draws)

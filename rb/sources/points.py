@@ -1,4 +1,4 @@
-"""Point clouds as the model wants them: read safely, put into the cloud's frame with their box, augmented when training.
+"""The source ``points``: clouds read safely, put into the cloud's frame with their box, augmented when training; read by Point-BERT.
 
 The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation (the released code leaves scenes in metres:
 `PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners. Ranges of the
@@ -17,9 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rb.core.boxes import frame_to_unit, released_corners, transform_cloud_box
+from rb.core.boxes import cloud_box_problem, frame_to_unit, released_corners, transform_cloud_box
+from rb.core.model_config import CLOUD_BOX_DIMS, ModelConfig
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError
+from rb.drawing.page import Html
+from rb.drawing.pictures import cloud_canvas, cloud_still
+from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
+
+EXTENSION = "points.npy"
 
 # What numpy writes for such an array, and nothing else: its own reader evaluates the header as Python, and believes any shape.
 _NPY_HEADER = re.compile(
@@ -191,3 +197,69 @@ class PointTransform:
             )
         extra = generator("points", *key).integers(0, available, wanted - available)
         return np.concatenate([np.arange(available), extra])
+
+
+class PointSource(Source[PointTransform]):
+    """Clouds [N, 3 | 6]; boxes are min xyz, max xyz in the cloud's own units, and in the model's numbers as ``model.box3d`` says."""
+
+    name = "points"
+    extensions = (EXTENSION,)
+    point_encoder = True
+    page_hint = "Drag a cloud to turn it; a double click turns it back."
+
+    def check(self, stored: Stored) -> None:
+        """Reads all points: finite float32 [N, 3 | 6]."""
+        decode_points(stored.media, stored.where)
+
+    def check_size(self, size: tuple[int, int], where: str) -> None:
+        """A cloud has none."""
+        if any(size):
+            raise FormatError(f"{where}: width and height must be 0 for a point cloud, got {size[0]} x {size[1]}")
+
+    def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:  # noqa: ARG002 (a cloud has none)
+        """Without volume."""
+        return cloud_box_problem(box)
+
+    def transform(self, config: ModelConfig, settings: EncoderSettings) -> PointTransform:
+        """The run's number of points, frame and form of boxes."""
+        return PointTransform(
+            config.num_points,
+            settings.point_channels,
+            num_scene_points=config.num_scene_points,
+            frame=config.cloud_frame,
+            box3d=config.box3d,
+        )
+
+    def read(
+        self,
+        transform: PointTransform,
+        stored: Stored,
+        box: Sequence[float] | None,
+        draws: Draws,
+        crop: tuple[Sequence[float], float] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[N, C], and the box as the model's numbers."""
+        assert crop is None, "a cloud cannot be cropped"
+        points = decode_points(stored.media, stored.where)
+        return transform(points, box, stored.where, draws.key, draws.augmentation())
+
+    def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
+        """By the point encoder."""
+        return frozen.encode_points(inputs)
+
+    def picture(self, stored: Stored, box: Sequence[float] | None, up: str, text: str, still: bool) -> Html:
+        """A cloud to turn with the mouse, or a still picture of it."""
+        return (cloud_still if still else cloud_canvas)(decode_points(stored.media, stored.where), box, up, text)
+
+    def box_words(self, config: ModelConfig) -> str:
+        """By ``model.box3d``."""
+        if config.box3d == "min_max":
+            return "min xyz, max xyz in the cloud's frame (mean 0, largest radius 1), each mapped by (v + 1) / 2"
+        return f"{CLOUD_BOX_DIMS[config.box3d]} numbers, model.box3d: {config.box3d}"
+
+    def random_inputs(
+        self, transform: PointTransform, rows: int, regional: bool, device: torch.device, draws: torch.Generator
+    ) -> Tensor:
+        """Uniform in the cube of side 2 around 0."""
+        points = transform.num_scene_points if regional and transform.num_scene_points else transform.num_points
+        return torch.rand(rows, points, transform.num_channels, device=device, generator=draws) * 2 - 1

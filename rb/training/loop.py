@@ -27,7 +27,7 @@ from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.seeding import hash_key
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
-from rb.inference.generate import example_decoder
+from rb.inference.generate import example_transform
 from rb.model.weights.build import Built, build_model, text_processor
 from rb.tracking import Tracker
 from rb.training.agree import StopRequest, on_main, together
@@ -167,12 +167,12 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
     train_config, model_config = run.config.train, run.config.model
-    decoder = example_decoder(model_config, run.built.model, run.config.seed)
-    decoder = replace(decoder, augment=run.config.data.augment)
+    transform = example_transform(model_config, run.built.model, run.config.seed)
+    transform = replace(transform, augment=run.config.data.augment)
     dataset = TrainDataset(
         run.data,
         run.schedule.at,
-        decoder,
+        transform,
         text_processor(model_config),
         total_steps=run.total_steps,
         micro_batch_size=train_config.micro_batch_size,

@@ -26,7 +26,7 @@ from rb.core.config import DataSource, RunConfig
 from rb.core.metric_names import VAL, loss_name, shown_values, value_name
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_cider
-from rb.inference.generate import caption_examples, example_decoder
+from rb.inference.generate import caption_examples, example_transform
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import text_processor
 from rb.pages.validation_page import Shown, choose_examples, write_samples_page
@@ -77,8 +77,8 @@ class Validation:
         self._shown: dict[str, list[Shown]] = {}
         if self.settings.every:
             self._text = text_processor(config.model)
-            self._decoder = example_decoder(config.model, model, SEED)
-            self._caption_decoder = example_decoder(config.model, model, SEED, config.decode.image_size)
+            self._transform = example_transform(config.model, model, SEED)
+            self._caption_transform = example_transform(config.model, model, SEED, config.decode.image_size)
 
     def due(self, done: int, last: bool) -> bool:
         """Whether to validate after so many steps."""
@@ -158,7 +158,7 @@ class Validation:
         dataset = TrainDataset(
             self._data,
             [Turn(modality, number, 0) for number in range(count)].__getitem__,
-            self._decoder,
+            self._transform,
             self._text,
             total_steps=count,
             micro_batch_size=micro,
@@ -185,7 +185,7 @@ class Validation:
             dataset = PredictDataset(
                 reader,
                 modality,
-                self._caption_decoder,
+                self._caption_transform,
                 batch_size=self._config.train.micro_batch_size,
                 rank=dist.rank(),
                 world_size=dist.world_size(),

@@ -14,7 +14,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from rb.core.boxes import cloud_box_corners
 from rb.core.modality import POINT_CLOUD
 from rb.data.index import ManifestReader
-from rb.data.samples import SampleDecoder
+from rb.data.samples import SampleTransform
 from rb.sources.images import ImageTransform, crop_to_box, decode_image
 from rb.sources.points import PointsError, PointTransform, cloud_frame, object_motion, scene_motion
 from tests.support.small_data import HEIGHT, WIDTH, cloud, image_bytes, write_set
@@ -133,8 +133,8 @@ def test_augmentation_ranges() -> None:
 def test_object_augmentation_is_keyed_and_can_be_off(tmp_path: Path) -> None:
     write_set(tmp_path / "set", POINT_CLOUD, 1)
     reader = ManifestReader(tmp_path / "set")
-    on = SampleDecoder(points=PointTransform(40), seed=3)
-    off = SampleDecoder(points=PointTransform(40), seed=3, augment=False)
+    on = SampleTransform({"points": PointTransform(40)}, seed=3)
+    off = SampleTransform({"points": PointTransform(40)}, seed=3, augment=False)
     stored = reader.sample(0)
     first = on.training_sample(stored, POINT_CLOUD, 10).inputs
     assert torch.equal(first, on.training_sample(stored, POINT_CLOUD, 10).inputs)

@@ -25,7 +25,7 @@ from rb.data.collate import collate
 from rb.data.index import ManifestReader, ShardCorruptionError
 from rb.data.order import Stream, permute
 from rb.data.pipeline import PredictDataset, TrainDataset, View, open_training_data, predict_loader, train_loader
-from rb.data.samples import SampleDecoder
+from rb.data.samples import SampleTransform
 from rb.model.weights.build import text_processor
 from rb.sources.images import ImageTransform, decode_image
 from rb.sources.points import PointTransform
@@ -66,7 +66,9 @@ def dataset(
     data = open_training_data(sources, seed)
     schedule = Schedule("weighted_round_robin", {m: len(d.stream) for m, d in data.items()}, GLOBAL_BATCH)
     micro, accum = LAYOUTS[world]
-    decoder = SampleDecoder(ImageTransform(SIDE), PointTransform(NUM_POINTS), augment=True, seed=seed)
+    decoder = SampleTransform(
+        {"image": ImageTransform(SIDE), "points": PointTransform(NUM_POINTS)}, augment=True, seed=seed
+    )
     return TrainDataset(
         data,
         schedule.at,
@@ -270,7 +272,7 @@ def test_workers_end_with_the_trainer() -> None:
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_example_is_predicted_once_with_all_references(sources, world: int, workers: int) -> None:
-    decoder = SampleDecoder(ImageTransform(SIDE), PointTransform(NUM_POINTS))
+    decoder = SampleTransform({"image": ImageTransform(SIDE), "points": PointTransform(NUM_POINTS)})
     for modality in MODALITIES:
         reader = ManifestReader(Path(sources[modality][0].manifest))
         seen = {}
@@ -296,7 +298,7 @@ def test_each_example_is_predicted_once_with_all_references(sources, world: int,
 
 def test_regions_can_be_predicted_from_crops_or_whole_images(sources) -> None:
     reader = ManifestReader(Path(sources[IMAGE_REGION][0].manifest))
-    decoder = SampleDecoder(ImageTransform(SIDE))
+    decoder = SampleTransform({"image": ImageTransform(SIDE)})
     crop = PredictDataset(reader, IMAGE, decoder, batch_size=2, view=View(crop=0.0))[0]
     whole = PredictDataset(reader, IMAGE, decoder, batch_size=2, limit=3)
     rec = record(IMAGE_REGION, 0)
@@ -324,7 +326,7 @@ def test_an_epoch_of_the_first_samples_only(sources) -> None:
 
 def test_equal_objects_and_captions_have_equal_keys(sources, text: TextProcessor) -> None:
     reader = ManifestReader(Path(sources[IMAGE_REGION][0].manifest))
-    decoder = SampleDecoder(ImageTransform(SIDE))
+    decoder = SampleTransform({"image": ImageTransform(SIDE)})
     samples = [decoder.training_sample(reader.sample(i), IMAGE_REGION, i) for i in range(len(reader))]
     batch = collate([*samples, samples[0]], text, seed=1)
     assert batch.captions[0] == "green ball 0 0 0"

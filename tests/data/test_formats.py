@@ -13,12 +13,12 @@ import webdataset
 
 from rb.cli import main
 from rb.core.modality import IMAGE, IMAGE_REGION, MODALITIES, POINT_CLOUD
+from rb.data.check_record import check_record
 from rb.data.formats import (
     FormatError,
     ObjectAnnotation,
     Prediction,
     Record,
-    check_record,
     parse_record,
     predictions_meta_path,
     read_manifest,

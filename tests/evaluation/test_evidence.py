@@ -16,7 +16,7 @@ from rb.core.config import DecodeConfig, FoundationConfig, RunConfig
 from rb.data.index import ManifestReader
 from rb.data.pipeline import PredictDataset, View
 from rb.data.predictions import Prediction, read_predictions, write_predictions
-from rb.data.samples import SampleDecoder
+from rb.data.samples import SampleTransform
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.evaluation.scoring import score_file
 from rb.evaluation.verdicts import VERDICTS, shares
@@ -234,7 +234,7 @@ def test_shuffled_boxes_are_others_of_the_same_source_and_nothing_else_changes(w
     assert len(set(given)) == len(given)
 
     def first(view: View) -> PredictDataset:
-        decoder = SampleDecoder(ImageTransform(16))
+        decoder = SampleTransform({"image": ImageTransform(16)})
         return PredictDataset(reader, "image_region", decoder, batch_size=8, view=view, limit=sorted(found.box_of))
 
     own, moved = first(View())[0], first(View(box_of=found.box_of))[0]

@@ -18,7 +18,7 @@ from rb.data.formats import read_manifest, read_rejected
 from rb.data.pipeline import open_training_data
 from rb.data.predictions import read_predictions
 from rb.data.prepare import scanrefer
-from rb.data.samples import SampleDecoder
+from rb.data.samples import SampleTransform
 from rb.data.tars import scan_shard
 from rb.inference.predicting import Job, predict
 from rb.model.region_blip import RegionBLIP
@@ -280,7 +280,7 @@ def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: Fou
     config = tiny.model_config(foundation, train_modalities=(POINT_CLOUD_REGION,), num_points=64)
     model, text = build_model(config, seed=0).model, text_processor(config)
     data = open_training_data({POINT_CLOUD_REGION: [DataSource(str(world / "train"))]}, seed=0)[POINT_CLOUD_REGION]
-    decoder = SampleDecoder(points=PointTransform(64))
+    decoder = SampleTransform({"points": PointTransform(64)})
     samples = []
     for position in range(6):
         reader, place = data.place(position)

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
-from rb.data.formats import POINTS_EXTENSION, Record
+from rb.data.formats import Record
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
 from rb.data.shards import ShardWriter
-from rb.sources.points import encode_points
+from rb.sources.points import EXTENSION, encode_points
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")
@@ -94,7 +94,7 @@ def convert(
             except RejectedError as error:
                 conversion.reject(source, error.reason, error.detail)
                 continue
-            writer.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), POINTS_EXTENSION)
+            writer.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), EXTENSION)
             conversion.keep(1, len(texts))
     return conversion.finish()
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rb.core.boxes import cloud_box_problem
 from rb.core.modality import POINT_CLOUD_REGION
-from rb.data.formats import POINTS_EXTENSION, ObjectAnnotation, Record
+from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import (
     Conversion,
@@ -33,7 +33,7 @@ from rb.data.prepare.common import (
     require,
 )
 from rb.data.shards import ShardWriter
-from rb.sources.points import encode_points
+from rb.sources.points import EXTENSION, encode_points
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
@@ -195,7 +195,7 @@ def _write(conversion: Conversion, scene_id: str, scene: Scene | RejectedError, 
     if isinstance(scene, RejectedError) or not objects:
         return
     record = Record(source, NAME, split, 0, 0, [], list(objects.values()))
-    conversion.writer.write(record, encode_points(scene.points), POINTS_EXTENSION)
+    conversion.writer.write(record, encode_points(scene.points), EXTENSION)
     conversion.tally.notes["scenes"] += 1
     conversion.tally.notes["objects"] += len(objects)
     conversion.keep(used, used)

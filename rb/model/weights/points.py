@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from rb.core.config import ModelConfig
-from rb.core.modality import modality_spec
 from rb.model.point_encoder import PointBert, PointBertConfig, from_original, infer_config, original_names
 from rb.model.weights.ledger import FROM, Ledger
 from rb.model.weights.readers import CheckpointError, Reader, read_json, weights_file
+from rb.sources.table import source_of
 
 OPTION = "model.foundation.point_encoder"
 ROLE = "point_encoder"
@@ -30,7 +30,7 @@ def load_points(
     Raises:
         CheckpointError: no file, or not a complete Point-BERT; names file, keys and what to do.
     """
-    if not any(modality_spec(name).source == "points" for name in config.train_modalities):
+    if not any(source_of(name).point_encoder for name in config.train_modalities):
         return None, []
     path = weights_file(config.foundation.point_encoder, OPTION, *NAMES)
     config_path = path.with_name(

@@ -1,0 +1,46 @@
+"""Whether a record fits a modality: called for every record that is written or indexed. Its fields are checked by ``formats.py``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rb.core.modality import modality_spec
+from rb.core.strict_json import FormatError, checked
+from rb.core.text import clean_caption
+from rb.data.formats import OBJECT_FIELDS, RECORD_FIELDS, Record
+from rb.sources.table import source_of
+
+
+def check_record(record: Record, modality: str, where: str) -> None:
+    """Whether ``record`` can be used for ``modality``: the ids, the size, the boxes, a caption for everything that makes a sample.
+
+    Raises:
+        FormatError: it cannot; the message says what a converter should have done (clip the box, reject the source, ...).
+    """
+    spec, source = modality_spec(modality), source_of(modality)
+    checked(asdict(record), where, RECORD_FIELDS)
+    if "#" in record.source_id:
+        raise FormatError(
+            f"{where}: source_id {record.source_id!r} must not hold '#', which separates source and object in sample ids"
+        )
+    source.check_size(record.size, where)
+    seen: set[str] = set()
+    for i, item in enumerate(record.objects):
+        place = f"{where}: objects[{i}]"
+        checked(asdict(item), place, OBJECT_FIELDS)
+        if item.object_id in seen:
+            raise FormatError(
+                f"{place}: object_id {item.object_id!r} is used twice in this record; put its captions together"
+            )
+        seen.add(item.object_id)
+        problem = source.box_problem(item.box, record.size)
+        if problem:
+            raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
+        if not all(clean_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
+            raise FormatError(f"{place}: a caption without words, or none at all; reject the object")
+    if not all(clean_caption(caption) for caption in record.captions):
+        raise FormatError(f"{where}: a caption without words; leave it out")
+    if spec.regional and not record.objects:
+        raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
+    if not spec.regional and not record.captions:
+        raise FormatError(f"{where}: no caption, so nothing to train {modality} on; reject the source")

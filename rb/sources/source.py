@@ -1,0 +1,163 @@
+"""What a source must provide: the abstract class ``Source``, and the two small types that pass between it and the rest.
+
+A source is a kind of input that a frozen encoder reads (images, point clouds). Its file in this folder holds everything that differs
+between sources: how its media are stored, checked, read, transformed, encoded and drawn. ``rb/sources/table.py`` lists them, one row each.
+
+Shape letters: B batch, P patches or groups, H and W pixels, N points, C point columns, V width of the vision encoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rb.core.model_config import ModelConfig
+from rb.core.seeding import generator
+from rb.drawing.page import Html
+
+Transform = TypeVar("Transform")
+
+
+class FrozenEncoders(Protocol):
+    """The model's frozen encoders; ``rb/model/region_blip.py`` has them."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """BLIP-2's vision transformer: [B, 3, H, W] to [B, P, V]."""
+
+    def encode_points(self, points: Tensor) -> Tensor:
+        """Point-BERT: [B, N, C] to [B, 1 + G, point width]; ``ValueError`` if the model was built without it."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What the frozen encoders expect of their inputs.
+
+    Attributes:
+        image_side: pixels of a side.
+        image_mean, image_std: of each colour channel, for values in [0, 1].
+        point_channels: 3 (xyz), or 6 (xyz and colour).
+    """
+
+    image_side: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    point_channels: int = 3
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One input as a shard holds it.
+
+    Attributes:
+        media: the bytes of the media file.
+        size: (width, height) that the record states; (0, 0) for a source without.
+        where: file and record, for errors.
+    """
+
+    media: bytes
+    size: tuple[int, int]
+    where: str
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of one sample, keyed, so that they depend on nothing else.
+
+    Attributes:
+        key: (seed, modality, position) when training; ("predict", source id) when predicting.
+        augment: whether the input is augmented.
+    """
+
+    key: tuple[object, ...]
+    augment: bool = False
+
+    def augmentation(self) -> np.random.Generator | None:
+        """The augmentation's generator; none where nothing is augmented."""
+        return generator("augment", *self.key) if self.augment else None
+
+
+class Source(ABC, Generic[Transform]):
+    """One kind of input. ``Transform`` is its own settings object, made once for a model by ``transform``.
+
+    Attributes:
+        name: as it stands in ``ModalitySpec.source``.
+        extensions: of its media files in a shard, lower case, without the first dot.
+        point_encoder: whether the point encoder reads it. Then the model has a point encoder, a projection behind it, and with
+            ``model.point_qformer: separate`` a second Q-Former.
+        blip2_reads: whether plain BLIP-2, without trained parts, can caption it as it captions an image.
+        can_crop: whether ``read`` can cut the input to a box (the paper's BLIP-2 baseline for regions).
+        page_hint: a sentence for pages that show its pictures; may be empty.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    point_encoder: bool = False
+    blip2_reads: bool = False
+    can_crop: bool = False
+    page_hint: str = ""
+
+    @abstractmethod
+    def check(self, stored: Stored) -> None:
+        """``FormatError`` unless the media can be used and agree with the record. Called when a record is written or indexed."""
+
+    @abstractmethod
+    def check_size(self, size: tuple[int, int], where: str) -> None:
+        """``FormatError`` unless a record of this source may state this width and height."""
+
+    @abstractmethod
+    def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:
+        """Why a record's box cannot be used, in a few words; none if it can."""
+
+    @abstractmethod
+    def transform(self, config: ModelConfig, settings: EncoderSettings) -> Transform:
+        """How this model wants its inputs."""
+
+    @abstractmethod
+    def read(
+        self,
+        transform: Transform,
+        stored: Stored,
+        box: Sequence[float] | None,
+        draws: Draws,
+        crop: tuple[Sequence[float], float] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stored bytes to the encoder's input, without a batch dimension, and the box as the model's numbers.
+
+        Args:
+            box: of a region, in the record's units; none for a whole source.
+            crop: a box and by which share of it every side is widened; only with ``can_crop``.
+
+        Raises:
+            FormatError: the media cannot be used.
+        """
+
+    @abstractmethod
+    def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
+        """A batch of inputs to frozen features, [B, P, V] or, with ``point_encoder``, [B, P, point width]."""
+
+    @abstractmethod
+    def picture(self, stored: Stored, box: Sequence[float] | None, up: str, text: str, still: bool) -> Html:
+        """The input with its box, as a piece of a page; ``ValueError`` where it cannot be read.
+
+        Args:
+            box: in the record's units.
+            up: the modality's upward axis (``ModalitySpec.up``).
+            text: for screen readers.
+            still: for pages that run no script.
+        """
+
+    @abstractmethod
+    def box_words(self, config: ModelConfig) -> str:
+        """What the numbers of a box mean to a model of this configuration; goes into exports."""
+
+    @abstractmethod
+    def random_inputs(
+        self, transform: Transform, rows: int, regional: bool, device: torch.device, draws: torch.Generator
+    ) -> Tensor:
+        """A batch of random inputs of the right shape, for checks of speed and memory."""
