@@ -15,6 +15,7 @@ from rb.core.exit_codes import leave
 from rb.core.modality import MODALITIES
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
+from rb.core.run_paths import open_foundation
 from rb.inference.predicting import RELEASED_DECODING, Job, predict
 from rb.model.region_blip import RegionBLIP
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         config = load_run(run_dir / RUN_CONFIG, args.overrides)
         checkpoint = {"run": str(run_dir), "name": folder.name, "step": found.step}
     else:
-        folder, config = None, load_run(args.run, args.overrides)
+        folder, config = None, open_foundation(args.run, args.overrides)
     job = Job(
         config=_without_data(config),
         data=args.data,

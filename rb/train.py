@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     _complete_environment(args.local_rank)
     from rb.core import dist
-    from rb.core.run_file import load_run
+    from rb.core.run_paths import open_run
     from rb.training.loop import train
     from rb.training.run_folder import saved_run
 
     dist.init()
     try:
-        read = partial(saved_run, args.resume) if args.resume else partial(load_run, args.run)
+        read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run)
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
         code = train(config, args.resume, stop)

@@ -21,6 +21,7 @@ from rb.core.files import file_sha256
 from rb.core.install import import_path
 from rb.core.run_file import digest, load_run
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
+from rb.core.run_paths import resolve_paths
 from rb.core.strict_json import parse
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
@@ -111,7 +112,7 @@ def _train(plan: Plan, variant: Variant, seed: int, stage: int, out: Path, ranks
     run_dir = out / "runs" / config.name
     begun = (run_dir / RUN_CONFIG).is_file()
     if begun:
-        _check_same(run_dir, config)
+        _check_same(run_dir, resolve_paths(config, plan.run.parent, init_from=False))
         found = checkpoint.find(run_dir)
         if found is not None and found.step == config.train.max_steps:
             return
@@ -122,7 +123,7 @@ def _train(plan: Plan, variant: Variant, seed: int, stage: int, out: Path, ranks
 
 
 def _check_same(run_dir: Path, config: RunConfig) -> None:
-    there = load_run(run_dir / RUN_CONFIG)
+    there = resolve_paths(load_run(run_dir / RUN_CONFIG), run_dir, init_from=False)
     if digest(there) != digest(config):
         raise ValueError(
             f"{run_dir}: holds a run of another configuration than the plan's; give a new --out, or remove that folder"

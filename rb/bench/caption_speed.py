@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rb.api import RegionBLIP
-from rb.core.run_file import load_run
+from rb.core.run_paths import open_foundation
 from rb.core.seeding import generator
 from rb.model.weights.build import build_model
 from rb.sources.images import decode_image
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.boxes % args.images:
         raise ValueError(f"--boxes {args.boxes}: must be a multiple of --images {args.images}")
     if args.run is not None:
-        config = load_run(args.run)
+        config = open_foundation(args.run)
         built = build_model(config.model, config.seed, args.device).model
         model = RegionBLIP(built, config.model, config.decode, config.seed)
     else:

@@ -16,8 +16,9 @@ import torch
 
 from rb.checkpoints.checkpoint import PARAMETER, TrainState, save
 from rb.core.config import RunConfig
-from rb.core.run_file import digest, dump_run, load_run, to_tree
+from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.core.run_paths import open_foundation
 from rb.model.weights.build import build_model
 from rb.model.weights.ledger import FROM
 from rb.model.weights.readers import fingerprint, read_tensors
@@ -41,7 +42,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _import(args: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
-    for line in import_run(args.file, load_run(args.run_file, args.overrides), args.out):
+    for line in import_run(args.file, open_foundation(args.run_file, args.overrides), args.out):
         sys.stdout.write(line + "\n")
     return 0
 

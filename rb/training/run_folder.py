@@ -23,6 +23,7 @@ from rb.core.install import git_commit
 from rb.core.locks import FileLock
 from rb.core.run_file import load_run, with_defaults
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
+from rb.core.run_paths import resolve_paths
 from rb.tracking.tracker import flatten
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
@@ -31,6 +32,7 @@ PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow"
 FREE_KEYS = (
     "name",
     "output_dir",
+    "init_from",  # read before the first step only
     "data.num_workers",
     "train.log_every",
     "train.checkpoint_every",
@@ -97,11 +99,11 @@ class _AboveTheBar(logging.Handler):
 
 
 def saved_run(path: Path, overrides: list[str]) -> RunConfig:
-    """The configuration of the run in a folder, with overrides; ValueError if there is none."""
+    """The configuration of the run in a folder, with overrides and paths found; ValueError if there is none, or a path is gone."""
     file = path / RUN_CONFIG
     if not file.is_file():
         raise ValueError(f"--resume {path}: no run there ({file} is missing); start it with --run FILE")
-    return load_run(file, overrides)
+    return resolve_paths(load_run(file, overrides), path, init_from=False)
 
 
 def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identities: Mapping[str, Any]) -> None:

@@ -242,7 +242,12 @@ def test_a_resume_may_change_only_what_changes_no_result(run_file: Path) -> None
         return load_run(run_file, overrides)
 
     free = changed(
-        "train.log_every=1", "data.num_workers=3", "output_dir=moved", "tracking.mlflow=true", "decode.num_beams=2"
+        "train.log_every=1",
+        "data.num_workers=3",
+        "output_dir=moved",
+        "init_from=moved",
+        "tracking.mlflow=true",
+        "decode.num_beams=2",
     )
     check_same_run(meta, to_tree(free), identities)
     moved = changed("data.train.image_region=[{manifest: elsewhere}]", "model.foundation.blip2=elsewhere")

@@ -32,10 +32,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _check(args: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
-    from rb.core.run_file import load_run
+    from rb.core.run_paths import open_foundation
     from rb.model.weights.check import check_run
 
-    _say(check_run(load_run(args.run_file, args.overrides)))
+    _say(check_run(open_foundation(args.run_file, args.overrides)))
     return 0
 
 
