@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     from rb.pages import show_data
     from rb.toy import commands as toy_commands
     from rb.tracking import commands as tracking_commands
-    from rb.training import import_released
+    from rb.training import config_commands, import_released
 
     parser = argparse.ArgumentParser(prog="rb", description="RegionBLIP: prepare data, train, evaluate.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         tracking_commands,
         weights_commands,
         import_released,
+        config_commands,
         doctor,
         ablate_commands,
         export_commands,

@@ -3,6 +3,8 @@
 usage: --run FILE [section.key=value ...]        start a run
        --resume RUN_DIR [section.key=value ...]  continue one; only what does not change the result may be set
 
+`rb train --dry-run` with the same options prints what the run would do, and writes nothing.
+
 Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row.
 """
 
@@ -68,11 +70,36 @@ def launch(argv: Sequence[str]) -> int:
     made = parser()
     made.prog = "rb train"
     made.add_argument("--ranks", type=int, default=None, help="processes; default: one for each GPU, or one")
+    made.add_argument(
+        "--dry-run", action="store_true", help="print what the run would do, from headers alone; write nothing"
+    )
+    made.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
     args = made.parse_intermixed_args(argv)
     if args.ranks is not None and args.ranks < 1:
         raise ValueError(f"--ranks {args.ranks}: must be at least 1")
+    if args.dry_run:
+        return _dry_run(args)
+    if args.json:
+        raise ValueError("--json: goes with --dry-run only")
     what = ["--run", str(args.run)] if args.run else ["--resume", str(args.resume)]
     return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Print the plan of the run; one process whatever the number of ranks."""
+    import json
+
+    import torch
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
+    from rb.core.run_paths import open_run
+    from rb.training.dry_run import describe, plan_run
+    from rb.training.run_folder import saved_run
+
+    config = saved_run(args.resume, args.overrides) if args.resume else open_run(args.run, args.overrides)
+    plan = plan_run(config, args.ranks or max(1, torch.cuda.device_count()), args.resume)
+    sys.stdout.write(json.dumps(plan, indent=1) + "\n" if args.json else describe(plan, config))
+    return 0
 
 
 def _complete_environment(local_rank: int | None) -> None:

@@ -34,8 +34,13 @@ BASE = "base"  # key of the run file that a run file starts from
 MAX_SHOWN = 200  # letters of a wrong value in an error
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool = False) -> RunConfig:
     """The run that a YAML file and ``a.b.c=value`` overrides describe.
+
+    Args:
+        path: the run file.
+        overrides: ``section.key=value``, the last one of a key counts.
+        keep_unset: leave ``${VAR}`` as it is where VAR is not set (to look at a run, not to start it).
 
     Raises:
         ValueError: the file is missing or no YAML mapping; a key is unknown (names the nearest) or a value does not fit.
@@ -46,6 +51,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = read_run_tree(path)
     for override in overrides:
         _apply_override(tree, override)
+    if keep_unset:
+        tree = _keep_unset(tree)
     try:
         return from_tree(RunConfig, tree)
     except ValueError as error:
@@ -218,6 +225,17 @@ def _expand(text: str, where: str) -> str:
         return found
 
     return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", lookup, text)
+
+
+def _keep_unset(tree: Any) -> Any:
+    """A tree whose variables that are not set have themselves as default: ``${VAR}`` expands to ``${VAR}``."""
+    if isinstance(tree, dict):
+        return {key: _keep_unset(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_keep_unset(value) for value in tree]
+    if isinstance(tree, str) and not isinstance(tree, Word):
+        return re.sub(r"\$\{(\w+)\}", lambda m: m[0] if m[1] in os.environ else f"${{{m[1]}:-{m[0][:-1]}}}}}", tree)
+    return tree
 
 
 def to_tree(config: Any) -> Any:

@@ -13,8 +13,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig
-from rb.core.install import project_file
+from rb.core.install import RUNS, find_shipped, project_file
 from rb.core.run_file import load_run
+from rb.core.run_layout import RUN_CONFIG
 
 OWN_FOLDERS = ("rb", "ds_configs")  # of the project, in which a run's paths may point
 
@@ -25,7 +26,25 @@ def open_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ValueError: as ``load_run``; a path does not exist: names its key, its value and the places tried.
     """
-    return resolve_paths(load_run(path, list(overrides)), Path(path).parent)
+    path = find_run_file(path)
+    return resolve_paths(load_run(path, list(overrides)), path.parent)
+
+
+def find_run_file(name: str | Path) -> Path:
+    """The run file that a path, a run folder, or the name of one of the project's own runs means.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / RUN_CONFIG).is_file():
+        return path / RUN_CONFIG
+    found = path if path.is_file() else find_shipped(str(name), RUNS)
+    if found is None:
+        raise ValueError(
+            f"{name}: no run file, run folder or name of one of the project's runs; `rb runs list` shows those"
+        )
+    return found
 
 
 def open_foundation(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -34,8 +53,9 @@ def open_foundation(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
     Raises:
         ValueError: as ``open_run``.
     """
+    path = find_run_file(path)
     config = load_run(path, list(overrides))
-    foundation = resolve_foundation(config.model.foundation, Path(path).parent)
+    foundation = resolve_foundation(config.model.foundation, path.parent)
     return replace(config, model=replace(config.model, foundation=foundation))
 
 

@@ -239,9 +239,13 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     return tracker
 
 
-def check_request(config: RunConfig) -> None:
-    """Batch sizes divide, DeepSpeed's file and kernel are fit, every modality that trains has data; else a ValueError."""
-    ds_settings(config.train, config.optim, dist.world_size())
+def check_request(config: RunConfig, num_ranks: int | None = None) -> None:
+    """Batch sizes divide over the ranks (none: those at hand), DeepSpeed's file and kernel are fit, every modality that trains has data.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+    ds_settings(config.train, config.optim, num_ranks or dist.world_size())
     choose_kernel(config.optim.kernel, dist.device())
     for modality in config.model.train_modalities:
         if modality not in config.data.train:

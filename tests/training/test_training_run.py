@@ -22,6 +22,7 @@ from rb.checkpoints import checkpoint
 from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig, TrainConfig
 from rb.core.run_file import load_run, to_tree
 from rb.core.run_layout import TRAINING_LOCK
+from rb.core.run_paths import open_run
 from rb.tracking import metric_points
 from rb.training.loop import check_request
 from rb.training.run_folder import RunFolder, check_same_run, saved_run
@@ -123,7 +124,7 @@ def final_state(run_dir: Path) -> checkpoint.TrainState:
 
 @pytest.mark.dist
 def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
-    config = load_run(run_file)
+    config = open_run(run_file)
     runs = Path(config.output_dir)
     reference, killed = runs / "reference", runs / "killed"
 

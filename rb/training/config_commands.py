@@ -1,0 +1,76 @@
+"""``rb config show | diff | keys``: what a run file means, how two runs differ, and every key there is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """``rb config`` with its three actions."""
+    actions = commands.add_parser("config", help="run files: show, compare, list the keys").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    run = "run file, run folder, or name of one of the project's runs (toy_opt)"
+    show = actions.add_parser("show", help="print a run's configuration, every key written out")
+    show.add_argument("run_name", metavar="RUN", help=run)
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
+    show.set_defaults(run=_show)
+    diff = actions.add_parser(
+        "diff", help="list the keys in which two runs differ; exit code 0: none, 1: some, 2: an error (as diff)"
+    )
+    diff.add_argument("first", metavar="A", help=run)
+    diff.add_argument("second", metavar="B", help=run)
+    diff.set_defaults(run=_diff)
+    keys = actions.add_parser("keys", help="list every key with its default and meaning")
+    keys.add_argument("prefix", nargs="?", default="", help="only keys that begin with this, e.g. model.lora")
+    keys.set_defaults(run=_keys)
+    for action in (show, diff, keys):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _show(args: argparse.Namespace) -> int:
+    from rb.core.run_file import dump_run, load_run, to_tree
+    from rb.core.run_paths import find_run_file
+
+    config = load_run(find_run_file(args.run_name), args.overrides, keep_unset=True)
+    sys.stdout.write(json.dumps(to_tree(config), indent=1) + "\n" if args.json else dump_run(config))
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from rb.core.run_file import load_run, to_tree
+    from rb.core.run_paths import find_run_file
+    from rb.tracking.tracker import flatten
+
+    first, second = (
+        flatten(to_tree(load_run(find_run_file(name), keep_unset=True))) for name in (args.first, args.second)
+    )
+    keys = [key for key in dict.fromkeys((*first, *second)) if first.get(key) != second.get(key)]
+    if args.json:
+        rows = [{"key": key, "first": first.get(key), "second": second.get(key)} for key in keys]
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{key}: {first.get(key, '(none)')} -> {second.get(key, '(none)')}\n" for key in keys)
+    return 1 if keys else 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from rb.core.config_keys import all_keys
+    from rb.core.run_file import to_tree
+
+    rows = [key for key in all_keys() if key.name.startswith(args.prefix)]
+    if not rows:
+        raise ValueError(f"no key begins with {args.prefix!r}; `rb config keys` lists all")
+    given = {key.name: None if key.default is dataclasses.MISSING else to_tree(key.default) for key in rows}
+    if args.json:
+        listed = [{"key": k.name, "type": k.type, "default": given[k.name], "meaning": k.sentence} for k in rows]
+        sys.stdout.write(json.dumps(listed, indent=1) + "\n")
+        return 0
+    for key in rows:
+        default = "must be given" if key.default is dataclasses.MISSING else f"default {json.dumps(given[key.name])}"
+        sys.stdout.write(f"{key.name}  ({key.type}, {default})\n    {key.sentence}\n")
+    return 0

@@ -1,0 +1,192 @@
+"""``rb train --dry-run``: what a run would do, from manifests and file headers alone. Loads no weights, writes nothing.
+
+Takes the same roads as training: paths and checks of the request, the opened manifests, the schedule, ``build_model`` on the meta device.
+So what passes here fails in training only for what no header tells (memory, a damaged shard, a value that is not finite).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rb.checkpoints import checkpoint
+from rb.core.config import DataSource, RunConfig
+from rb.core.run_file import dump_run, to_tree
+from rb.core.run_layout import (
+    CHECKPOINTS,
+    RUN_CONFIG,
+    RUN_ENVIRONMENT,
+    RUN_JOURNAL,
+    RUN_LOG,
+    RUN_VALIDATION,
+    RUN_WEIGHTS,
+)
+from rb.data.pipeline import TrainingData, open_training_data
+from rb.model.weights.build import build_model, image_settings, text_processor
+from rb.training.loop import check_request, trainable_counts
+from rb.training.run_folder import check_same_run
+from rb.training.schedule import Schedule
+from rb.training.validate import open_validation_data
+
+NUM_TURNS = 20  # of the schedule, that are shown
+BYTES_PER_PARAMETER = 12  # of a checkpoint: the value and AdamW's two moments, fp32
+
+
+def plan_run(config: RunConfig, num_ranks: int, resume: Path | None = None) -> dict[str, Any]:
+    """What training would do, as a tree of plain values (``rb train --dry-run --json``).
+
+    Args:
+        config: the run, its paths found (``open_run`` or ``saved_run``).
+        num_ranks: processes that would train.
+        resume: the run folder that would be continued; none for a new one.
+
+    Raises:
+        ValueError: whatever would stop training before its first step, as training says it.
+    """
+    check_request(config, num_ranks)
+    data = open_training_data(config.data.train, config.seed)
+    held_out = open_validation_data(config.data.val) if config.validation.every else {}
+    schedule = Schedule(
+        config.train.schedule, {m: len(d.stream) for m, d in data.items()}, config.train.global_batch_size
+    )
+    folder = resume or Path(config.output_dir) / config.name
+    if resume is None and (folder / RUN_CONFIG).exists():
+        raise ValueError(f"{folder}: holds a run already; continue it with --resume {folder}, or give another name=...")
+    built = build_model(config.model, config.seed, "meta")
+    image_settings(config.model)
+    text_processor(config.model)
+    start = _resume_step(config, resume, built.foundation, data) if resume is not None else 0
+    total = config.train.max_steps or schedule.total_steps(config.train.epochs)
+    counts = trainable_counts(built.model.parameter_modalities(), built.model.trainable_parameters())
+    num_all = sum(parameter.numel() for parameter in built.model.parameters())
+    num_trainable = sum(counts.values())
+    return {
+        "run_folder": str(folder),
+        "resume_from_step": start if resume is not None else None,
+        "data": {"train": _listed(config.data.train, data), "val": _listed(config.data.val, held_out)},
+        "batch": {
+            "ranks": num_ranks,
+            "micro_batch_size": config.train.micro_batch_size,
+            "grad_accum_steps": config.train.grad_accum_steps(num_ranks),
+            "global_batch_size": config.train.global_batch_size,
+        },
+        "schedule": {
+            "kind": schedule.kind,
+            "samples_per_epoch": schedule.samples_per_epoch,
+            "steps_of_first_epoch": schedule.epoch_steps(0),
+            "total_steps": total,
+            "steps_per_modality": _steps_per_modality(schedule, total),
+            "epochs_begun": schedule.epoch_of(total - 1) + 1,
+            "first_turns": [schedule.at(step).modality for step in islice(range(start, total), NUM_TURNS)],
+        },
+        "parameters": {"trainable": counts, "trainable_in_all": num_trainable, "frozen": num_all - num_trainable},
+        "weights": built.ledger.lines(built.model),
+        "writes": _writes(config, total, num_trainable),
+        "config": to_tree(config),
+    }
+
+
+def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
+    """The plan for people to read."""
+    batch, schedule, parameters = plan["batch"], plan["schedule"], plan["parameters"]
+    start = plan["resume_from_step"]
+    lines = [f"run folder  {plan['run_folder']} ({'new' if start is None else f'goes on after step {start:,}'})", ""]
+    for part, title in (("train", "data"), ("val", "validation data")):
+        rows = [
+            (modality, row["name"], f"{row['samples']:,} samples", f"shown {row['repeat']} x an epoch", row["manifest"])
+            for modality, listed in plan["data"][part].items()
+            for row in listed
+        ]
+        lines += [title, *_table(rows), ""] if rows else []
+    lines += [
+        f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']} "
+        f"x {batch['grad_accum_steps']} accumulated",
+        "",
+        f"schedule  {schedule['kind']}, {schedule['total_steps']:,} steps, {schedule['epochs_begun']} epoch(s) begun",
+        *_table(
+            [
+                (m, f"{schedule['steps_of_first_epoch'][m]:,} steps in the first epoch", f"{steps:,} in all")
+                for m, steps in schedule["steps_per_modality"].items()
+            ]
+        ),
+        f"  first turns: {', '.join(schedule['first_turns'])}",
+        "",
+        f"parameters  {parameters['trainable_in_all']:,} trainable, {parameters['frozen']:,} frozen",
+        *_table([(users, f"{count:,}") for users, count in parameters["trainable"].items()]),
+        "",
+        "weights",
+        *(f"  {line}" for line in plan["weights"]),
+        "",
+        "would write",
+        *_table([(name, what) for name, what in plan["writes"].items()]),
+        "",
+        "configuration",
+        *(f"  {line}" for line in dump_run(config).splitlines()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _resume_step(
+    config: RunConfig, run_dir: Path, foundation: Mapping[str, str], data: Mapping[str, TrainingData]
+) -> int:
+    found = checkpoint.find(run_dir)
+    if found is None:
+        return 0
+    digests = {modality: [reader.digest for reader in d.readers] for modality, d in data.items()}
+    check_same_run(found.meta, to_tree(config), {"foundation": foundation, "data": digests})
+    return int(found.step)
+
+
+def _listed(
+    sources: Mapping[str, Sequence[DataSource]], data: Mapping[str, TrainingData]
+) -> dict[str, list[dict[str, Any]]]:
+    return {
+        modality: [
+            {
+                "manifest": source.manifest,
+                "name": reader.manifest.name,
+                "split": reader.manifest.split,
+                "samples": min(len(reader), source.first or len(reader)),
+                "repeat": source.repeat,
+                "digest": reader.digest,
+            }
+            for source, reader in zip(sources[modality], opened.readers, strict=True)
+        ]
+        for modality, opened in data.items()
+    }
+
+
+def _steps_per_modality(schedule: Schedule, total: int) -> dict[str, int]:
+    epoch = schedule.epoch_of(total - 1)
+    begun = Counter(schedule.at(step).modality for step in range(schedule.total_steps(epoch), total))
+    return {modality: steps + begun[modality] for modality, steps in schedule.modality_steps(epoch).items()}
+
+
+def _writes(config: RunConfig, total: int, num_trainable: int) -> dict[str, str]:
+    """Files in the run folder and what they hold."""
+    size = num_trainable * BYTES_PER_PARAMETER / 1e6
+    train, validation = config.train, config.validation
+    written = {
+        RUN_CONFIG: "the configuration below",
+        RUN_ENVIRONMENT: "versions, machine, commit",
+        RUN_WEIGHTS: "where every weight comes from",
+        RUN_JOURNAL: f"metrics every {train.log_every} steps",
+        RUN_LOG: "log of rank 0",
+        CHECKPOINTS: f"every {train.checkpoint_every:,} steps and after step {total:,}, the newest {train.keep_checkpoints} kept; "
+        f"about {size:,.1f} MB each",
+    }
+    if validation.every:
+        written[RUN_VALIDATION] = f"a page of captions every {validation.every:,} steps"
+    if config.tracking.mlflow:
+        written["MLflow"] = f"experiment {config.tracking.experiment}: a copy of the journal"
+    return written
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
