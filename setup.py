@@ -38,6 +38,7 @@ setup(
         "points": ["torch-quickfps>=2.1"],
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
+            "hypothesis>=6.100",
             "mypy>=1.15",
             "ninja",
             "pytest>=8",

@@ -12,6 +12,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import random
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,9 @@ from rb.core.config import FoundationConfig
 from tests.support import tiny
 
 torch.set_num_threads(1)
+# The same examples every time, and no verdict that depends on how busy the machine is.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

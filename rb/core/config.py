@@ -21,13 +21,12 @@ from rb.core.model_config import (
     at_least,
     one_of,
 )
+from rb.core.schedules import SCHEDULES
 
-SCHEDULES = ("weighted_round_robin", "round_robin", "sequential")
 # The ``model`` section's classes are part of this module for everyone else.
 __all__ = (
     "CLOUD_BOX_DIMS",
     "LOSS_NAMES",
-    "SCHEDULES",
     "TEXT_BRANCHES",
     "DataConfig",
     "DataSource",
@@ -129,7 +128,7 @@ class TrainConfig:
     micro_batch_size: int = 16
     """Samples of one forward pass on one rank. Accumulation is derived: global / (micro * ranks)."""
     schedule: str = "weighted_round_robin"
-    """Which modality a step trains: ``weighted_round_robin``, ``round_robin`` or ``sequential``."""
+    """Which modality a step trains: ``weighted_round_robin``, ``round_robin`` or ``sequential`` (rb/core/schedules.py)."""
     epochs: int = 30
     """Length of the run; an epoch shows every sample of every modality once."""
     max_steps: int | None = None
@@ -150,7 +149,7 @@ class TrainConfig:
     """CPU threads of one rank; 0 leaves torch's choice."""
 
     def __post_init__(self) -> None:
-        one_of("train.schedule", self.schedule, SCHEDULES)
+        one_of("train.schedule", self.schedule, tuple(SCHEDULES))
         for name in (
             "global_batch_size",
             "micro_batch_size",

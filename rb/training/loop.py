@@ -90,7 +90,7 @@ def prepare(config: RunConfig, resume: Path | None) -> Run:
     data = together(partial(open_training_data, config.data.train, config.seed))
     held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
     samples = {modality: len(d.stream) for modality, d in data.items()}
-    schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size)
+    schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
 
     folder = RunFolder(resume or Path(config.output_dir) / config.name)

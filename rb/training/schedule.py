@@ -1,6 +1,6 @@
 """Which modality each optimizer step trains: a pure function of (configuration, step).
 
-Holds the three orders of a semi-hybrid epoch and the arithmetic of epochs. Knows nothing of ranks, workers, data or
+Holds the arithmetic of epochs; the orders within an epoch are in `rb/core/schedules.py`. Knows nothing of ranks, workers, data or
 models; the loop, the data pipeline and `plan` ask it. Nothing of it is saved but the step.
 
 A modality's data is one endless stream of positions (position p is sample p mod N of the permutation of epoch p div N) and
@@ -11,15 +11,13 @@ has S(e + 1) - S(e) steps of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-WEIGHTED_ROUND_ROBIN = "weighted_round_robin"
-ROUND_ROBIN = "round_robin"
-SEQUENTIAL = "sequential"
+from rb.core.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -31,70 +29,21 @@ class Turn:
     epoch: int
 
 
-def weighted_order(counts: list[int]) -> np.ndarray:
-    """Turns in proportion to the counts, every prefix as even as can be: uint8 [sum(counts)] of modality numbers.
-
-    Tijdeman's chairman assignment (R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980): at turn
-    t, of those whose share `n * t / T` is at least 1 / (2k - 2) ahead of what they got, the one whose deadline is nearest
-    is served. Then every modality has, after every t turns, less than one turn more or less than its share, for any
-    number k of modalities. Integers only: the same everywhere.
-    """
-    present = [index for index, count in enumerate(counts) if count > 0]
-    total = sum(counts)
-    if len(present) < 2:
-        return np.full(total, present[0] if present else 0, dtype=np.uint8)
-    slack = 2 * len(present) - 2
-    served = [0] * len(counts)
-    order = np.empty(total, dtype=np.uint8)
-    for turn in range(1, total + 1):
-        chosen, chosen_due = -1, 0
-        for index in present:
-            count = counts[index]
-            if (count * turn - served[index] * total) * slack < total:
-                continue
-            # The deadline of the next turn of `index` is ((served + 1) * slack - 1) / (count * slack) of the epoch.
-            due = (served[index] + 1) * slack - 1
-            if chosen < 0 or due * counts[chosen] < chosen_due * count:
-                chosen, chosen_due = index, due
-        assert chosen >= 0, "chairman assignment: nobody to serve"
-        served[chosen] += 1
-        order[turn - 1] = chosen
-    return order
-
-
-def round_robin_order(counts: list[int]) -> np.ndarray:
-    """Strict turns 0, 1, 2, 0, 1, 2, ... leaving out those whose count is used up: uint8 [sum(counts)]."""
-    numbers = np.concatenate([np.full(count, index, dtype=np.uint8) for index, count in enumerate(counts)])
-    rounds = np.concatenate([np.arange(count) for count in counts])
-    return numbers[np.lexsort((numbers, rounds))]
-
-
-def sequential_order(counts: list[int]) -> np.ndarray:
-    """All turns of one modality, then all of the next: uint8 [sum(counts)]."""
-    return np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
-
-
-ORDERS: dict[str, Callable[[list[int]], np.ndarray]] = {
-    WEIGHTED_ROUND_ROBIN: weighted_order,
-    ROUND_ROBIN: round_robin_order,
-    SEQUENTIAL: sequential_order,
-}
-
-
 class Schedule:
     """The endless sequence of turns. Modalities take their turns in the order in which they are given.
 
     Args:
-        kind: `weighted_round_robin`, `round_robin` or `sequential`.
+        kind: a row of `SCHEDULES`.
         samples_per_epoch: for every modality that trains, how many samples one epoch shows.
         global_batch_size: samples of one optimizer step, over all ranks and accumulation steps.
+        seed: of the run; for orders that draw.
 
     Raises ValueError for an unknown kind, no modality, a modality without samples, a batch size below 1.
     """
 
-    def __init__(self, kind: str, samples_per_epoch: Mapping[str, int], global_batch_size: int) -> None:
-        if kind not in ORDERS:
-            raise ValueError(f"schedule: {kind!r} is unknown, choose one of {', '.join(ORDERS)}")
+    def __init__(self, kind: str, samples_per_epoch: Mapping[str, int], global_batch_size: int, seed: int = 0) -> None:
+        if kind not in SCHEDULES:
+            raise ValueError(f"schedule: {kind!r} is unknown, choose one of {', '.join(SCHEDULES)}")
         if not samples_per_epoch:
             raise ValueError("train_modalities: no modality to train, list at least one")
         for modality, samples in samples_per_epoch.items():
@@ -106,12 +55,13 @@ class Schedule:
         self.modalities = tuple(samples_per_epoch)
         self.samples_per_epoch = dict(samples_per_epoch)
         self.global_batch_size = global_batch_size
+        self.seed = seed
         # Loops ask step after step: the epoch at hand, and the next one that workers fetch ahead, are kept.
         self._turns_of_epoch = lru_cache(maxsize=4)(self._build_epoch)
 
-    def __reduce__(self) -> tuple[type[Schedule], tuple[str, dict[str, int], int]]:
+    def __reduce__(self) -> tuple[type[Schedule], tuple[str, dict[str, int], int, int]]:
         # For loader processes that do not fork; the cache is not worth carrying.
-        return Schedule, (self.kind, self.samples_per_epoch, self.global_batch_size)
+        return Schedule, (self.kind, self.samples_per_epoch, self.global_batch_size, self.seed)
 
     def modality_steps(self, epochs: int) -> dict[str, int]:
         """Steps of every modality after `epochs` whole epochs: S(epochs)."""
@@ -152,7 +102,7 @@ class Schedule:
     def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Of every turn of an epoch: modality number, and how many turns that modality had before it in the epoch."""
         counts = list(self.epoch_steps(epoch).values())
-        numbers = ORDERS[self.kind](counts)
+        numbers = SCHEDULES[self.kind](counts, self.seed, epoch)
         ordinals = np.empty(len(numbers), dtype=np.int64)
         for index, count in enumerate(counts):
             ordinals[numbers == index] = np.arange(count)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import pickle
 import random
 from collections import Counter
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from rb.training.schedule import ORDERS, Schedule, Turn, weighted_order
+from rb.core.config import TrainConfig
+from rb.core.schedules import SCHEDULES, Counts, Order, weighted_round_robin
+from rb.core.seeding import generator
+from rb.training.schedule import Schedule, Turn
 
-KINDS = tuple(ORDERS)
+KINDS = tuple(SCHEDULES)
 
 
 def random_worlds(number: int, seed: int = 0) -> list[tuple[dict[str, int], int]]:
@@ -64,7 +70,7 @@ def test_every_prefix_of_the_weighted_order_is_within_one_turn_of_its_proportion
     for counts in cases:
         total, served = sum(counts), [0] * len(counts)
         worst = Fraction(0)
-        for turn, index in enumerate(weighted_order(counts).tolist(), start=1):
+        for turn, index in enumerate(weighted_round_robin(counts, 0, 0).tolist(), start=1):
             served[index] += 1
             worst = max(
                 worst,
@@ -136,3 +142,43 @@ def test_order_of_the_table_not_of_the_alphabet() -> None:
     for names in itertools.permutations(("a", "b", "c")):
         schedule = Schedule("round_robin", dict.fromkeys(names, 4), 4)
         assert tuple(schedule.at(s).modality for s in range(3)) == names
+
+
+@pytest.mark.parametrize(
+    ("counts", "digests"),
+    [
+        ([3, 5, 2], ("9e3d0798cb18", "6af2f1b3829c", "48a960bc7955")),
+        ([0, 4, 0, 3], ("06838537cc13", "06838537cc13", "72479b10d468")),
+        ([40, 17, 1, 9], ("274f72b592f2", "3f865e07d393", "fb5b32221949")),
+        ([500, 250, 125, 62], ("828dd0b1db36", "56c1937a68ae", "5a847e5a44d3")),
+    ],
+)
+def test_orders_are_those_of_earlier_versions(counts: list[int], digests: tuple[str, ...]) -> None:
+    kinds = ("weighted_round_robin", "round_robin", "sequential")
+    for kind, digest in zip(kinds, digests, strict=True):
+        for seed, epoch in ((0, 0), (5, 3)):  # none of the three draws
+            found = SCHEDULES[kind](counts, seed, epoch)
+            assert hashlib.sha256(found.tobytes()).hexdigest()[:12] == digest, kind
+
+
+def shuffled(counts: Counts, seed: int, epoch: int) -> Order:
+    """The trial of docs/extending.md: every modality gets its steps, in a random order."""
+    steps = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+    return generator("schedule", seed, epoch).permutation(steps)
+
+
+def test_a_new_schedule_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"train\.schedule: 'shuffled' is not one of weighted_round_robin"):
+        TrainConfig(schedule="shuffled")
+    monkeypatch.setitem(SCHEDULES, "shuffled", shuffled)
+    assert TrainConfig(schedule="shuffled").schedule == "shuffled"
+    samples = {"image_region": 40, "point_cloud": 20}
+
+    def modalities(seed: int, epoch: int) -> list[str]:
+        schedule = pickle.loads(pickle.dumps(Schedule("shuffled", samples, 2, seed)))  # as a loader process gets it
+        steps = range(schedule.total_steps(epoch), schedule.total_steps(epoch + 1))
+        return [schedule.at(step).modality for step in steps]
+
+    assert modalities(0, 0) == modalities(0, 0)
+    assert Counter(modalities(0, 0)) == {"image_region": 20, "point_cloud": 10}
+    assert len({tuple(modalities(seed, epoch)) for seed in range(2) for epoch in range(2)}) == 4
