@@ -49,9 +49,8 @@ def plan_run(config: RunConfig, num_ranks: int, resume: Path | None = None) -> d
     check_request(config, num_ranks)
     data = open_training_data(config.data.train, config.seed)
     held_out = open_validation_data(config.data.val) if config.validation.every else {}
-    schedule = Schedule(
-        config.train.schedule, {m: len(d.stream) for m, d in data.items()}, config.train.global_batch_size
-    )
+    samples = {modality: len(d.stream) for modality, d in data.items()}
+    schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     folder = resume or Path(config.output_dir) / config.name
     if resume is None and (folder / RUN_CONFIG).exists():
         raise ValueError(f"{folder}: holds a run already; continue it with --resume {folder}, or give another name=...")
