@@ -212,7 +212,7 @@ def _made_of(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> Html:
     parts = {k.split(".", 1)[1]: v for k, v in tags.items() if k.startswith("foundation.")}
     if parts:
         html += "<h3>Foundation (frozen)</h3>" + table(
-            ("part", "fingerprint"), [(k, _short(v, 64)) for k, v in parts.items()]
+            ("part", "fingerprint"), [(k, _short(v, 71)) for k, v in parts.items()]
         )
     for name in (RUN_CONFIG, RUN_ENVIRONMENT):
         if (run_dir / name).is_file():

@@ -16,12 +16,13 @@ import torch
 
 from rb.checkpoints.checkpoint import PARAMETER, TrainState, save
 from rb.core.config import RunConfig
+from rb.core.fingerprints import fingerprint
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.run_paths import open_foundation
 from rb.model.weights.build import build_model
 from rb.model.weights.ledger import FROM
-from rb.model.weights.readers import fingerprint, read_tensors
+from rb.model.weights.readers import read_tensors
 from rb.model.weights.released import import_released
 from rb.training.run_folder import RunFolder, environment, package_versions
 

@@ -59,7 +59,7 @@ def blip2_config(folder: Path, llm: str) -> Blip2Config:
 
 
 def load_blip2(
-    folder: HubFolder, config: ModelConfig, dtype: torch.dtype, ledger: Ledger, meta: bool
+    folder: HubFolder, settings: Blip2Config, config: ModelConfig, dtype: torch.dtype, ledger: Ledger, meta: bool
 ) -> Blip2ForConditionalGeneration:
     """BLIP-2 with the text feed-forward layers still to be filled, its Q-Former and projection in fp32, the rest in ``dtype``.
 
@@ -68,7 +68,6 @@ def load_blip2(
     Raises:
         CheckpointError: weights missing, left over, of another shape, or twins that differ; names file and keys.
     """
-    settings = blip2_config(folder.path, config.llm)
     settings.qformer_config.use_qformer_text_input = True
     if config.numerics == "lavis":
         _lavis_config(settings)

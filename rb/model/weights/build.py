@@ -6,6 +6,8 @@ Used by training, prediction and the parameter counts (``build_meta``: sizes wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig
 
 from rb.core.config import ModelConfig
+from rb.core.fingerprints import fingerprint
 from rb.core.seeding import torch_generator
 from rb.core.text import TextProcessor
 from rb.model.parts import INITIAL_TEMPERATURE
@@ -23,7 +26,7 @@ from rb.model.weights.blip2 import blip2_config, folder_of, llm_kind, load_blip2
 from rb.model.weights.ledger import Ledger, plain_name
 from rb.model.weights.point_qformer import bert_folder, point_qformer_start
 from rb.model.weights.points import load_points
-from rb.model.weights.readers import CheckpointError, fingerprint, read_headers, read_json, read_tensors
+from rb.model.weights.readers import CheckpointError, read_headers, read_json, read_tensors
 from rb.model.weights.recipes import TextBranchWeights, Weights, read_text_branch, tokenizer_folder
 
 PUBLIC_ITC_WIDTH = 256
@@ -32,23 +35,42 @@ PUBLIC_QFORMER_VOCABULARY = 30523  # bert-base-uncased and [DEC]
 
 @dataclass
 class Built:
-    """A model, its book, and the foundation's identity: fingerprints of its parts, recipe, numerics, digest of the book."""
+    """A model and what else was read of its foundation, so that nobody reads it again.
 
+    Attributes:
+        ledger: where every weight came from.
+        text: the tokenizers.
+        foundation: its identity: fingerprints of its parts, recipe, numerics, digest of the ledger.
+        files: the files behind each fingerprint.
+    """
+
+    config: ModelConfig
     model: RegionBLIP
     ledger: Ledger
+    text: TextProcessor
     foundation: dict[str, str]
+    files: dict[str, list[Path]]
+
+    @cached_property
+    def images(self) -> dict[str, Any]:
+        """Side, mean and standard deviation of images."""
+        return image_settings(self.config)
 
 
 def text_processor(config: ModelConfig) -> TextProcessor:
     """The tokenizers of a foundation."""
     folder = folder_of(config).path
-    kind = llm_kind(blip2_config(folder, config.llm))
+    return _text_processor(config, folder, blip2_config(folder, config.llm))
+
+
+def _text_processor(config: ModelConfig, folder: Path, settings: Blip2Config) -> TextProcessor:
+    kind = llm_kind(settings)
     return TextProcessor.from_folders(tokenizer_folder(config), folder, kind, config.max_text_tokens, config.prompt)
 
 
 def image_settings(config: ModelConfig) -> dict[str, Any]:
     """Side, mean and standard deviation of images, from the foundation's ``preprocessor_config.json``."""
-    tree = read_json(folder_of(config).path / "preprocessor_config.json")
+    tree = read_json(Path(config.foundation.blip2) / "preprocessor_config.json")
     try:
         size = tree["size"]
         side = size["height"] if isinstance(size, dict) else int(size)
@@ -75,29 +97,31 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     meta = device.type == "meta"
     dtype, ledger = frozen_dtype(config, device), Ledger()
     folder = folder_of(config)
-    blip2 = load_blip2(folder, config, dtype, ledger, meta)
+    settings = blip2_config(folder.path, config.llm)
+    blip2 = load_blip2(folder, settings, config, dtype, ledger, meta)
     qformer_config = blip2.config.qformer_config
-    text = read_text_branch(config, qformer_config.num_hidden_layers, ledger, meta)
-    dec_token_id = text_processor(config).dec_token_id
+    branch = read_text_branch(config, qformer_config.num_hidden_layers, ledger, meta)
+    text = _text_processor(config, folder.path, settings)
     with torch.device("meta" if meta else "cpu"):
-        text_branch = TextBranch(_text_config(qformer_config, text), dec_token_id)
+        text_branch = TextBranch(_text_config(qformer_config, branch), text.dec_token_id)
     point_encoder, point_files = load_points(
         config, ledger, read_headers if meta else read_tensors, "meta" if meta else "cpu"
     )
-    itc_width = text.itc_width or blip2.config.image_text_hidden_size
+    itc_width = branch.itc_width or blip2.config.image_text_hidden_size
     with torch.device("meta" if meta else "cpu"):
         model = RegionBLIP(blip2, text_branch, point_encoder, config, itc_width, seed)
-    _fill(model, text.weights, ledger)
-    _start_parts(model, config, seed, text, ledger)
+    _fill(model, branch.weights, ledger)
+    _start_parts(model, config, seed, branch, ledger)
     _settle_dtypes(model, dtype)
     ledger.check(model)
-    foundation = {"blip2": fingerprint(folder.files), "text_branch": fingerprint(text.files)}
+    files = {"blip2": folder.files, "text_branch": branch.files}
     if point_files:
-        foundation["point_encoder"] = fingerprint(point_files)
+        files["point_encoder"] = point_files
     if model.point_qformer is not None and config.init.point_qformer == "bert":
-        foundation["point_qformer"] = fingerprint(bert_folder(config).files)
+        files["point_qformer"] = bert_folder(config).files
+    foundation = {part: fingerprint(paths) for part, paths in files.items()}
     foundation |= {"recipe": config.text_branch, "numerics": config.numerics, "report": ledger.digest(model)}
-    return Built(model.to(device), ledger, foundation)
+    return Built(config, model.to(device), ledger, text, foundation, files)
 
 
 def build_meta(

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 
 from rb.core.config import RunConfig
+from rb.core.fingerprints import PREFIX
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model, image_settings
+from rb.model.weights.build import build_model
 
 
 def check_run(config: RunConfig) -> list[str]:
@@ -19,13 +20,13 @@ def check_run(config: RunConfig) -> list[str]:
         ValueError: whatever would stop training from loading: a file, a key, a shape, a tokenizer, the image settings.
     """
     built = build_model(config.model, config.seed, "meta")
-    side = image_settings(config.model)["size"]
+    side = built.images["size"]
     expected = built.model.blip2.config.vision_config.image_size
     lines = [f"run {config.name}: recipe {config.model.text_branch}, numerics {config.model.numerics}"]
     lines += built.ledger.lines(built.model)
     if side != expected:
         lines.append(f"images: the processor says {side} pixels, the encoder was trained at {expected}")
-    lines += [f"{part}: {value[:16]}" for part, value in built.foundation.items() if len(value) == 64]
+    lines += [f"{part}: {built.foundation[part].removeprefix(PREFIX)[:16]}" for part in (*built.files, "report")]
     lines.append("trainable parameters:")
     lines += [f"  {users}: {count:,}" for users, count in trainable_by_users(built.model).items()]
     return lines

@@ -25,11 +25,12 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class HubFolder:
-    """Its folder, the files with weights in reading order, and the index where it is sharded."""
+    """Its folder, the files with weights in reading order; if sharded, the index and the names of weights that it lists."""
 
     path: Path
     shards: tuple[Path, ...]
-    index: Path | None
+    index: Path | None = None
+    listed: frozenset[str] = frozenset()
 
     @property
     def files(self) -> list[Path]:
@@ -58,8 +59,7 @@ class HubFolder:
                 )
             found |= {name: (shard, tensor) for name, tensor in tensors.items()}
         if self.index:
-            promised = set(read_json(self.index)["weight_map"])
-            lost = sorted(promised - set(found))
+            lost = sorted(self.listed - set(found))
             if lost:
                 raise CheckpointError(
                     f"{self.index} lists {len(lost)} weights that its shards do not hold: {listing(lost)}; download them anew"
@@ -79,7 +79,7 @@ def open_folder(path: Path, option: str) -> HubFolder:
     if name is None:
         raise CheckpointError(f"{option}: {path} holds none of {', '.join(_NAMES)}; download its weights")
     if not name.endswith(".index.json"):
-        return HubFolder(path, (path / name,), None)
+        return HubFolder(path, (path / name,))
     weight_map = read_json(path / name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path / name} has no weight_map; download it again")
@@ -92,4 +92,4 @@ def open_folder(path: Path, option: str) -> HubFolder:
         raise CheckpointError(
             f"{path} lacks {len(lost)} of {len(names)} shards: {listing(sorted(lost))}; download them"
         )
-    return HubFolder(path, tuple(path / file for file in sorted(names)), path / name)
+    return HubFolder(path, tuple(path / file for file in sorted(names)), path / name, frozenset(weight_map))

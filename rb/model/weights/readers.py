@@ -6,7 +6,6 @@ that maps names and shapes runs on either). Who uses it: the other files of this
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import zipfile
@@ -19,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-_EDGE = 1 << 20
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -179,17 +177,3 @@ def weights_file(folder: str, option: str, *default_names: str) -> Path:
             if (path / (name + suffix)).is_file():
                 return path / (name + suffix)
     raise CheckpointError(f"{option}: {path} holds no {' or '.join(default_names)} ({', '.join(TENSOR_SUFFIXES)})")
-
-
-def fingerprint(paths: list[Path]) -> str:
-    """An identity of files without reading gigabytes: names, sizes, first and last MiB of each."""
-    state = hashlib.sha256()
-    for path in sorted(paths):
-        size = path.stat().st_size
-        state.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            state.update(file.read(_EDGE))
-            if size > _EDGE:
-                file.seek(max(_EDGE, size - _EDGE))
-                state.update(file.read(_EDGE))
-    return state.hexdigest()
