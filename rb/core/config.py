@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rb.core.metric_names import TOTAL, VAL, loss_name, value_name
+from rb.core.metrics import while_training
 from rb.core.modality import in_table_order, modality_spec
 from rb.core.model_config import (
     CLOUD_BOX_DIMS,
@@ -200,7 +201,8 @@ class ValidationConfig:
             if modality not in model.itm_modalities:
                 terms = [term for term in terms if term != "itm"]
             given += [loss_name(VAL, modality, term) for term in (*terms, TOTAL) if self.num_loss_batches]
-            given += [value_name(VAL, "CIDEr", modality)] if self.num_examples else []
+            ranked = [metric.name for metric in while_training() if metric.better is not None]
+            given += [value_name(VAL, name, modality) for name in ranked if self.num_examples]
         if self.keep_best not in given:
             raise ValueError(
                 f"validation.keep_best: {self.keep_best!r} is no score of this run's validation; they are {', '.join(given)}"

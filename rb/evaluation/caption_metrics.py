@@ -1,22 +1,21 @@
-"""CIDEr, SPICE, BLEU-1 to 4, METEOR and ROUGE-L of captions on plain dicts, by ``pycocoevalcap``'s own scorers.
+"""Scores captions on plain dicts by the metrics of rb/core/metrics.py; METEOR and SPICE, which are Java programs, are run from here.
 
-Used by ``rb.evaluation.scoring`` (files) and ``rb metrics doctor``. All values are the fractions that ``pycocoevalcap`` gives (CIDEr 0 to 10,
-the others 0 to 1); the paper prints them times 100. What cannot run here is None and named in ``skipped``, with the remedy.
+Used by ``rb.evaluation.scoring`` (files) and ``rb metrics doctor``. What cannot run here is None and named in ``skipped``, with the remedy.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
+from rb.core.metrics import METRICS, check_metrics
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_tokenise
@@ -25,7 +24,6 @@ from rb.evaluation.tokenise import ptb_tokenise
 
 LOG = logging.getLogger(__name__)
 
-METRICS = ("CIDEr", "SPICE", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L")
 MAX_COPIED = 5  # references tried for the attainable scores; each costs as much as one CIDEr of the set
 
 Tokenised = dict[str, list[str]]  # id -> tokenised texts, as pycocoevalcap's scorers take them
@@ -37,7 +35,8 @@ class CaptionScores:
 
     Attributes:
         scores: every name of ``METRICS`` with its value for the whole set, None where it was skipped.
-        per_example: id to its ``CIDEr`` and ``SPICE`` (None where skipped). Their mean is the corpus value; CIDEr's depends on the set.
+        per_example: id to its value of each metric that has one per example (None where skipped). Their mean is the corpus value; CIDEr's
+            depends on the set.
         spice_details: id to precision, recall and f per category of tuples; empty where SPICE was skipped.
         attainable: CIDEr and BLEU-4 that a perfect captioner reaches on this set (see ``attainable_scores``).
         skipped: metric to reason and remedy, one line each.
@@ -59,7 +58,7 @@ def score_captions(
     references: Mapping[str, Sequence[str]],
     use_java: bool = True,
     spice_cache: Path | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Collection[str] = METRICS,
     meteor: Meteor | None = None,
 ) -> CaptionScores:
     """Scores one prediction per id against that id's references. Texts are raw; they are tokenised here, in the order of the ids.
@@ -83,10 +82,13 @@ def score_captions(
     given, wanted, tokeniser = _tokenised(ids, predictions, references, java, skipped)
 
     scores: dict[str, float | None] = dict.fromkeys(METRICS)
-    cider, each_cider = Cider().compute_score(wanted, given)
-    bleu, _ = Bleu(4).compute_score(wanted, given, verbose=0)
-    scores.update({f"BLEU-{n}": float(value) for n, value in enumerate(bleu, 1)})
-    scores.update({"CIDEr": float(cider), "ROUGE_L": float(Rouge().compute_score(wanted, given)[0])})
+    each: dict[str, Sequence[float | None]] = {m.name: [None] * len(ids) for m in METRICS.values() if m.per_example}
+    for metric in METRICS.values():
+        if metric.score is not None and (metric.name in metrics or metric.per_example):
+            scores[metric.name], values = metric.score(wanted, given)
+            if metric.per_example:
+                assert values is not None, f"{metric.name} gives no value per example"
+                each[metric.name] = values
 
     texts, sets = [given[i][0] for i in ids], [wanted[i] for i in ids]
     if java and "METEOR" in metrics and "METEOR" not in skipped:
@@ -100,14 +102,14 @@ def score_captions(
         try:
             jars = spice_jars()
             scores["SPICE"], details = spice_scores(texts, sets, java, jars, spice_cache)
+            each["SPICE"] = [row["All"]["f"] for row in details]
             versions["corenlp"] = ", ".join(jar.name for jar in jars)
         except (SpiceMissingError, JavaToolError) as error:
             skipped["SPICE"] = str(error)
 
-    each_spice = [row["All"]["f"] for row in details] or [None] * len(ids)
     return CaptionScores(
         scores={name: scores[name] if name in metrics else None for name in METRICS},
-        per_example={i: {"CIDEr": float(c), "SPICE": s} for i, c, s in zip(ids, each_cider, each_spice, strict=True)},
+        per_example={i: {name: values[k] for name, values in each.items()} for k, i in enumerate(ids)},
         spice_details=dict(zip(ids, details, strict=False)),
         attainable=attainable_scores(wanted),
         skipped={name: skipped[name] for name in METRICS if name in skipped},
@@ -134,10 +136,8 @@ def attainable_scores(references: Tokenised) -> dict[str, float]:
     return {"CIDEr": sum(value for value, _ in best.values()) / len(ids), "BLEU-4": float(bleu[3])}
 
 
-def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> None:
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Collection[str]) -> None:
+    check_metrics(metrics)
     if not predictions:
         raise ValueError("no captions to score: there is not one prediction")
     for text, surplus in (
@@ -149,15 +149,19 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
             raise ValueError(f"id {min(surplus)!r} {text} ({len(surplus)} of {len(predictions)}); every id needs both")
 
 
-def _java(use_java: bool, metrics: Sequence[str], skipped: dict[str, str]) -> Java | None:
-    """The Java to use; without one, METEOR and SPICE are marked as skipped."""
+def _java_metrics() -> list[str]:
+    return [metric.name for metric in METRICS.values() if metric.score is None]
+
+
+def _java(use_java: bool, metrics: Collection[str], skipped: dict[str, str]) -> Java | None:
+    """The Java to use; without one, the metrics that need it are marked as skipped."""
     try:
         if use_java:
             return find_java()
         reason = "switched off with --no-java"
     except JavaMissingError as error:
         reason = str(error)
-    skipped.update({name: reason for name in ("METEOR", "SPICE") if name in metrics})
+    skipped.update({name: reason for name in _java_metrics() if name in metrics})
     return None
 
 
@@ -176,7 +180,7 @@ def _tokenised(
             lines = ptb_tokenise(texts, java)
         except JavaToolError as error:
             LOG.warning("%s; the simple tokeniser serves instead, without METEOR and SPICE. %s", error, HOW_TO_GET_JAVA)
-            skipped.update({"METEOR": str(error), "SPICE": str(error)})
+            skipped.update(dict.fromkeys(_java_metrics(), str(error)))
     if lines is None:
         lines, tokeniser = simple_tokenise(texts), "simple"
     given = {i: [line] for i, line in zip(ids, lines, strict=False)}

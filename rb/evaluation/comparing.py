@@ -1,7 +1,7 @@
 """Compares prediction files of one set: what differs in how they were made, scores with paired bootstrap intervals, the examples apart.
 
 Used by ``python -m eval.compare``. Files that are not comparable are refused with the difference's name; an allowed one is part of the
-result. Every file is compared with the first. CIDEr is computed here; SPICE is taken from where ``eval.score`` wrote it. As text:
+result. Every file is compared with the first. What needs no Java is computed here; SPICE is taken from where ``eval.score`` wrote it. As text:
 ``rb/evaluation/comparison_text.py``; as a page: ``comparison_page.py``.
 """
 
@@ -18,11 +18,12 @@ import yaml
 from numpy.typing import NDArray
 
 from rb.core.files import file_sha256
+from rb.core.metrics import COMPARISON, Metric, shown_in
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError, parse
 from rb.data.formats import Prediction, read_predictions
-from rb.evaluation.caption_metrics import score_captions
+from rb.evaluation.caption_metrics import CaptionScores, score_captions
 from rb.evaluation.scoring import examples_path, metrics_path
 
 DIFFERENCES = ("examples", "references", "reference_policy", "decoding")  # what makes scores incomparable
@@ -123,9 +124,9 @@ def compare(
         examples: how many of the examples that differ most are listed in each direction.
 
     Returns:
-        ``allowed`` (file, difference, what), ``num_examples``, ``tokeniser``, ``files``: per file ``path``, ``variant``, ``CIDEr``, its
-        95 % ``interval``, ``SPICE`` (null, or ``value`` and ``interval``), and but for the first ``difference`` in CIDEr, its paired
-        ``difference_interval`` (both in ``SPICE`` too where both files have it), ``changes`` and ``apart``.
+        ``allowed`` (file, difference, what), ``num_examples``, ``tokeniser``, ``files``: per file ``path``, ``modality``, ``variant``,
+        ``scores``: metric to null or ``value``, its 95 % ``interval``, and but for the first file ``difference`` and its paired
+        ``difference_interval``; then ``changes`` and ``apart``. CIDEr's and SPICE's entries stand beside ``scores`` too.
 
     Raises:
         ValueError: a difference that was not allowed, no common example, an example without references.
@@ -142,44 +143,70 @@ def compare(
     ids = sorted(set.intersection(*(set(side.rows) for side in sides)))
     if not ids:
         raise ValueError(f"{sides[0].path}: has no example in common with the other files")
+    shown = shown_in(COMPARISON)
     scored = [
         score_captions(
             {i: side.rows[i].prediction for i in ids},
             {i: side.rows[i].references for i in ids},
             use_java=use_java,
-            metrics=["CIDEr"],
+            metrics=[metric.name for metric in shown if metric.score is not None],
         )
         for side in sides
     ]
-    each = np.array([[one.per_example[i]["CIDEr"] for i in ids] for one in scored], dtype=np.float64)  # [files, ids]
-    means = _resampled_means(each)  # [files, RESAMPLES]
-    files = [_file_entry(side, values.mean(), m) for side, values, m in zip(sides, each, means, strict=True)]
-    spice = [read_spice(side, ids) for side in sides]
-    for file, values in zip(files, spice, strict=True):
-        file["SPICE"] = _spice_entry(values, spice[0] if file is not files[0] else None)
+    values = {metric.name: _values(metric, sides, scored, ids) for metric in shown}
+    entries = {name: _entries(each) for name, each in values.items()}
+    files = [_file_entry(side, {name: entries[name][k] for name in entries}) for k, side in enumerate(sides)]
+    cider = [np.array([one.per_example[i]["CIDEr"] for i in ids], dtype=np.float64) for one in scored]
     for k, side in enumerate(sides[1:], 1):
         files[k] |= {
-            "difference": float(each[k].mean() - each[0].mean()),
-            "difference_interval": _interval(means[k] - means[0]),
             "changes": _how_made(sides[0], side),
-            "apart": _apart(ids, sides[0], side, each[0], each[k], examples),
+            "apart": _apart(ids, sides[0], side, cider[0], cider[k], examples),
         }
     return {"allowed": allowed, "num_examples": len(ids), "tokeniser": scored[0].tokeniser, "files": files}
 
 
-def _file_entry(side: Side, score: float, means: NDArray[np.float64]) -> dict[str, Any]:
+def _file_entry(side: Side, scores: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
     row = next(iter(side.rows.values()))
+    cider = scores["CIDEr"] or {}
     return {
         "path": str(side.path),
         "modality": row.modality,
-        "variant": side.meta.get("variant", "not said"),
-        "CIDEr": float(score),
-        "interval": _interval(means),
+        "variant": side.meta.get("variant", "unknown"),
+        "scores": scores,
+        # The two that were there before "scores", where scripts look for them.
+        "CIDEr": cider["value"],
+        **{key: cider[key] for key in ("interval", "difference", "difference_interval") if key in cider},
+        "SPICE": scores["SPICE"],
     }
 
 
-def read_spice(side: Side, ids: Sequence[str]) -> NDArray[np.float64] | None:
-    """SPICE of each example [N] as ``eval.score`` wrote it for exactly this file; none where it did not, or was skipped."""
+@dataclass(frozen=True)
+class _Values:
+    """One metric of one file: of the whole set, and of each example [N] where it has such values."""
+
+    whole: float
+    each: NDArray[np.float64] | None
+
+
+def _values(
+    metric: Metric, sides: Sequence[Side], scored: Sequence[CaptionScores], ids: Sequence[str]
+) -> list[_Values | None]:
+    """One metric of every file: computed here, or where that takes a Java program read from where ``eval.score`` wrote it."""
+    found: list[_Values | None] = []
+    for side, one in zip(sides, scored, strict=True):
+        if not metric.per_example:
+            value = one.scores[metric.name]
+            found.append(None if value is None else _Values(value, None))
+            continue
+        values = read_scored(side, metric.name, ids) if metric.score is None else None
+        if metric.score is not None:
+            values = np.array([one.per_example[i][metric.name] for i in ids], dtype=np.float64)
+        found.append(None if values is None else _Values(float(values.mean()), values))
+    return found
+
+
+def read_scored(side: Side, metric: str, ids: Sequence[str]) -> NDArray[np.float64] | None:
+    """A metric of each example [N] as ``eval.score`` wrote it for exactly this file; none where it did not, or was skipped."""
     scores = metrics_path(side.path)
     if not scores.is_file() or not examples_path(scores).is_file():
         return None
@@ -191,22 +218,25 @@ def read_spice(side: Side, ids: Sequence[str]) -> NDArray[np.float64] | None:
     found = {}
     for number, line in enumerate(examples_path(scores).read_bytes().splitlines(), 1):
         row = parse(line, f"{examples_path(scores)}, line {number}")
-        if isinstance(row, dict) and isinstance(row.get("SPICE"), (int, float)):
-            found[str(row.get("id"))] = float(row["SPICE"])
+        if isinstance(row, dict) and isinstance(row.get(metric), (int, float)):
+            found[str(row.get("id"))] = float(row[metric])
     return np.array([found[i] for i in ids]) if all(i in found for i in ids) else None
 
 
-def _spice_entry(values: NDArray[np.float64] | None, first: NDArray[np.float64] | None) -> dict[str, Any] | None:
-    if values is None:
-        return None
-    entry: dict[str, Any] = {
-        "value": float(values.mean()),
-        "interval": _interval(_resampled_means(values[None])[0]),
-    }
-    if first is not None:
-        entry["difference"] = float(values.mean() - first.mean())
-        entry["difference_interval"] = _interval(_resampled_means((values - first)[None])[0])
-    return entry
+def _entries(values: Sequence[_Values | None]) -> list[dict[str, Any] | None]:
+    """Of every file ``value`` and ``interval`` (null without values per example), and beside the first ``difference`` and its interval."""
+    means = [None if one is None or one.each is None else _resampled_means(one.each[None])[0] for one in values]
+    found: list[dict[str, Any] | None] = []
+    for one, drawn in zip(values, means, strict=True):
+        if one is None:
+            found.append(None)
+            continue
+        entry: dict[str, Any] = {"value": one.whole, "interval": None if drawn is None else _interval(drawn)}
+        if found and values[0] is not None:
+            paired = None if drawn is None or means[0] is None else _interval(drawn - means[0])
+            entry |= {"difference": one.whole - values[0].whole, "difference_interval": paired}
+        found.append(entry)
+    return found
 
 
 def _resampled_means(each: NDArray[np.float64]) -> NDArray[np.float64]:

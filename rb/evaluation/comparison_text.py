@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rb.core.metrics import COMPARISON, shown_in
+
 
 def format_comparison(name: str, found: Mapping[str, Any]) -> str:
     """One compared set: table, allowed differences, how the files were made, the examples furthest apart."""
     files = found["files"]
     width = max(len(one["path"]) for one in files)
     lines = [f"{name}: {found['num_examples']:,} examples, tokeniser {found['tokeniser']}; times 100 [95 %]"]
-    for k, one in enumerate(files):
-        line = f"  {one['path'].ljust(width)}  {one['variant']:<10}  CIDEr {score_text(one['CIDEr'], one['interval'])}"
-        if k:
-            line += f"  against the first {score_text(one['difference'], one['difference_interval'], sign='+')}"
-        lines.append(line)
-        spice = one["SPICE"]
-        if spice:
-            line = f"  {' ' * width}  {'':<10}  SPICE {score_text(spice['value'], spice['interval'])}"
-            if "difference" in spice:
-                line += f"  against the first {score_text(spice['difference'], spice['difference_interval'], sign='+')}"
+    for one in files:
+        head = f"  {one['path'].ljust(width)}  {one['variant']:<10}"
+        for metric in shown_in(COMPARISON):
+            score = one["scores"][metric.name]
+            if score is None:
+                continue
+            line = f"{head}  {metric.label} {score_text(score['value'], score['interval'])}"
+            if "difference" in score:
+                line += f"  against the first {score_text(score['difference'], score['difference_interval'], sign='+')}"
             lines.append(line)
+            head = " " * len(head)  # file and variant stand before its first score only
     lines += [f"  ALLOWED DIFFERENCE, {d['difference']}: {d['file']}: {d['what']}" for d in found["allowed"]]
     for one in files[1:]:
         lines += ["", f"{one['path']} against {files[0]['path']}"]
@@ -34,7 +36,10 @@ def format_comparison(name: str, found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def score_text(value: float, interval: list[float], sign: str = "") -> str:
-    """A score and its interval, times 100."""
+def score_text(value: float, interval: list[float] | None, sign: str = "") -> str:
+    """A score and its interval if it has one, times 100."""
+    shown = f"{100 * value:{sign}.1f}"
+    if interval is None:
+        return shown
     low, high = (f"{100 * v:{sign}.1f}" for v in interval)
-    return f"{100 * value:{sign}.1f} [{low}, {high}]"
+    return f"{shown} [{low}, {high}]"

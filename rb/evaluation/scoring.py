@@ -6,15 +6,16 @@ split; the metrics mean nothing over a mixture (CIDEr weighs words by the set th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rb.core.files import file_sha256, sha256, write_json, write_whole
+from rb.core.metrics import METRICS
 from rb.core.run_layout import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS
 from rb.core.strict_json import FormatError, dumps
 from rb.data.formats import Prediction, read_predictions
-from rb.evaluation.caption_metrics import METRICS, CaptionScores, score_captions
+from rb.evaluation.caption_metrics import CaptionScores, score_captions
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import log_evaluation
@@ -29,7 +30,7 @@ def score_file(
     use_java: bool = True,
     use_mlflow: bool = True,
     spice_cache: Path | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Collection[str] = METRICS,
     meteor: Meteor | None = None,
     judge: Judge | None = None,
 ) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def score_file(
         use_java: without it METEOR and SPICE are skipped.
         use_mlflow: log to a run of its own and, where the predictions belong to a training run, to that one at the checkpoint's step.
         spice_cache: folder for SPICE's parsed captions.
-        metrics: names out of ``METRICS``.
+        metrics: names out of ``rb.core.metrics.METRICS``.
         meteor: a METEOR process that several files share.
         judge: says what is true of each caption; its shares join the scores, their counts and errors stand under ``truth``.
 
@@ -107,7 +108,7 @@ def metrics_path(predictions: Path) -> Path:
 
 
 def examples_path(metrics: Path) -> Path:
-    """``X.json`` -> ``X.examples.jsonl``: one row per id with its ``CIDEr``, ``SPICE``, SPICE's categories and what a judge said."""
+    """``X.json`` -> ``X.examples.jsonl``: one row per id with its metrics per example, SPICE's categories and what a judge found."""
     return Path(metrics).with_suffix(".examples.jsonl")
 
 

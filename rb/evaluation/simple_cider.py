@@ -1,4 +1,4 @@
-"""A tokeniser and a CIDEr that need no Java: for scores while training, and where there is no Java.
+"""A tokeniser and scores that need no Java: for validation while training, and where there is no Java.
 
 Lower-case tokens joined by spaces, punctuation removed, as Stanford's PTB tokeniser gives them for COCO's evaluation. Scores of one
 tokeniser are not compared with scores of the other.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
+from rb.core.metrics import METRICS, Metric
 from rb.core.text import one_line
 
 _SPLITS = (
@@ -50,9 +50,20 @@ def drop_punctuation(tokens: Sequence[str]) -> str:
     return " ".join(token for token in tokens if token not in PUNCTUATIONS and token != '"')
 
 
-def simple_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr (Vedantam et al. 2015, as ``pycocoevalcap`` has it: 0 to 10) of captions, each against its own references (at least one)."""
+def simple_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[Metric]
+) -> dict[str, float]:
+    """Metric name to its value for captions, each against its own references (at least one). Only metrics that need no Java."""
     assert len(captions) == len(references) > 0
-    given = {i: [line] for i, line in enumerate(simple_tokenise(captions))}
-    wanted = {i: simple_tokenise(texts) for i, texts in enumerate(references)}
-    return float(Cider().compute_score(wanted, given)[0])
+    given = {str(i): [line] for i, line in enumerate(simple_tokenise(captions))}
+    wanted = {str(i): simple_tokenise(texts) for i, texts in enumerate(references)}
+    found = {}
+    for metric in metrics:
+        assert metric.score is not None, f"{metric.name} needs Java"
+        found[metric.name] = metric.score(wanted, given)[0]
+    return found
+
+
+def simple_cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """CIDEr (0 to 10) of captions, each against its own references."""
+    return simple_scores(captions, references, [METRICS["CIDEr"]])["CIDEr"]

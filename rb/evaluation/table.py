@@ -1,4 +1,4 @@
-"""The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set CIDEr and SPICE, times 100.
+"""The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set its scores, times 100.
 
 Below it, where captions were judged, what was true of them. Used by ``python -m eval.table`` and the report page. A column is one set,
 told apart by its digest: scores of unequal sets never share a column, but for a control that says which examples of the set it had to
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rb.core.metrics import TABLE, Metric, listed, shown_in
 from rb.core.modality import MODALITIES
 from rb.core.run_layout import RUN_METRICS
 from rb.core.strict_json import FormatError, parse
 from rb.evaluation.verdicts import VERDICTS
 
-COLUMN_METRICS = ("CIDEr", "SPICE")
 # (variant, has trained parameters) -> row, in the order of the rows
 ROW_NAMES = {
     ("base", False): "base",
@@ -44,11 +44,13 @@ class Table:
 
     Attributes:
         columns: per set its heading: modality, and dataset with split.
-        rows: name, then per column the texts of ``COLUMN_METRICS`` (times 100, one decimal, ``-`` where absent).
+        metrics: what each column holds.
+        rows: name, then per column a text for each of ``metrics`` (times 100, one decimal, ``-`` where absent).
         notes: what the numbers depend on, one line each.
     """
 
     columns: list[tuple[str, str]]
+    metrics: list[Metric]
     rows: list[tuple[str, list[tuple[str, ...]]]]
     notes: list[str]
 
@@ -88,12 +90,14 @@ def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
             )
         cells[key] = one
     rows = sorted({row for row, _ in cells})
+    shown = shown_in(TABLE)
     columns = sorted({column for _, column in cells}, key=lambda c: (list(MODALITIES).index(c[0]), c))
     return Table(
         columns=[(column[0].replace("_", " "), f"{column[1]} {column[2]}") for column in columns],
-        rows=[(_row_name(row, rows), [_texts(cells.get((row, column))) for column in columns]) for row in rows],
+        metrics=shown,
+        rows=[(_row_name(row, rows), [_texts(cells.get((row, column)), shown) for column in columns]) for row in rows],
         notes=[
-            "CIDEr and SPICE times 100.",
+            f"{listed([metric.label for metric in shown])} times 100.",
             *(
                 line
                 for column in columns
@@ -106,7 +110,8 @@ def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
 def format_table(metrics: Sequence[Mapping[str, Any]]) -> str:
     """The table of ``metrics.json`` contents as plain text with its notes."""
     table = build_table(metrics)
-    widths = [max(len(heading) for heading in (*column, "CIDEr  SPICE")) for column in table.columns]
+    labels = [metric.label for metric in table.metrics]
+    widths = [max(len(heading) for heading in (*column, "  ".join(labels))) for column in table.columns]
     first = max(len(name) for name in ("", *(name for name, _ in table.rows)))
     lines = [
         " | ".join(
@@ -114,10 +119,12 @@ def format_table(metrics: Sequence[Mapping[str, Any]]) -> str:
         )
         for i in (0, 1)
     ]
-    lines.append(" | ".join([" " * first, *(_pair(COLUMN_METRICS, width) for width in widths)]))
+    lines.append(" | ".join([" " * first, *(_cells(labels, labels, width) for width in widths)]))
     lines.append("-+-".join(["-" * first, *("-" * width for width in widths)]))
     for name, cells in table.rows:
-        lines.append(" | ".join([name.ljust(first), *(_pair(c, w) for c, w in zip(cells, widths, strict=True))]))
+        lines.append(
+            " | ".join([name.ljust(first), *(_cells(c, labels, w) for c, w in zip(cells, widths, strict=True))])
+        )
     return "\n".join(line.rstrip() for line in [*lines, "", *table.notes]) + "\n"
 
 
@@ -162,9 +169,13 @@ def _share(entry: Mapping[str, Any] | None) -> str:
     return f"{100 * entry['share']:.1f}{error}"
 
 
-def _pair(texts: Sequence[str], width: int) -> str:
-    half = width // 2
-    return texts[0].rjust(half - 1) + texts[1].rjust(width - half + 1)
+def _cells(texts: Sequence[str], labels: Sequence[str], width: int) -> str:
+    """A text under each label, to the right; the column's spare width is shared out among them."""
+    natural = [len(label) + (2 if k else 0) for k, label in enumerate(labels)]
+    spare, last = width - sum(natural), len(labels) - 1
+    share = spare // len(labels)
+    padded = [n + (spare - share * last if k == last else share) for k, n in enumerate(natural)]
+    return "".join(text.rjust(w) for text, w in zip(texts, padded, strict=True))
 
 
 def _row_key(one: Mapping[str, Any]) -> RowKey:
@@ -198,8 +209,8 @@ def _row_name(row: RowKey, rows: Sequence[RowKey]) -> str:
     return f"{name} {'/'.join(Path(row[1]).parts[-2:])}" if sum(other[0] == row[0] for other in rows) > 1 else name
 
 
-def _texts(one: Mapping[str, Any] | None) -> tuple[str, ...]:
-    values = [None if one is None else one["scores"].get(name) for name in COLUMN_METRICS]
+def _texts(one: Mapping[str, Any] | None, shown: Sequence[Metric]) -> tuple[str, ...]:
+    values = [None if one is None else one["scores"].get(metric.name) for metric in shown]
     return tuple(ABSENT if value is None else f"{100 * value:.1f}" for value in values)
 
 
@@ -227,7 +238,11 @@ def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[Ro
                 f"{name}, {_row_name(row, rows)}: {m['num_examples']:,} captions; left out: {_flat(m['left_out'])}."
             )
     skipped = {f"{metric} skipped: {reason}" for _, m in scored for metric, reason in (m.get("skipped") or {}).items()}
-    return lines + [f"{name}: {line}" for line in sorted(skipped) if line.startswith(COLUMN_METRICS)]
+    return lines + [
+        f"{name}: {line}"
+        for line in sorted(skipped)
+        if line.startswith(tuple(metric.name for metric in shown_in(TABLE)))
+    ]
 
 
 def _flat(value: Any) -> str:

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.core.metrics import CARD, shown_in
 from rb.core.run_layout import RUN_METRICS
 from rb.evaluation.paper import printed, read_paper, table1_rows
-
-METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE-L")
 
 
 def scores_of(run_dir: Path, modality: str, step: int) -> list[dict[str, Any]]:
@@ -116,7 +115,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     if not scores:
         return ["Not scored: the run folder held no scores of this checkpoint when it was exported."]
     lines = [
-        "CIDEr and SPICE times 100.",
+        "All scores times 100.",
         "",
         "| data | split | examples | metric | score | references | tokeniser | decoding |",
         "|" + "---|" * 8,
@@ -125,11 +124,11 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
         decoding = ", ".join(
             f"{key} {value}" for key, value in dict(result.get("decoding") or {}).items() if value not in (None, "")
         )
-        for metric in METRICS:
-            value = result["scores"].get(metric)
+        for metric in shown_in(CARD):
+            value = result["scores"].get(metric.name)
             if value is not None:
                 lines.append(
-                    f"| {result['dataset']} | {result['split']} | {result['num_examples']} | {metric} | {100 * value:.1f} | "
+                    f"| {result['dataset']} | {result['split']} | {result['num_examples']} | {metric.label} | {100 * value:.1f} | "
                     f"{result.get('reference_policy') or 'not said'} | {result['tokeniser']} | {decoding or 'not said'} |"
                 )
     return lines

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.core.metrics import COMPARISON, shown_in
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_PREDICTIONS
 from rb.drawing.cards import BOXES, card, missing, switch, voice
@@ -116,12 +117,13 @@ def _scores(
         )
         over += "</tr>"
     rows = ""
-    for metric, scores in (("CIDEr", [_cider(one) for one in files]), ("SPICE", [one["SPICE"] for one in files])):
-        if metric == "SPICE" and not any(scores) and not any("SPICE" in values for _, _, values in paper):
+    for metric in shown_in(COMPARISON):
+        scores = [one["scores"][metric.name] for one in files]
+        if not any(scores) and not any(metric.name in values for _, _, values in paper):
             continue
         values = [_ABSENT if score is None else f"{100 * score['value']:.1f}" for score in scores]
-        theirs = [printed(v[metric]) if metric in v else _ABSENT for _, _, v in paper]
-        rows += _row(metric, values, theirs, strong=True)
+        theirs = [printed(v[metric.name]) if metric.name in v else _ABSENT for _, _, v in paper]
+        rows += _row(metric.label, values, theirs, strong=True)
         if not any(scores):
             continue
         rows += _row("95 %", [_range(score, "interval") for score in scores], [Html("")] * len(paper))
@@ -132,11 +134,6 @@ def _scores(
     )
 
 
-def _cider(one: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: one[key] for key in ("interval", "difference", "difference_interval") if key in one}
-    return {"value": one["CIDEr"], **kept}
-
-
 def _row(name: str, values: Sequence[str], theirs: Sequence[str], strong: bool = False) -> str:
     cells = "".join(f'<td class="n{" best" if strong else ""}">{esc(value)}</td>' for value in values)
     cells += "".join(f'<td class="n paper">{esc(value)}</td>' for value in theirs)
@@ -144,7 +141,7 @@ def _row(name: str, values: Sequence[str], theirs: Sequence[str], strong: bool =
 
 
 def _range(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
-    if score is None or key not in score:
+    if score is None or score.get(key) is None:
         return _ABSENT
     low, high = score[key]
     return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
@@ -153,7 +150,8 @@ def _range(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
 def _difference(score: Mapping[str, Any] | None) -> str:
     if score is None or "difference" not in score:
         return _ABSENT
-    return f"{100 * score['difference']:+.1f} ({_range(score, 'difference_interval', '+')})"
+    interval = _range(score, "difference_interval", "+")
+    return f"{100 * score['difference']:+.1f}" + (f" ({interval})" if interval != _ABSENT else "")
 
 
 def _settings(names: Sequence[str], files: Sequence[Mapping[str, Any]]) -> Html:

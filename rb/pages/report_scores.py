@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.core.metrics import HIGHER, REPORT, Metric, shown_in
 from rb.core.modality import MODALITIES
 from rb.drawing.page import Html, esc, fold, note
-from rb.evaluation.table import COLUMN_METRICS, ROW_NAMES, Table, build_table, read_metrics, set_key, truth_rows
+from rb.evaluation.table import ROW_NAMES, Table, build_table, read_metrics, set_key, truth_rows
 from rb.evaluation.verdicts import VERDICTS
-
-METRICS = ("CIDEr", "SPICE", "BLEU-4", "METEOR", "ROUGE_L")
 
 
 def scores_section(run_dir: Path) -> Html:
@@ -31,12 +30,12 @@ def scores_section(run_dir: Path) -> Html:
 
 def _paper_table(found: Table) -> Html:
     over = "".join(
-        f'<th class="over" colspan="{len(COLUMN_METRICS)}">{esc(name)}<br><span class="soft">{esc(data)}</span></th>'
+        f'<th class="over" colspan="{len(found.metrics)}">{esc(name)}<br><span class="soft">{esc(data)}</span></th>'
         for name, data in found.columns
     )
-    under = "".join(f'<th class="n">{esc(metric)}</th>' for _ in found.columns for metric in COLUMN_METRICS)
+    under = "".join(f'<th class="n">{esc(metric.label)}</th>' for _ in found.columns for metric in found.metrics)
     best = [
-        [_largest([cells[column][k] for _, cells in found.rows]) for k in range(len(COLUMN_METRICS))]
+        [_best(metric, [cells[column][k] for _, cells in found.rows]) for k, metric in enumerate(found.metrics)]
         for column in range(len(found.columns))
     ]
     rows = ""
@@ -53,10 +52,12 @@ def _paper_table(found: Table) -> Html:
     )
 
 
-def _largest(texts: Sequence[str]) -> str | None:
-    """The largest number among several; none if there are not two to compare."""
+def _best(metric: Metric, texts: Sequence[str]) -> str | None:
+    """The best number among several; none if there are not two to compare, or the metric has no better and worse."""
     numbers = [text for text in texts if text.replace(".", "", 1).isdigit()]
-    return max(numbers, key=float) if len(numbers) > 1 else None
+    if metric.better is None or len(numbers) < 2:
+        return None
+    return max(numbers, key=float) if metric.better == HIGHER else min(numbers, key=float)
 
 
 def _full_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
@@ -65,20 +66,20 @@ def _full_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
     for one in metrics:
         key = (list(MODALITIES).index(one["modality"]), *set_key(one))
         blocks.setdefault(key, []).append(one)
-    rows = ""
+    rows, shown = "", shown_in(REPORT)
     for key in sorted(blocks):
         block = blocks[key]
-        rows += f'<tr class="set"><td colspan="{len(METRICS) + 2}">{_set_line(block[0])}</td></tr>'
-        texts = {name: [_percent(one["scores"].get(name)) for one in block] for name in METRICS}
-        best = {name: _largest(texts[name]) for name in METRICS}
+        rows += f'<tr class="set"><td colspan="{len(shown) + 2}">{_set_line(block[0])}</td></tr>'
+        texts = {m.name: [_percent(one["scores"].get(m.name)) for one in block] for m in shown}
+        best = {m.name: _best(m, texts[m.name]) for m in shown}
         for i, one in enumerate(block):
             rows += f"<tr><td>{_name(one)}</td>"
-            for name in METRICS:
+            for name in texts:
                 skipped = (one.get("skipped") or {}).get(name)
                 why = f' title="{esc(skipped)}"' if skipped else ""
                 rows += f'<td class="n{" best" if texts[name][i] == best[name] else ""}"{why}>{texts[name][i]}</td>'
             rows += f'<td class="soft">{esc(_decoding(one.get("decoding")))}</td></tr>'
-    head = "".join(f'<th class="n">{esc(name.replace("_", "-"))}</th>' for name in METRICS)
+    head = "".join(f'<th class="n">{esc(metric.label)}</th>' for metric in shown)
     return Html(
         f'<div class="scroll"><table><thead><tr><th></th>{head}<th>decoding</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rb.core.metric_names import VAL, value_name
+from rb.core.metrics import while_training
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_VALIDATION
 from rb.data.index import Loaded, ManifestReader
@@ -60,7 +61,8 @@ def write_samples_page(
     """
     html = f"<header><h1>{esc(run_dir.name)}, validation after step {step:,}</h1></header>"
     for modality, said in samples.items():
-        title = f"{modality.replace('_', ' ')}, CIDEr {100 * scores[value_name(VAL, 'CIDEr', modality)]:.1f}"
+        shown = [f"{m.label} {100 * scores[value_name(VAL, m.name, modality)]:.1f}" for m in while_training()]
+        title = ", ".join([modality.replace("_", " "), *shown])
         cards = "".join(
             card(one.picture, voice("caption", caption, None), one.references, one.id) for one, caption in said
         )

@@ -1,4 +1,4 @@
-"""Validation while training: held-out losses, and CIDEr of generated captions, per modality; and which step was the best so far.
+"""Validation while training: held-out losses, and scores of generated captions, per modality; and which step was the best so far.
 
 Nothing about training changes by it: it draws from no generator that training uses, leaves no gradient, and puts the active adapter
 back. All ranks take part: a loss batch is spread over them as in training, captions are shared out. What is shown is the same at every
@@ -23,9 +23,10 @@ from tqdm import tqdm
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
-from rb.core.metric_names import VAL, loss_name, shown_values, value_name
+from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value_name
+from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
-from rb.evaluation.simple_cider import simple_cider
+from rb.evaluation.simple_cider import simple_scores
 from rb.inference.generate import caption_examples, example_transform
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import text_processor
@@ -46,8 +47,11 @@ class Best:
     step: int
 
     def beaten_by(self, value: float) -> bool:
-        """Whether a later value is better: CIDEr rises, losses fall."""
-        return value > self.value if self.name.endswith("/CIDEr") else value < self.value
+        """Whether a later value is better: losses fall, of other scores the table of metrics knows."""
+        parts = parse_name(self.name)
+        assert parts is not None, self.name
+        rises = parts.term is None and METRICS[parts.value].better == HIGHER
+        return value > self.value if rises else value < self.value
 
 
 def open_validation_data(sources: dict[str, tuple[DataSource, ...]]) -> dict[str, TrainingData]:
@@ -71,9 +75,9 @@ class Validation:
         self.settings, self._config, self._data, self._model = config.validation, config, data, model
         found = Best(**best) if best else None
         self.best = found if found and found.name == self.settings.keep_best else None
-        # By modality, on rank 0: which examples (manifest, number) were captioned, what was said (manifest, id), what is shown of it.
+        # By modality, on rank 0: which examples (manifest, number) were captioned, predictions by (manifest, id), what is shown of them.
         self._captioned: dict[str, list[tuple[int, int]]] = {}
-        self._said: dict[str, dict[tuple[int, str], str]] = {}
+        self._predictions: dict[str, dict[tuple[int, str], str]] = {}
         self._shown: dict[str, list[Shown]] = {}
         if self.settings.every:
             self._text = text_processor(config.model)
@@ -98,7 +102,9 @@ class Validation:
         for modality, captioned in self._captioned.items():
             if modality not in self._shown:
                 self._shown[modality] = choose_examples(modality, self._data[modality].readers, captioned)
-        samples = {m: [(one, self._said[m][one.manifest, one.id]) for one in shown] for m, shown in self._shown.items()}
+        samples = {
+            m: [(one, self._predictions[m][one.manifest, one.id]) for one in shown] for m, shown in self._shown.items()
+        }
         return write_samples_page(run_dir, done, samples, scores)
 
     def run(self, done: int) -> tuple[dict[str, float], bool]:
@@ -112,7 +118,7 @@ class Validation:
         with self._untouched():
             for modality in self._data:
                 values |= self._losses(modality)
-                values |= self._cider(modality)
+                values |= self._caption_scores(modality)
         name = self.settings.keep_best
         improved = False
         if (
@@ -168,8 +174,8 @@ class Validation:
         )
         return train_loader(dataset, 0, self._config.data.num_workers, self._model.device.type == "cuda"), count
 
-    def _cider(self, modality: str) -> dict[str, float]:
-        """CIDEr of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""
+    def _caption_scores(self, modality: str) -> dict[str, float]:
+        """Scores of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""
         readers = self._data[modality].readers
         total = sum(reader.num_examples for reader in readers)
         wanted = min(self.settings.num_examples, total)
@@ -198,12 +204,15 @@ class Validation:
             rows += [(number, row.id, row.prediction, row.references) for row in made]
             before = after
         gathered = dist.gather_objects(rows)
-        score = 0.0
+        scores: dict[str, float] = {}
         if gathered is not None:
             everything = sorted(
                 row for rank_rows in gathered for row in rank_rows
             )  # an order without ranks: the same last bit
-            score = simple_cider([row[2] for row in everything], [row[3] for row in everything])
+            scores = simple_scores([row[2] for row in everything], [row[3] for row in everything], while_training())
             self._captioned[modality] = captioned
-            self._said[modality] = {(manifest, sample_id): caption for manifest, sample_id, caption, _ in everything}
-        return {value_name(VAL, "CIDEr", modality): dist.broadcast_object(score)}
+            self._predictions[modality] = {
+                (manifest, sample_id): caption for manifest, sample_id, caption, _ in everything
+            }
+        scores = dist.broadcast_object(scores)
+        return {value_name(VAL, name, modality): value for name, value in scores.items()}
