@@ -52,7 +52,7 @@ def modality_card(settings: Mapping[str, Any], meta: Mapping[str, Any], scores: 
         "",
         "## Scores",
         "",
-        *_scores(scores),
+        *score_lines(scores),
         "",
         *_paper(modality),
         "",
@@ -111,7 +111,8 @@ def _data(modality: str, meta: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"{train['global_batch_size']} samples a step, schedule `{train['schedule']}`."]
 
 
-def _scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+def score_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table of ``scores_of``: a row for each data set and metric."""
     if not scores:
         return ["Not scored: the run folder held no scores of this checkpoint when it was exported."]
     lines = [

@@ -167,6 +167,7 @@ def test_card_says_data_scores_and_the_papers_numbers(world: tuple[FoundationCon
     for words in (
         "refcoco_train | 2 | `d1ce5`",
         "refcoco_google | test | 9 | CIDEr | 56.8 | all sentences",
+        "ROUGE-L | 43.2",
         "num_beams 2",
         "63.5",
         "step 7",

@@ -47,7 +47,7 @@ def make_run(folder: Path, foundation: FoundationConfig, **changes: object) -> P
         "split": "test",
         "variant": "checkpoint",
         "checkpoint": {"step": STEP},
-        "scores": {"CIDEr": 0.5678, "SPICE": None},
+        "scores": {"CIDEr": 0.5678, "SPICE": None, "ROUGE_L": 0.4321},
         "num_examples": 9,
         "reference_policy": "all sentences of a source or box",
         "tokeniser": "ptb",
