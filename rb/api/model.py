@@ -26,6 +26,7 @@ from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGIO
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
 from rb.inference.generate import example_transform
+from rb.model.language import Generation
 from rb.model.qformer import text_pass
 from rb.model.region_blip import RegionBLIP as Model
 from rb.model.weights.build import Built, build_model, text_processor
@@ -177,9 +178,9 @@ class RegionBLIP:
         self._require(modality)
         ids, mask = self._text.encode_qformer([texts] if isinstance(texts, str) else texts)
         self.model.adapters.activate(modality)
-        qformer, text_branch = self.model.qformer_of(modality)
-        state = text_pass(qformer, text_branch, ids.to(self.model.device), mask.to(self.model.device))
-        return F.normalize(self.model.heads_of(modality).text_proj(state.float()), dim=-1).cpu()
+        parts = self.model.of(modality)
+        state = text_pass(parts.qformer, parts.text_branch, ids.to(self.model.device), mask.to(self.model.device))
+        return F.normalize(parts.heads.text_proj(state.float()), dim=-1).cpu()
 
     @staticmethod
     def similarity(embeds: Tensor, texts: Tensor) -> Tensor:
@@ -242,13 +243,10 @@ class RegionBLIP:
 
     def _captions(self, modality: str, sources: Sequence[_Source], prompt: str | None, batch_size: int) -> list[str]:
         text = self._text if prompt is None else dataclasses.replace(self._text, prompt=prompt)
-        prompt_ids = text.encode_prompt(modality).to(self.model.device)
+        how = Generation.of(text, modality, self.decode, self.model.device)
 
         def read(features: Tensor, boxes: Tensor | None) -> list[str]:
-            ids = self.model.generate_from(
-                modality, features, boxes, prompt_ids, self.decode, text.end_token_id, text.pad_token_id
-            )
-            return text.decode_llm(ids.cpu())
+            return text.decode_llm(self.model.generate_from(modality, features, boxes, how).cpu())
 
         return [caption for rows in self._each_batch(modality, sources, batch_size, read) for caption in rows]
 
@@ -258,8 +256,7 @@ class RegionBLIP:
 
         def read(features: Tensor, boxes: Tensor | None) -> Tensor:
             output = self.model.query_output(modality, features, boxes).float()
-            project = cast("Any", self.model.parts[modality]).vision_proj
-            return F.normalize(project(output), dim=-1).cpu()
+            return F.normalize(self.model.of(modality).parts.vision_proj(output), dim=-1).cpu()
 
         return torch.cat(self._each_batch(modality, sources, batch_size, read))
 

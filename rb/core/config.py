@@ -13,7 +13,6 @@ from rb.core.metrics import while_training
 from rb.core.modality import in_table_order, modality_spec
 from rb.core.model_config import (
     CLOUD_BOX_DIMS,
-    LOSS_NAMES,
     TEXT_BRANCHES,
     FoundationConfig,
     InitConfig,
@@ -27,7 +26,6 @@ from rb.core.schedules import SCHEDULES
 # The ``model`` section's classes are part of this module for everyone else.
 __all__ = (
     "CLOUD_BOX_DIMS",
-    "LOSS_NAMES",
     "TEXT_BRANCHES",
     "DataConfig",
     "DataSource",
@@ -196,11 +194,8 @@ class ValidationConfig:
         """Whether validation of ``modalities`` will give the score that ``keep_best`` names; a ``ValueError`` lists those it gives."""
         given = []
         for modality in modalities:
-            spec = modality_spec(modality)
-            terms = [term for term in LOSS_NAMES if model.loss_weights[term] > 0 and (term != "reg" or spec.regional)]
-            if modality not in model.itm_modalities:
-                terms = [term for term in terms if term != "itm"]
-            given += [loss_name(VAL, modality, term) for term in (*terms, TOTAL) if self.num_loss_batches]
+            terms = (*model.terms_of(modality), TOTAL) if self.num_loss_batches else ()
+            given += [loss_name(VAL, modality, term) for term in terms]
             ranked = [metric.name for metric in while_training() if metric.better is not None]
             given += [value_name(VAL, name, modality) for name in ranked if self.num_examples]
         if self.keep_best not in given:

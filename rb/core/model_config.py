@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rb.core.loss_terms import LOSS_TERMS
 from rb.core.modality import MODALITIES, in_table_order, modality_spec
 
-LOSS_NAMES = ("itc", "itm", "itg", "llm", "reg")
 TEXT_BRANCHES = ("stage1", "hub-itm", "bert")
 SHARED_ADAPTER = "shared"  # name of the one adapter of ``model.lora.shared``
 CLOUD_BOX_DIMS = {"min_max": 6, "metres_corners": 24}  # ``model.box3d`` -> numbers in a box of a cloud
@@ -133,7 +133,9 @@ class ModelConfig:
     """Position-assisted feature extraction; false is the paper's Table 2 (queries, LoRA and regression stay)."""
     pafe_hidden: int = 128
     """Hidden width of PaFE."""
-    loss_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOSS_NAMES, 1.0))
+    loss_weights: dict[str, float] = field(
+        default_factory=lambda: {term.name: term.default_weight for term in LOSS_TERMS.values()}
+    )
     """Weight of each term in the total (paper eq. 2). A term of weight 0 is not computed."""
     itm_modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MODALITIES))
     """Modalities that have an ITM term."""
@@ -159,12 +161,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("train_modalities", "itm_modalities"):
             object.__setattr__(self, name, in_table_order(getattr(self, name)))
-        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
+        unknown = sorted(set(self.loss_weights) - set(LOSS_TERMS))
         if unknown:
-            raise ValueError(f"model.loss_weights: unknown term {unknown[0]!r}; terms: {', '.join(LOSS_NAMES)}")
+            raise ValueError(f"model.loss_weights: unknown term {unknown[0]!r}; terms: {', '.join(LOSS_TERMS)}")
         for name, weight in self.loss_weights.items():
             at_least(f"model.loss_weights.{name}", weight, 0.0)
-        object.__setattr__(self, "loss_weights", {name: float(self.loss_weights.get(name, 1.0)) for name in LOSS_NAMES})
+        given = self.loss_weights
+        complete = {name: float(given.get(name, term.default_weight)) for name, term in LOSS_TERMS.items()}
+        object.__setattr__(self, "loss_weights", complete)
         if not any(self.loss_weights.values()):
             raise ValueError(
                 "model.loss_weights: all terms are 0, there is nothing to train; give one a positive weight"
@@ -187,6 +191,25 @@ class ModelConfig:
         at_least("model.num_points", self.num_points, 1)
         at_least("model.num_scene_points", self.num_scene_points or 1, 1)
         at_least("model.pafe_hidden", self.pafe_hidden, 1)
+
+        for modality in self.train_modalities:
+            if not self.terms_of(modality):
+                weighted = ", ".join(name for name, weight in self.loss_weights.items() if weight > 0)
+                raise ValueError(
+                    f"model.loss_weights: no term of positive weight ({weighted}) applies to {modality}; give another term "
+                    f"a weight, or take {modality} out of model.train_modalities"
+                )
+
+    def terms_of(self, modality: str) -> tuple[str, ...]:
+        """Names of the loss terms that ``modality`` trains on, in the table's order: of positive weight, and applying to it."""
+        spec = modality_spec(modality)
+        return tuple(
+            name
+            for name, term in LOSS_TERMS.items()
+            if self.loss_weights[name] > 0
+            and term.applies(spec)
+            and (not term.listed_in or modality in getattr(self, term.listed_in))
+        )
 
     def box_dim(self, modality: str) -> int:
         """Numbers in a box of ``modality`` as this model reads it; 0 where a sample is a whole source."""

@@ -18,6 +18,7 @@ from rb.core.text import TextProcessor
 from rb.data.pipeline import PredictDataset, predict_loader
 from rb.data.predictions import Prediction
 from rb.data.samples import SampleTransform
+from rb.model.language import Generation
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import image_settings
 from rb.sources.source import EncoderSettings
@@ -53,7 +54,7 @@ def caption_examples(
         bar_stays: whether the finished progress bar stays on the screen.
     """
     device = model.device
-    prompt_ids = text.encode_prompt(read_as).to(device)
+    how = Generation.of(text, read_as, decode, device)
     rows: list[Prediction] = []
     for batch in tqdm(
         predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),
@@ -68,10 +69,7 @@ def caption_examples(
             read_as,
             batch.inputs.to(device, non_blocking=True),
             None if boxes is None else boxes.to(device, non_blocking=True),
-            prompt_ids,
-            decode,
-            text.end_token_id,
-            text.pad_token_id,
+            how,
         )
         captions = text.decode_llm(ids.cpu())
         rows += [_row(sample, caption) for sample, caption in zip(batch.samples, captions, strict=True)]

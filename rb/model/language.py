@@ -7,12 +7,15 @@ T caption tokens with the end token, L LLM width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from rb.core.batch import Batch
 from rb.core.config import DecodeConfig
+from rb.core.text import TextProcessor
 
 
 def llm_kind(language_model: PreTrainedModel) -> str:
@@ -57,25 +60,40 @@ def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: 
     return logits[:, -num_targets - 1 : -1]
 
 
+@dataclass(frozen=True)
+class Generation:
+    """How captions are generated: what the LLM reads behind the soft prompt, how it is searched, where a caption ends.
+
+    Attributes:
+        prompt_ids: [1, Tp], on the model's device.
+        decode: beams and lengths.
+    """
+
+    prompt_ids: Tensor
+    decode: DecodeConfig
+    end_token_id: int
+    pad_token_id: int
+
+    @classmethod
+    def of(
+        cls, text: TextProcessor, modality: str, decode: DecodeConfig, device: torch.device | str = "cpu"
+    ) -> Generation:
+        """For captions of a modality, with the prompt and the special tokens of a foundation's tokenizer."""
+        return cls(text.encode_prompt(modality).to(device), decode, text.end_token_id, text.pad_token_id)
+
+
 @torch.no_grad()
-def generate(
-    language_model: PreTrainedModel,
-    soft_prompt: Tensor,
-    prompt_ids: Tensor,
-    decode: DecodeConfig,
-    end_token_id: int,
-    pad_token_id: int,
-) -> Tensor:
+def generate(language_model: PreTrainedModel, soft_prompt: Tensor, how: Generation) -> Tensor:
     """Generated token ids [B, <= max_new_tokens], padded right, by beam search (greedy with one beam)."""
-    context = _context(language_model, soft_prompt, prompt_ids)
+    context, decode = _context(language_model, soft_prompt, how.prompt_ids), how.decode
     settings = GenerationConfig(
         num_beams=decode.num_beams,
         max_new_tokens=decode.max_new_tokens,
         min_new_tokens=decode.min_new_tokens,
         length_penalty=decode.length_penalty,
         do_sample=False,
-        eos_token_id=end_token_id,
-        pad_token_id=pad_token_id,
+        eos_token_id=how.end_token_id,
+        pad_token_id=how.pad_token_id,
         bos_token_id=getattr(language_model.config, "bos_token_id", None),  # T5 has none
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )

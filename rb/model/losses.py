@@ -30,42 +30,48 @@ def duplicate_mask(
     return same & ~own_column(same, row_offset)
 
 
-def itc_loss(
+def similarities(
     query_features: Tensor,
     text_features: Tensor,
     all_query_features: Tensor,
     all_text_features: Tensor,
     temperature: Tensor,
-    row_offset: int,
-    exclude: Tensor | None,
-    label_smoothing: float = 0.1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Image-text contrast: each row must find its own text among all texts and its own image among all images.
+) -> tuple[Tensor, Tensor]:
+    """Image to text and text to image, [B, W] each: maximum over queries, divided by the temperature.
+
+    `itc_loss` contrasts them, `choose_negatives` draws from them.
 
     Args:
         query_features: [B, Q, E], normalised.
         text_features: [B, E], normalised.
         all_query_features: [W, Q, E], gathered with gradient.
         all_text_features: [W, E], gathered with gradient.
-        temperature: [1], divides the similarities.
-        row_offset: global row of this rank's first row.
-        exclude: [B, W] bool, columns that take no part in a row, not in the label smoothing either; see
-            `duplicate_mask`. None: all take part.
-        label_smoothing: share of the target spread evenly over the columns that take part.
-
-    Returns:
-        The loss (0-dim), the similarities image to text and text to image [B, W] (maximum over queries, divided by the
-        temperature, nothing masked): `choose_negatives` draws from them.
+        temperature: [1].
     """
     with torch.autocast(text_features.device.type, enabled=False):  # bfloat16 similarities over 0.07 would be 0.06 off
         queries, texts = query_features.float(), text_features.float()
         sim_i2t = torch.einsum("bqe,we->bwq", queries, all_text_features.float()).amax(-1) / temperature.float()
         sim_t2i = torch.einsum("be,wqe->bwq", texts, all_query_features.float()).amax(-1) / temperature.float()
-        loss = (
+    return sim_i2t, sim_t2i
+
+
+def itc_loss(
+    sim_i2t: Tensor, sim_t2i: Tensor, row_offset: int, exclude: Tensor | None, label_smoothing: float = 0.1
+) -> Tensor:
+    """Image-text contrast: each row must find its own text among all texts and its own image among all images.
+
+    Args:
+        sim_i2t, sim_t2i: [B, W], see `similarities`.
+        row_offset: global row of this rank's first row.
+        exclude: [B, W] bool, columns that take no part in a row, not in the label smoothing either; see
+            `duplicate_mask`. None: all take part.
+        label_smoothing: share of the target spread evenly over the columns that take part.
+    """
+    with torch.autocast(sim_i2t.device.type, enabled=False):
+        return (
             _contrast(sim_i2t, row_offset, exclude, label_smoothing)
             + _contrast(sim_t2i, row_offset, exclude, label_smoothing)
         ) / 2
-    return loss, sim_i2t, sim_t2i
 
 
 def _contrast(sim: Tensor, row_offset: int, exclude: Tensor | None, label_smoothing: float) -> Tensor:

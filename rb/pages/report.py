@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rb.core.config import LOSS_NAMES
+from rb.core.loss_terms import LOSS_TERMS
 from rb.core.metric_names import (
     EPOCH,
     EVAL,

@@ -25,7 +25,7 @@ Transform = TypeVar("Transform")
 
 
 class FrozenEncoders(Protocol):
-    """The model's frozen encoders; ``rb/model/region_blip.py`` has them."""
+    """The model's frozen encoders; ``rb/model/encoded.py`` has them."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """BLIP-2's vision transformer: [B, 3, H, W] to [B, P, V]."""

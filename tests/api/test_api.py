@@ -145,14 +145,14 @@ def test_retrieval_space_is_that_of_training(model: RegionBLIP) -> None:
     found: list[torch.Tensor] = []
     from rb.model import losses
 
-    original = losses.itc_loss
+    original = losses.similarities
 
     def spy(queries: torch.Tensor, texts: torch.Tensor, *rest: object) -> object:
         found.extend([queries, texts])
         return original(queries, texts, *rest)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(losses, "itc_loss", spy)
+        patch.setattr(losses, "similarities", spy)
         model.model(batch)
         output = model.model.query_output(IMAGE_REGION, model.model.encode(IMAGE_REGION, batch.inputs), batch.boxes)
     embeds = torch.nn.functional.normalize(model.model.parts[IMAGE_REGION].vision_proj(output), dim=-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rb.core.config import RunConfig, TrainConfig
+from rb.core.loss_terms import LOSS_TERMS
 from rb.core.run_file import digest, dump_run, load_run
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def test_round_trip_and_overrides(tmp_path: Path) -> None:
     assert config.optim.betas == (0.9, 0.98)
     assert config.train.max_steps == 5
     assert config.model.train_modalities == ("image_region", "point_cloud")  # the table's order, not the file's
-    assert config.model.loss_weights == {"itc": 1.0, "itm": 1.0, "itg": 1.0, "llm": 1.0, "reg": 0.0}
+    assert config.model.loss_weights == {name: term.default_weight for name, term in LOSS_TERMS.items()} | {"reg": 0.0}
     path.write_text(dump_run(config))
     assert load_run(path) == config
     assert digest(load_run(path)) == digest(config) != digest(RunConfig())

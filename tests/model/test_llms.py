@@ -16,7 +16,7 @@ from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConf
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.data.predictions import read_predictions
 from rb.inference.predicting import Job, predict
-from rb.model.language import caption_logits
+from rb.model.language import Generation, caption_logits
 from rb.model.point_encoder import PointBertConfig
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_meta, build_model, text_processor
@@ -80,7 +80,7 @@ def test_t5_generates_as_plain_transformers(t5: FoundationConfig) -> None:
     model, text = build_model(config, seed=0).model, text_processor(config)
     batch = tiny.make_batch(IMAGE, text, range(3))
     decode = DecodeConfig(num_beams=3, max_new_tokens=6)
-    ours = model.generate(IMAGE, batch.inputs, None, batch.prompt_ids, decode, text.end_token_id, text.pad_token_id)
+    ours = model.generate(IMAGE, batch.inputs, None, Generation.of(text, IMAGE, decode))
     plain = plain_blip2(t5)
     with torch.no_grad():
         context = plain_context(plain, batch.inputs, batch.prompt_ids)
@@ -168,8 +168,7 @@ def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path:
     model, text = build_model(config, seed=0).model, text_processor(config)
     decode = DecodeConfig(num_beams=2, max_new_tokens=5)
     image = tiny.make_batch(IMAGE, text, range(3))
-    prompt = image.prompt_ids
-    before = model.generate(IMAGE, image.inputs, None, prompt, decode, text.end_token_id, text.pad_token_id)
+    before = model.generate(IMAGE, image.inputs, None, Generation.of(text, IMAGE, decode))
     batches = [tiny.make_batch(modality, text, range(4)) for modality in MODALITIES]
     frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
     parameters = model.trainable_parameters()
@@ -188,7 +187,7 @@ def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path:
         assert rows[-1]["llm"] < rows[0]["llm"], modality
     assert all(torch.equal(value, frozen[name]) for name, value in model.named_parameters() if name in frozen)
     assert any(p.any() for name, p in parameters.items() if "language_model" in name and "lora_B" in name)
-    after = model.generate(IMAGE, image.inputs, None, prompt, decode, text.end_token_id, text.pad_token_id)
+    after = model.generate(IMAGE, image.inputs, None, Generation.of(text, IMAGE, decode))
     assert torch.equal(before, after)
 
     def load(fresh: RegionBLIP) -> None:

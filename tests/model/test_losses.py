@@ -18,6 +18,7 @@ from rb.model.losses import (
     itm_loss,
     itm_row_weights,
     own_column,
+    similarities,
     token_loss,
 )
 from tests.support.host_waits import host_waits
@@ -56,7 +57,8 @@ def keys(*values: int) -> Tensor:
 
 def test_itc_equals_cross_entropy_when_nothing_is_excluded() -> None:
     queries, texts = features(6)
-    loss, sim_i2t, sim_t2i = itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, None)
+    sim_i2t, sim_t2i = similarities(queries, texts, queries, texts, TEMPERATURE)
+    loss = itc_loss(sim_i2t, sim_t2i, 0, None)
     target = torch.arange(6)
     expected = (
         F.cross_entropy(sim_i2t, target, label_smoothing=0.1) + F.cross_entropy(sim_t2i, target, label_smoothing=0.1)
@@ -66,7 +68,7 @@ def test_itc_equals_cross_entropy_when_nothing_is_excluded() -> None:
         brute_force_itc(queries, texts, torch.zeros(6, 6, dtype=torch.bool), 0.1), rel=1e-5
     )
     nothing = torch.zeros(6, 6, dtype=torch.bool)
-    assert torch.equal(itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, nothing)[0], loss)
+    assert torch.equal(itc_loss(sim_i2t, sim_t2i, 0, nothing), loss)
 
 
 def test_itc_leaves_duplicates_out() -> None:
@@ -74,23 +76,26 @@ def test_itc_leaves_duplicates_out() -> None:
     objects, captions = keys(1, 2, 1, 3, 4), keys(10, 11, 12, 11, 13)
     exclude = duplicate_mask(objects, captions, objects, captions, 0)
     assert {tuple(pair) for pair in exclude.nonzero().tolist()} == {(0, 2), (2, 0), (1, 3), (3, 1)}
-    loss, sim, _ = itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, exclude, 0.1)
+    sim, sim_t2i = similarities(queries, texts, queries, texts, TEMPERATURE)
+    loss = itc_loss(sim, sim_t2i, 0, exclude, 0.1)
     assert float(loss) == pytest.approx(brute_force_itc(queries, texts, exclude, 0.1), rel=1e-5)
     assert sim.isfinite().all()  # similarities come back unmasked
     gradient_of = texts.clone().requires_grad_()
-    first_row = itc_loss(queries[:1], texts[:1], queries, gradient_of, TEMPERATURE, 0, exclude[:1])[0]
+    first_row = itc_loss(*similarities(queries[:1], texts[:1], queries, gradient_of, TEMPERATURE), 0, exclude[:1])
     first_row.backward()
     assert gradient_of.grad[2].abs().sum() == 0  # text 2 shows the object of row 0
 
 
 def test_itc_with_everything_excluded_or_one_row_is_zero() -> None:
     queries, texts = (t.requires_grad_() for t in features(4))
-    loss, _, _ = itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, torch.ones(4, 4, dtype=torch.bool))
+    sims = similarities(queries, texts, queries, texts, TEMPERATURE)
+    loss = itc_loss(*sims, 0, torch.ones(4, 4, dtype=torch.bool))
     loss.backward()  # only the own column is left: nothing to learn, nothing infinite
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert queries.grad.isfinite().all()
     queries, texts = features(1)
-    loss, sim_i2t, sim_t2i = itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, None)
+    sim_i2t, sim_t2i = similarities(queries, texts, queries, texts, TEMPERATURE)
+    loss = itc_loss(sim_i2t, sim_t2i, 0, None)
     assert (tuple(sim_i2t.shape), tuple(sim_t2i.shape)) == ((1, 1), (1, 1))
     assert float(loss) == pytest.approx(0, abs=1e-6)
 
@@ -106,9 +111,8 @@ def test_itc_mean_over_ranks_is_the_global_loss_with_its_gradients(ranks: int) -
         losses = []
         for part in parts:
             exclude = duplicate_mask(objects[part], captions[part], objects, captions, part.start)
-            losses.append(
-                itc_loss(queries[part], texts[part], queries, texts, temperature, part.start, exclude, 0.1)[0]
-            )
+            sims = similarities(queries[part], texts[part], queries, texts, temperature)
+            losses.append(itc_loss(*sims, part.start, exclude, 0.1))
         torch.stack(losses).mean().backward()
         return sum(loss.item() for loss in losses) / len(losses), [queries.grad, texts.grad, temperature.grad]
 
@@ -121,9 +125,12 @@ def test_itc_mean_over_ranks_is_the_global_loss_with_its_gradients(ranks: int) -
 
 def test_itc_is_full_precision_under_autocast() -> None:
     queries, texts = features(6)
-    exact = itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, None)[0]
+    sims = similarities(queries, texts, queries, texts, TEMPERATURE)
+    exact = itc_loss(*sims, 0, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(itc_loss(queries, texts, queries, texts, TEMPERATURE, 0, None)[0], exact)
+        lower = similarities(queries, texts, queries, texts, TEMPERATURE)
+        assert all(torch.equal(a, b) for a, b in zip(lower, sims, strict=True))
+        assert torch.equal(itc_loss(*lower, 0, None), exact)
 
 
 def test_negatives_equal_a_loop_and_are_never_forbidden() -> None:
@@ -265,7 +272,8 @@ def test_no_loss_makes_the_host_wait() -> None:
 
     def step() -> None:
         exclude = duplicate_mask(objects[3:], captions[3:], objects, captions, 3)
-        itc, sim_i2t, sim_t2i = itc_loss(queries[3:], texts[3:], queries, texts, temperature, 3, exclude)
+        sim_i2t, sim_t2i = similarities(queries[3:], texts[3:], queries, texts, temperature)
+        itc = itc_loss(sim_i2t, sim_t2i, 3, exclude)
         forbidden = exclude | own_column(exclude, 3)
         (image, image_valid), (text, text_valid) = (
             choose_negatives(sim_t2i, forbidden, uniforms),

@@ -16,6 +16,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.text import TextProcessor
+from rb.model.language import Generation
 from rb.model.point_encoder import PointBertConfig
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import Built, build_meta, build_model, text_processor
@@ -90,7 +91,7 @@ def test_generation_equals_plain_transformers(
 ) -> None:
     batch = tiny.make_batch(IMAGE, text, range(3))
     decode = DecodeConfig(num_beams=3, max_new_tokens=6)
-    ours = model.generate(IMAGE, batch.inputs, None, batch.prompt_ids, decode, text.end_token_id, text.pad_token_id)
+    ours = model.generate(IMAGE, batch.inputs, None, Generation.of(text, IMAGE, decode))
     plain = Blip2ForConditionalGeneration.from_pretrained(foundation.blip2, dtype=torch.float32).eval()
     with torch.no_grad():
         query_output = plain.qformer(
@@ -244,10 +245,10 @@ def test_weights_switch_terms_off_and_scale_the_total(foundation: FoundationConf
 def test_pafe_moves_the_queries(model: RegionBLIP, text: TextProcessor) -> None:
     batch = tiny.make_batch(IMAGE_REGION, text, range(2))
     assert batch.boxes is not None
-    here, there = (model.query_tokens(IMAGE_REGION, boxes, 2) for boxes in (batch.boxes, batch.boxes.flip(0)))
+    here, there = (model.of(IMAGE_REGION).query_tokens(boxes, 2) for boxes in (batch.boxes, batch.boxes.flip(0)))
     assert not torch.equal(here, there)
     with pytest.raises(ValueError, match="image_region needs boxes"):
-        model.query_tokens(IMAGE_REGION, None, 2)
+        model.of(IMAGE_REGION).query_tokens(None, 2)
 
 
 # -- checkpoints that do not fit --------------------------------------------------------------------------------------

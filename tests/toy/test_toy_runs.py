@@ -13,6 +13,7 @@ from rb.core.batch import Batch
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.run_file import load_run, to_tree
 from rb.core.text import TextProcessor
+from rb.model.language import Generation
 from rb.model.weights.build import build_model, text_processor
 from rb.toy.demo import LLMS
 from rb.toy.pretraining.data import SEED, to_pixels
@@ -61,8 +62,8 @@ def test_image_captions_are_the_base_models_before_and_after_training(llm: str, 
     image = make_batch(IMAGE, text, run.model.num_points)
 
     def captions(modality: str, batch: Batch) -> list[str]:
-        ends = (text.end_token_id, text.pad_token_id)
-        return text.decode_llm(model.generate(modality, batch.inputs, batch.boxes, batch.prompt_ids, run.decode, *ends))
+        how = Generation.of(text, modality, run.decode)
+        return text.decode_llm(model.generate(modality, batch.inputs, batch.boxes, how))
 
     before = captions(IMAGE, image)
     beams = {"num_beams": run.decode.num_beams, "length_penalty": run.decode.length_penalty}

@@ -233,7 +233,7 @@ def said(
     counts = batch.llm_mask.bool()
     itg = batch.text_mask[:, 1:].bool()
     terms = {
-        "itc": losses.itc_loss(seen, read, seen, read, tensors["temp"], 0, None)[0],
+        "itc": losses.itc_loss(*losses.similarities(seen, read, seen, read, tensors["temp"]), 0, None),
         "itg": F.cross_entropy(
             branch.logits(passed.itg_hidden[:, :-1])[itg], batch.text_ids[:, 1:][itg], label_smoothing=0.1
         ),

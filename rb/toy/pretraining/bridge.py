@@ -189,7 +189,8 @@ def _text_losses(
     exclude = losses.duplicate_mask(*keys, *keys, row_offset=0)
     seen = F.normalize(bridge.vision_proj(passed.query_output), dim=-1)
     read = F.normalize(bridge.text_proj(passed.text_cls), dim=-1)
-    itc, sim_i2t, sim_t2i = losses.itc_loss(seen, read, seen, read, bridge.temp, 0, exclude)
+    sim_i2t, sim_t2i = losses.similarities(seen, read, seen, read, bridge.temp)
+    itc = losses.itc_loss(sim_i2t, sim_t2i, 0, exclude)
     forbidden = losses.own_column(exclude, 0) | exclude
     images, images_valid = losses.choose_negatives(sim_t2i.detach(), forbidden, uniforms[:, 0])
     captions, captions_valid = losses.choose_negatives(sim_i2t.detach(), forbidden, uniforms[:, 1])

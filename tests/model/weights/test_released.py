@@ -23,7 +23,8 @@ from rb.data.index import ManifestReader
 from rb.data.predictions import read_predictions
 from rb.inference.generate import example_transform
 from rb.inference.predicting import RELEASED_DECODING
-from rb.model import region_blip
+from rb.model import loss_terms
+from rb.model.language import Generation
 from rb.model.point_encoder import PointBertConfig
 from rb.model.qformer import joint_pass, text_pass
 from rb.model.region_blip import RegionBLIP
@@ -138,7 +139,7 @@ def test_the_second_qformer_may_start_from_bert(
     # Its text alone is BERT's: every hidden state and every logit, but for the token types that a Q-Former has not.
     bert.bert.embeddings.token_type_embeddings.weight.zero_()
     ids, mask = text.encode_qformer(["a red cube", "the small blue ball"])
-    qformer, branch = model.qformer_of(POINT_CLOUD)
+    qformer, branch = model.of(POINT_CLOUD).qformer, model.of(POINT_CLOUD).text_branch
     torch.testing.assert_close(
         text_pass(qformer, branch, ids, mask), bert.bert(ids, attention_mask=mask).last_hidden_state[:, 0]
     )
@@ -229,7 +230,7 @@ def test_itm_of_a_modality_that_is_not_listed_never_runs(
         calls.append(1)
         return joint_pass(*args)
 
-    monkeypatch.setattr(region_blip, "joint_pass", counted)
+    monkeypatch.setattr(loss_terms, "joint_pass", counted)
     assert "itm" in model(tiny.make_batch(IMAGE_REGION, text, range(4))).terms
     assert len(calls) == 1
     terms = model(tiny.make_batch(POINT_CLOUD, text, range(4)))
@@ -258,9 +259,7 @@ def test_released_decoding_preset(foundation: FoundationConfig, text: TextProces
     assert sample.inputs.shape == (3, 364, 364)
     inputs, boxes = sample.inputs[None], sample.box[None]
     assert model.encode(IMAGE_REGION, inputs).shape[1] == 1 + (364 // 8) ** 2
-    ids = model.generate(
-        IMAGE_REGION, inputs, boxes, text.encode_prompt(IMAGE_REGION), decode, text.end_token_id, text.pad_token_id
-    )
+    ids = model.generate(IMAGE_REGION, inputs, boxes, Generation.of(text, IMAGE_REGION, decode))
     assert 8 <= ids.shape[1] <= 30
     assert text.end_token_id not in ids[0, :7]
 

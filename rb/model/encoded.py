@@ -1,0 +1,214 @@
+"""One modality on its way through the model: the parts that read it (``ModalityModel``), and a micro-batch that they have read (``Encoded``).
+
+``region_blip.py`` makes both, ``loss_terms.py`` computes every loss from an ``Encoded``. Shapes: B micro-batch, W gathered batch (all
+ranks), P patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
+
+from rb.core import dist
+from rb.core.batch import Batch
+from rb.core.config import ModelConfig
+from rb.core.modality import ModalitySpec
+from rb.model import losses
+from rb.model.parts import ModalityParts, SharedHeads
+from rb.model.point_encoder import PointBert
+from rb.model.qformer import TextBranch, TextPass, query_and_text_pass, query_pass
+from rb.sources.source import Source
+
+
+@dataclass(frozen=True)
+class ModalityModel:
+    """The parts of the model that one modality uses, looked up once. Its adapter is switched elsewhere (``RegionBLIP``).
+
+    Attributes:
+        spec: the modality's row; source: the row of its source.
+        config: of the whole model.
+        blip2: the frozen foundation.
+        qformer, text_branch: the Q-Former that reads this modality, and its text branch.
+        point_encoder, point_projection: none where the model reads no points.
+        own: the modality's trained parts; none for plain BLIP-2.
+        shared_heads: the heads of all modalities; none where each has its own.
+    """
+
+    spec: ModalitySpec
+    source: Source[Any]
+    config: ModelConfig
+    blip2: Blip2ForConditionalGeneration
+    qformer: Blip2QFormerModel
+    text_branch: TextBranch
+    point_encoder: PointBert | None
+    point_projection: nn.Linear | None
+    own: ModalityParts | None
+    shared_heads: SharedHeads | None
+
+    @property
+    def parts(self) -> ModalityParts:
+        """The trained parts of a modality that trains."""
+        assert self.own is not None, f"{self.spec.name} has no trained parts"
+        return self.own
+
+    @property
+    def heads(self) -> ModalityParts | SharedHeads:
+        """Where ``text_proj``, ``itm_head`` and ``temperature`` are."""
+        return self.parts if self.shared_heads is None else self.shared_heads
+
+    @torch.no_grad()
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Frozen features: images to [B, P, V], clouds to [B, 1 + G, point width]. Worth caching or exchanging: nothing here trains."""
+        return self.source.encode(self, inputs)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """BLIP-2's vision encoder, [B, 3, H, W] to [B, P, V]; another size than its own by interpolated positions."""
+        dtype = self.blip2.vision_model.embeddings.patch_embedding.weight.dtype
+        interpolate = images.shape[-1] != self.blip2.config.vision_config.image_size
+        return self.blip2.vision_model(images.to(dtype), interpolate_pos_encoding=interpolate).last_hidden_state
+
+    def encode_points(self, points: Tensor) -> Tensor:
+        """The point encoder, [B, N, C] to [B, 1 + G, point width]."""
+        if self.point_encoder is None or self.point_projection is None:
+            raise ValueError(f"this model has no point encoder, so it cannot read {self.spec.name} inputs")
+        return self.point_encoder(points)
+
+    def image_embeds(self, features: Tensor) -> Tensor:
+        """Frozen features to what the Q-Former's cross-attention reads, [B, P, V]."""
+        if not self.source.point_encoder:
+            return features
+        assert self.point_projection is not None
+        return self.point_projection(features.to(self.point_projection.weight.dtype))
+
+    def query_tokens(self, boxes: Tensor | None, batch_size: int) -> Tensor:
+        """Query tokens with the region's position added, [B, Q, D] (paper section 3.1, PaFE).
+
+        Raises:
+            ValueError: a regional modality without boxes, or boxes of another shape.
+        """
+        if self.own is None:
+            return self.blip2.query_tokens.expand(batch_size, -1, -1)
+        queries = self.own.query_tokens.expand(batch_size, -1, -1)
+        if not self.spec.regional:
+            return queries
+        expected = (batch_size, self.config.box_dim(self.spec.name))
+        if boxes is None or boxes.shape != expected:
+            shape = None if boxes is None else tuple(boxes.shape)
+            raise ValueError(f"{self.spec.name} needs boxes of shape {expected}, got {shape}")
+        return queries if self.own.pafe is None else queries + self.own.pafe(boxes)
+
+    def query_output(self, features: Tensor, boxes: Tensor | None) -> Tensor:
+        """Frozen features as the Q-Former sees them, [B, Q, D]; no text."""
+        image_embeds = self.image_embeds(features)
+        return query_pass(self.qformer, self.query_tokens(boxes, len(features)), image_embeds)
+
+    def soft_prompt(self, query_output: Tensor) -> Tensor:
+        """Query output [B, Q, D] to what the LLM reads in front of its text, [B, Q, L]."""
+        projection = self.blip2.language_projection if self.own is None else self.own.language_projection
+        return projection(query_output)
+
+
+@dataclass(frozen=True)
+class GatheredTexts:
+    """Every rank's texts and keys, gathered in one collective."""
+
+    object_keys: Tensor  # [W]
+    caption_keys: Tensor  # [W]
+    text_ids: Tensor  # [W, T]
+    text_mask: Tensor  # [W, T]
+
+    @classmethod
+    def of(cls, batch: Batch) -> GatheredTexts:
+        """Collective."""
+        keys = torch.stack([batch.object_keys, batch.caption_keys], dim=1)
+        everything = dist.all_gather(torch.cat([keys, batch.text_ids, batch.text_mask], dim=1))  # [W, 2 + 2T]
+        length = batch.text_ids.shape[1]
+        return cls(everything[:, 0], everything[:, 1], everything[:, 2 : 2 + length], everything[:, 2 + length :])
+
+
+@dataclass
+class Encoded:
+    """A micro-batch that the encoders and the Q-Former have read. What several loss terms need is computed at its first use.
+
+    Attributes:
+        batch: what was read.
+        model: the parts that read it.
+        features: [B, P, V or point width], frozen.
+        image_embeds: [B, P, V].
+        queries: [B, Q, D], the position of the box added.
+        query_output: [B, Q, D].
+        text: the caption's pass; none where no term of the run reads it.
+    """
+
+    batch: Batch
+    model: ModalityModel
+    features: Tensor
+    image_embeds: Tensor
+    queries: Tensor
+    query_output: Tensor
+    text: TextPass | None
+
+    @classmethod
+    def of(cls, model: ModalityModel, batch: Batch, reads_text: bool) -> Encoded:
+        """Read a micro-batch: the encoder, then one pass of the Q-Former, with the caption or without."""
+        features = model.encode(batch.inputs)
+        image_embeds = model.image_embeds(features)
+        queries = model.query_tokens(batch.boxes, len(batch))
+        if not reads_text:
+            output = query_pass(model.qformer, queries, image_embeds)
+            return cls(batch, model, features, image_embeds, queries, output, None)
+        text = query_and_text_pass(
+            model.qformer, model.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
+        )
+        return cls(batch, model, features, image_embeds, queries, text.query_output, text)
+
+    @property
+    def text_cls(self) -> Tensor:
+        """The caption's [CLS] state, [B, D]."""
+        assert self.text is not None, "the term's row must say reads_text"
+        return self.text.text_cls
+
+    @property
+    def itg_hidden(self) -> Tensor:
+        """States of the caption as the Q-Former writes it, [B, T, D]."""
+        assert self.text is not None, "the term's row must say reads_text"
+        return self.text.itg_hidden
+
+    @property
+    def row_offset(self) -> int:
+        """Place of this rank's first row among the rows of all ranks."""
+        return dist.rank() * len(self.batch)
+
+    @cached_property
+    def gathered(self) -> GatheredTexts:
+        """Texts and keys of all ranks. Collective."""
+        return GatheredTexts.of(self.batch)
+
+    @cached_property
+    def duplicates(self) -> Tensor:
+        """[B, W] bool: columns that show the row's object or have its caption, the row itself not among them. Collective."""
+        batch, gathered = self.batch, self.gathered
+        return losses.duplicate_mask(
+            batch.object_keys, batch.caption_keys, gathered.object_keys, gathered.caption_keys, self.row_offset
+        )
+
+    @cached_property
+    def similarities(self) -> tuple[Tensor, Tensor]:
+        """Image to text and text to image, [B, W] each, over the temperature; texts and images of all ranks. Collective."""
+        heads = self.model.heads
+        with torch.autocast(self.query_output.device.type, enabled=False):
+            queries = F.normalize(self.model.parts.vision_proj(self.query_output.float()), dim=-1)  # [B, Q, E]
+            texts = F.normalize(heads.text_proj(self.text_cls.float()), dim=-1)  # [B, E]
+            return losses.similarities(
+                queries,
+                texts,
+                dist.all_gather_with_grad(queries),
+                dist.all_gather_with_grad(texts),
+                heads.temperature,
+            )
