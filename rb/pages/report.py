@@ -152,7 +152,7 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
             others.setdefault(name.value.replace("_", " "), []).append(Series("all", "c4", line))
     if not panels and not others and not scores:
         return note("The journal holds no metrics yet.")
-    order = {term: i for i, term in enumerate((*LOSS_NAMES, TOTAL))}
+    order = {term: i for i, term in enumerate((*LOSS_TERMS, TOTAL))}
     losses = [chart(f"loss {t}", panels[t]) for t in sorted(panels, key=lambda t: (order.get(t, 99), t))]
     rest = [chart(name, others[name], smoothing=name != "learning rate", zero=True) for name in _plain_first(others)]
     scored = [chart(name, scores[name], smoothing=False, zero=True) for name in sorted(scores)]
