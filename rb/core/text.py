@@ -78,6 +78,31 @@ class TextProcessor:
             loaded[0].add_special_tokens({"bos_token": "[DEC]"})
         return cls(loaded[0], loaded[1], llm_kind, max_text_tokens, prompt)
 
+    def check_fits(self, qformer_rows: int, qformer_positions: int, llm_rows: int) -> None:
+        """Whether a model has an embedding for every id that it may be given: of words, start, end and padding.
+
+        Args:
+            qformer_rows: token embeddings of the Q-Former's text branch.
+            qformer_positions: its position embeddings.
+            llm_rows: token embeddings of the LLM.
+
+        Raises:
+            ValueError: names the tokenizer, the token, its id and the number of embeddings; or the length that is too large.
+        """
+        special = {"start token": self.dec_token_id}
+        special |= {
+            f"{name} token": getattr(self.qformer_tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
+        }
+        _check_ids("the Q-Former", self.qformer_tokenizer, special, qformer_rows)
+        start = self.llm_tokenizer.bos_token_id if self.llm_kind == "decoder" else None
+        special = {"padding token": self.pad_token_id, "end token": self.end_token_id}
+        _check_ids("the LLM", self.llm_tokenizer, special | ({} if start is None else {"start token": start}), llm_rows)
+        if self.max_text_tokens > qformer_positions:
+            raise ValueError(
+                f"model.max_text_tokens: {self.max_text_tokens} is more than the {qformer_positions} positions of the Q-Former's text "
+                "branch; lower it"
+            )
+
     @property
     def dec_token_id(self) -> int:
         """The token that starts a text that the Q-Former writes (ITG): "[DEC]", BERT's added bos token."""
@@ -152,3 +177,16 @@ class TextProcessor:
     def decode_llm(self, ids: Tensor) -> list[str]:
         """Generated ids [B, T'] to clean one-line texts."""
         return [one_line(text) for text in self.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _check_ids(owner: str, tokenizer: PreTrainedTokenizerBase, special: dict[str, int], rows: int) -> None:
+    """Words have the ids from 0 to ``vocab_size`` - 1; added tokens that no caption is made of may lie beyond the embedding."""
+    outside = {what: token for what, token in special.items() if not 0 <= token < rows}
+    if tokenizer.vocab_size > rows:
+        outside["last word"] = tokenizer.vocab_size - 1
+    if outside:
+        what, token = next(iter(outside.items()))
+        raise ValueError(
+            f"tokenizer of {owner} ({tokenizer.name_or_path}): its {what} {tokenizer.convert_ids_to_tokens(token)!r} has id {token}, but "
+            f"{owner} has {rows} token embeddings; use the tokenizer that belongs to these weights"
+        )

@@ -92,6 +92,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
 
     Raises:
         CheckpointError: a folder, file or weight of the foundation is missing, left over or of another shape; lists them.
+        ValueError: a tokenizer gives ids for which the model has no embedding.
     """
     device = torch.device(device)
     meta = device.type == "meta"
@@ -102,6 +103,8 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     qformer_config = blip2.config.qformer_config
     branch = read_text_branch(config, qformer_config.num_hidden_layers, ledger, meta)
     text = _text_processor(config, folder.path, settings)
+    llm_rows = blip2.language_model.get_input_embeddings().weight.shape[0]
+    text.check_fits(branch.vocabulary, branch.positions, llm_rows)
     with torch.device("meta" if meta else "cpu"):
         text_branch = TextBranch(_text_config(qformer_config, branch), text.dec_token_id)
     point_encoder, point_files = load_points(
