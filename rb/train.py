@@ -26,7 +26,12 @@ def parser() -> argparse.ArgumentParser:
     """Options of the training process itself."""
     made = argparse.ArgumentParser(prog="rb.train", description="Train RegionBLIP. Exit codes: 0 finished, 75 stopped.")
     what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, metavar="FILE", help="run file (YAML); examples are in launch/runs/")
+    what.add_argument(
+        "--run",
+        type=Path,
+        metavar="FILE",
+        help="run file (YAML), or the name of one of the project's own, e.g. toy_opt",
+    )
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
     made.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher's
     made.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")

@@ -8,7 +8,7 @@ of this project that is gone (another machine, a moved folder) is looked up in t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rb.core.install import RUNS, find_shipped, project_file
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
 
+Find = Callable[[str, str], str]  # (key, value) -> path
 OWN_FOLDERS = ("rb", "ds_configs")  # of the project, in which a run's paths may point
 
 
@@ -70,25 +71,41 @@ def resolve_paths(config: RunConfig, *folders: Path, init_from: bool = True) -> 
     Raises:
         ValueError: a path does not exist: names its key, its value and the places tried.
     """
-    start = config.init_from
-    if start is not None:
-        start = find_path("init_from", start, *folders) if init_from else absolute(start)
-    return replace(
-        config,
-        output_dir=absolute(config.output_dir),
-        init_from=start,
-        model=replace(config.model, foundation=resolve_foundation(config.model.foundation, *folders)),
-        data=_resolve_data(config.data, folders),
-        train=replace(config.train, ds_config=find_path("train.ds_config", config.train.ds_config, *folders)),
-    )
+
+    def find(key: str, value: str) -> str:
+        return absolute(value) if key == "init_from" and not init_from else find_path(key, value, *folders)
+
+    return replace(_with_paths(config, find), output_dir=absolute(config.output_dir))
+
+
+def view_run(name: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """A run to look at, on a machine that need not have its files or variables.
+
+    Paths that exist are absolute, others are as written; ``${VAR}`` stays where VAR is not set.
+
+    Args:
+        name: a run file, a run folder, or the name of one of the project's own runs.
+        overrides: ``section.key=value``.
+
+    Raises:
+        ValueError: as ``load_run``.
+    """
+    path = find_run_file(name)
+    config = load_run(path, list(overrides), keep_unset=True)
+
+    def find(key: str, value: str) -> str:
+        try:
+            return find_path(key, value, path.parent)
+        except ValueError:
+            return value
+
+    found = _with_paths(config, find)
+    return found if "${" in config.output_dir else replace(found, output_dir=absolute(config.output_dir))
 
 
 def resolve_foundation(foundation: FoundationConfig, *folders: Path) -> FoundationConfig:
     """A foundation with every part that is given found and absolute; ``ValueError`` as ``resolve_paths``."""
-    given = {field.name: getattr(foundation, field.name) for field in fields(foundation)}
-    return FoundationConfig(
-        **{name: value and find_path(f"model.foundation.{name}", value, *folders) for name, value in given.items()}
-    )
+    return _foundation_with_paths(foundation, lambda key, value: find_path(key, value, *folders))
 
 
 def find_path(key: str, value: str, *folders: Path) -> str:
@@ -121,15 +138,32 @@ def _own_file(path: Path) -> Path | None:
     return next((found for tail in tails if (found := project_file(tail)) is not None), None)
 
 
-def _resolve_data(data: DataConfig, folders: tuple[Path, ...]) -> DataConfig:
-    found: dict[str, dict[str, tuple[DataSource, ...]]] = {}
-    for part in ("train", "val"):
-        listed: dict[str, tuple[DataSource, ...]] = getattr(data, part)
-        found[part] = {
-            modality: tuple(
-                replace(source, manifest=find_path(f"data.{part}.{modality}[{i}].manifest", source.manifest, *folders))
-                for i, source in enumerate(sources)
-            )
-            for modality, sources in listed.items()
-        }
-    return replace(data, train=found["train"], val=found["val"])
+def _with_paths(config: RunConfig, find: Find) -> RunConfig:
+    """A run with every path but ``output_dir`` replaced by what ``find`` makes of it."""
+    return replace(
+        config,
+        init_from=config.init_from and find("init_from", config.init_from),
+        model=replace(config.model, foundation=_foundation_with_paths(config.model.foundation, find)),
+        data=replace(
+            config.data,
+            train=_data_with_paths("train", config.data, find),
+            val=_data_with_paths("val", config.data, find),
+        ),
+        train=replace(config.train, ds_config=find("train.ds_config", config.train.ds_config)),
+    )
+
+
+def _foundation_with_paths(foundation: FoundationConfig, find: Find) -> FoundationConfig:
+    given = {field.name: getattr(foundation, field.name) for field in fields(foundation)}
+    return FoundationConfig(**{k: value and find(f"model.foundation.{k}", value) for k, value in given.items()})
+
+
+def _data_with_paths(part: str, data: DataConfig, find: Find) -> dict[str, tuple[DataSource, ...]]:
+    listed: dict[str, tuple[DataSource, ...]] = getattr(data, part)
+    return {
+        modality: tuple(
+            replace(source, manifest=find(f"data.{part}.{modality}[{i}].manifest", source.manifest))
+            for i, source in enumerate(sources)
+        )
+        for modality, sources in listed.items()
+    }

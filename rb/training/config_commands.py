@@ -31,22 +31,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _show(args: argparse.Namespace) -> int:
-    from rb.core.run_file import dump_run, load_run, to_tree
-    from rb.core.run_paths import find_run_file
+    from rb.core.run_file import dump_run, to_tree
+    from rb.core.run_paths import view_run
 
-    config = load_run(find_run_file(args.run_name), args.overrides, keep_unset=True)
+    config = view_run(args.run_name, args.overrides)
     sys.stdout.write(json.dumps(to_tree(config), indent=1) + "\n" if args.json else dump_run(config))
     return 0
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from rb.core.run_file import load_run, to_tree
-    from rb.core.run_paths import find_run_file
+    from rb.core.run_file import to_tree
+    from rb.core.run_paths import view_run
     from rb.tracking.tracker import flatten
 
-    first, second = (
-        flatten(to_tree(load_run(find_run_file(name), keep_unset=True))) for name in (args.first, args.second)
-    )
+    first, second = (flatten(to_tree(view_run(name))) for name in (args.first, args.second))
     keys = [key for key in dict.fromkeys((*first, *second)) if first.get(key) != second.get(key)]
     if args.json:
         rows = [{"key": key, "first": first.get(key), "second": second.get(key)} for key in keys]

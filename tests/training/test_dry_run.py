@@ -117,7 +117,7 @@ def test_config_show_diff_and_keys(
     run = str(folder / "run.yaml")
     assert main(["config", "show", run, "train.max_steps=3"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
-    assert load_run(tmp_path / "config.yaml") == load_run(run, ["train.max_steps=3"])
+    assert load_run(tmp_path / "config.yaml") == open_run(run, ["train.max_steps=3"])
     assert main(["config", "show", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == to_tree(load_run(tmp_path / "config.yaml"))
 
