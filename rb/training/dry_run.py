@@ -25,7 +25,7 @@ from rb.core.run_layout import (
     RUN_WEIGHTS,
 )
 from rb.data.pipeline import TrainingData, open_training_data
-from rb.model.weights.build import build_model, image_settings, text_processor
+from rb.model.weights.build import build_model
 from rb.training.loop import check_request, trainable_counts
 from rb.training.run_folder import check_same_run
 from rb.training.schedule import Schedule
@@ -55,8 +55,6 @@ def plan_run(config: RunConfig, num_ranks: int, resume: Path | None = None) -> d
     if resume is None and (folder / RUN_CONFIG).exists():
         raise ValueError(f"{folder}: holds a run already; continue it with --resume {folder}, or give another name=...")
     built = build_model(config.model, config.seed, "meta")
-    image_settings(config.model)
-    text_processor(config.model)
     start = _resume_step(config, resume, built.foundation, data) if resume is not None else 0
     total = config.train.max_steps or schedule.total_steps(config.train.epochs)
     counts = trainable_counts(built.model.parameter_modalities(), built.model.trainable_parameters())
