@@ -140,7 +140,7 @@ def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: st
 
 
 def check_box_format(box_format: str | None) -> str:
-    """The format, which must be said."""
+    """The format, which must be given."""
     if box_format not in BOX_FORMATS:
         raise InputError(f"box_format: {box_format!r}; say 'pixels' or 'normalised' (divided by width and height)")
     return box_format

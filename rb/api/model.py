@@ -131,12 +131,12 @@ class RegionBLIP:
             images: one or several: PIL images, files, uint8 or 0..1 arrays [H, W, 3] or torch tensors [3, H, W].
             boxes: none captions whole images. For one image a box x1 y1 x2 y2 or a list of boxes; for several images a list with such
                 an entry for each.
-            prompt: text that the caption goes on from; none is the one of the training run.
-            box_format: "pixels" or "normalised"; must be said where there are boxes.
+            prompt: text that the caption continues; by default that of the training run.
+            box_format: "pixels" or "normalised"; required with boxes.
             batch_size: most images in one encoder pass, and most captions generated at once.
 
         Returns:
-            A text for one image or box, a list where lists were given: the answer has the shape of the question.
+            A text for one image or box, a list if lists were given: nested like the input.
 
         Raises:
             InputError: an image or box that cannot be used; regions were not trained.
@@ -279,10 +279,10 @@ class RegionBLIP:
 
 
 def _shaper(alone: Sequence[int | None], single: bool) -> Callable[[list[Any]], Any]:
-    """Flat answers to the shape of the question. For each source: none or 1, one answer by itself; -n, a list of n."""
+    """Reshape a flat list of captions to the nesting of the input boxes. For each source: none or 1, one caption; -n, a list of n."""
 
-    def shape(answers: list[Any]) -> Any:
-        rest, out = iter(answers), []
+    def shape(captions: list[Any]) -> Any:
+        rest, out = iter(captions), []
         for count in alone:
             out.append(next(rest) if count is None or count > 0 else [next(rest) for _ in range(-count)])
         return out[0] if single else out
@@ -291,7 +291,7 @@ def _shaper(alone: Sequence[int | None], single: bool) -> Callable[[list[Any]], 
 
 
 def _warn_of_another(expected: dict[str, Any], built: Built, folder: Path) -> None:
-    """Files of another size or content may still be the same weights in another form, so this is no error."""
+    """Files of another size or content may still be the same weights in another form, so this is not an error."""
     other = [part for part in ("blip2", "text_branch") if expected.get(part) != built.foundation.get(part)]
     if other:
         warnings.warn(

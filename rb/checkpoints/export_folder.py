@@ -43,7 +43,7 @@ _BLIP2 = "blip2."
 
 
 class ExportError(ValueError):
-    """A folder cannot be exported, or is no export; the message says why and what to do."""
+    """A folder cannot be exported, or is not an export; the message says why and what to do."""
 
 
 def split_names(names: Iterable[str], modality: str, adapter_name: str) -> tuple[dict[str, str], dict[str, str]]:

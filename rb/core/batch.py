@@ -25,7 +25,7 @@ class Sample:
         box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2 (or [24], ``model.box3d``); none for whole
             sources.
         caption: the training text; empty when predicting.
-        references: every text said of this source or object.
+        references: every caption of this source or object.
         raw_box: the record's own absolute box (pixels or the cloud's units).
         position: place in the modality's endless training stream; -1 when predicting.
     """

@@ -57,7 +57,7 @@ def init(timeout_s: float = 1800.0) -> None:
 
 
 def set_timeout(timeout_s: float) -> None:
-    """How long a collective of any existing group may wait. DeepSpeed makes groups of its own with torch's default of 30 minutes."""
+    """How long a collective of any existing group may wait. DeepSpeed makes its own groups with torch's default of 30 minutes."""
     if active():
         for group in list(torch_dist.distributed_c10d._world.pg_map):  # noqa: SLF001 (torch has no public list of groups)
             torch_dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)  # noqa: SLF001

@@ -15,7 +15,7 @@ FINISHED = 0
 FAILED = 1  # a check found something wrong, or one of several jobs failed
 WRONG_REQUEST = 2  # what a user can cause: a wrong argument, a missing or altered file
 ABORTED = 3  # training: too many bad steps in a row
-STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command goes on
+STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command continues
 
 
 def guarded(name: str, work: Callable[[], int]) -> int:

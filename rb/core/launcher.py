@@ -50,7 +50,7 @@ def launch_ranks(module: str, arguments: list[str], ranks: int | None) -> int:
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # A session of its own: Ctrl-C in a terminal must reach the ranks through here, once, and not kill the launcher above them.
+        # Its own session: Ctrl-C in a terminal must reach the ranks through here, once, and not kill the launcher above them.
         runner = subprocess.Popen(command, env=environment, start_new_session=True)
         passed_on = False
         while runner.poll() is None:

@@ -1,7 +1,7 @@
 """Locks between processes, on files: held while the holder lives, however it ends, and never by its loader workers.
 
 ``flock`` of an open file. A forked child (a loader worker) inherits the open file, so it closes its copy as its first act; a command
-that is started does not get it. Where a file system has no locks, one warning says so and work goes on.
+that is started does not get it. Where a file system has no locks, one warning says so and work continues.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FileLock:
         return True
 
     def owner(self) -> str:
-        """Who took the lock last: "process 17 on HOST"; empty if nobody did."""
+        """Who took the lock last: "process 17 on HOST"; empty if no process did."""
         with contextlib.suppress(OSError):
             return self.path.read_text(encoding="utf-8", errors="replace")[:200].strip()
         return ""

@@ -24,7 +24,7 @@ class ModalitySpec:
         source: which frozen encoder reads its inputs, ``"image"`` or ``"points"``.
         box_dim: numbers in a box, 0 where a sample is a whole source (4: xyxy in [0, 1]; 6: min xyz, max xyz, (v + 1) / 2).
         t5_prefix: the fixed text that FlanT5 reads behind the soft prompt (the paper fixes one prefix for images, one for clouds).
-        trains_by_default: whether it has parameters of its own in a default run; ``image`` is BLIP-2 itself and has none.
+        trains_by_default: whether it has trainable parameters in a default run; ``image`` is BLIP-2 itself and has none.
         up: the axis that is drawn upwards where the source is points; objects stand on their y axis (Objaverse), rooms on z (ScanNet).
     """
 

@@ -1,4 +1,4 @@
-"""Cards of a gallery: a picture, what is said of it and by whom, the references. Used by every page that shows examples."""
+"""Cards of a gallery: a picture, the predictions with their model, the references. Used by every page that shows examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def switch(views: Sequence[tuple[str, str, str]]) -> Html:
 
 
 def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:
-    """One prediction: who says it, its CIDEr (0 to 10; shown times 100), what is said."""
+    """One prediction: which model made it, its CIDEr (0 to 10; shown times 100), its text."""
     shown = "" if score is None else f"CIDEr {100 * score:.0f}"
     return Html(
         f'<div><div class="who"><span>{esc(who)}</span><span>{shown}</span></div>'
@@ -33,7 +33,7 @@ def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html
 
 
 def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
-    """Picture, voices (HTML), references, id."""
+    """Picture, predictions (HTML), references, id."""
     different = list(dict.fromkeys(references))
     more = len(different) - MAX_REFERENCES
     listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
@@ -46,5 +46,5 @@ def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attr
 
 
 def missing(why: str) -> Html:
-    """What stands in a picture's place."""
+    """A sentence in place of a picture."""
     return Html(f'<div class="missing">{esc(why)}</div>')

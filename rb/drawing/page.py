@@ -73,7 +73,7 @@ def facts(values: Mapping[str, object]) -> Html:
 
 
 def note(text: object, warn: bool = False) -> Html:
-    """A remark in the margin's voice; ``warn`` for what the reader should not miss."""
+    """A side note; ``warn`` for what the reader should not miss."""
     return Html(f'<p class="note{" warn" if warn else ""}">{esc(text)}</p>\n')
 
 

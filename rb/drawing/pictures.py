@@ -70,7 +70,7 @@ def cloud_canvas(
 def cloud_still(
     points: NDArray[np.floating], box: Sequence[float] | None = None, up: str = "y", text: str = ""
 ) -> Html:
-    """The same cloud and box as they stand before anybody turns them, as a picture for places that run no scripts."""
+    """A static image of the cloud and its box in their initial view, for pages without JavaScript."""
     kept, xyz, centre, radius = _framed(points, box)
     size = STILL_SIDE * 2  # drawn twice as large and shrunk, for smooth edges
     seen = _seen((xyz - centre) / radius, up)

@@ -16,7 +16,7 @@ from rb.evaluation.paper import printed, read_paper, table1_rows
 
 
 def scores_of(run_dir: Path, modality: str, step: int) -> list[dict[str, Any]]:
-    """What ``RUN_DIR/metrics/`` holds of this modality at this step, as ``metrics.json`` has it; by data set and split."""
+    """The scores in ``RUN_DIR/metrics/`` of this modality at this step, as ``metrics.json`` has it; by data set and split."""
     found = []
     for path in sorted((run_dir / RUN_METRICS).glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -56,7 +56,7 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
     Args:
         run: run folder (its newest checkpoint), or in it ``checkpoints/best`` or ``checkpoints/step_*``.
         out: a folder that does not exist yet.
-        base: hub id of the foundation's BLIP-2; by default told by its folder's name.
+        base: hub id of the foundation's BLIP-2; by default inferred from the folder's name.
         merge: also write ``<modality>/merged/``, a whole BLIP-2 with LoRA, query tokens and language projection folded in.
 
     Raises:

@@ -1,7 +1,7 @@
 """``python -m rb.gpu_check``: the paper's models in full size with random weights on one GPU; prints as it goes, writes one JSON file.
 
 For each LLM: kernels used by attention, other implementations against SDPA, ZeRO-2 against plain torch, time and memory. Needs no
-checkpoint, no data and no network; without DeepSpeed that half is left out and said so. Exit code 1: something did not agree.
+checkpoint, no data and no network; without DeepSpeed that half is left out with a notice. Exit code 1: something did not agree.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def time_all(
             )
             model.zero_grad(set_to_none=True)
             if row.ms_per_step is None and engine != "torch":
-                say(f"  {engine}: the rest is left out, DeepSpeed cannot go on after a step that did not fit")
+                say(
+                    f"  {engine}: the rest is left out, DeepSpeed cannot continue after a step that did not fit in memory"
+                )
                 return rows
     return rows
 

@@ -1,6 +1,6 @@
 """Which kernels attention really uses in each part of the model, and whether other implementations give the same numbers.
 
-Each part is run again on the inputs it had in a training step, forward and backward, under the profiler; the names of the operations tell
+Each part is run again on the inputs it had in a training step, forward and backward, under the profiler; the names of the operations show
 flash, efficient and math apart, the names of the device's kernels are listed beside them.
 """
 
@@ -126,7 +126,7 @@ def kernels_used(model: RegionBLIP, batches: list[Batch]) -> list[PartReport]:
 
 
 def implementations(model: RegionBLIP) -> list[tuple[str, str]]:
-    """(part, implementation) of what can be held against SDPA here.
+    """(part, implementation) of what can be compared with SDPA here.
 
     flash-attn serves the ViT and decoders; T5 and the Q-Former refuse it. The point encoder only knows SDPA.
     """

@@ -53,7 +53,7 @@ def _opt(width: int, ffn: int, layers: int = 32, heads: int = 32, **more: int) -
 
 def _t5(width: int, heads: int, ffn: int, layers: int = 24, **more: int) -> dict[str, object]:
     sizes = {"d_model": width, "d_ff": ffn, "num_layers": layers, "num_heads": heads, "d_kv": 64}
-    # As the hub's FlanT5: a head of its own, gated GELU (not gelu_new) as BLIP-2 trained it.
+    # As the hub's FlanT5: its own head, gated GELU (not gelu_new) as BLIP-2 trained it.
     flan = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False}
     flan |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     return T5Config(**(sizes | flan | more)).to_dict() | {"tie_word_embeddings": False}

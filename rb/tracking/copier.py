@@ -1,4 +1,4 @@
-"""``JournalCopier``: one pass over a run's journal into its MLflow run; raises where MLflow is away. ``mlflow_copy.py`` repeats it.
+"""``JournalCopier``: one pass over a run's journal into its MLflow run; raises if MLflow cannot be reached. ``mlflow_copy.py`` repeats it.
 
 How far the copy has come is a tag of the MLflow run itself (the byte offset in the journal), set with every piece. A process killed between
 a piece and its tag sends that piece again, with the journal's own time stamps; MLflow's stores keep a point of equal name, step, time and
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 class _Sent:
     """Which points MLflow has. Steps trained again after a resume give the same points, which must not appear twice.
 
-    Scores may be computed anew and then differ: of names under ``eval/`` the last value counts, and a changed one is sent again.
+    Scores may be computed again and then differ: of names under ``eval/`` the last value counts, and a changed one is sent again.
     8 bytes a point.
     """
 

@@ -1,7 +1,7 @@
-"""Scores of an evaluation job: a run of its own in MLflow, and points in the training run at the checkpoint's step.
+"""Scores of an evaluation job: its own run in MLflow, and points in the training run at the checkpoint's step.
 
-The job's own journal lives in a folder of its own, so that it survives an MLflow outage and ``rb track sync`` can send it later. Logging the
-same job again (scores computed anew) uses the same MLflow run.
+The job's journal is in its own folder, so that it survives an MLflow outage and ``rb track sync`` can send it later. Logging the
+same job again (scores computed again) uses the same MLflow run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def log_evaluation(
     tags: Mapping[str, object] | None = None,
     mlflow: bool = True,
 ) -> bool:
-    """Log the scores of one set of predictions; whether MLflow has them (else a warning said so, and the journals hold them).
+    """Log the scores of one set of predictions; whether MLflow has them (if not, a warning is logged, and the journals have them).
 
     The experiment is the training run's; without one it is ``MLFLOW_EXPERIMENT_NAME``, or "regionblip".
 
@@ -57,7 +57,7 @@ def log_evaluation(
         ValueError: neither ``run_dir`` nor ``job_dir``; ``run_dir`` without ``step``, or without a journal.
     """
     if run_dir is None and job_dir is None:
-        raise ValueError("log_evaluation: give job_dir where there is no training run (run_dir)")
+        raise ValueError("log_evaluation: give job_dir if there is no training run (run_dir)")
     if run_dir is not None and step is None:
         raise ValueError(f"log_evaluation: the step of the checkpoint in {run_dir} is needed to place its scores")
     if run_dir is not None and not (Path(run_dir) / RUN_JOURNAL).exists():
@@ -94,7 +94,7 @@ def _append(folder: Path, step: int, values: Mapping[str, float], marks: Mapping
 
 
 def _follow(run_dir: Path) -> bool:
-    """Copy the training run's journal too, unless its own process lives and does so by itself."""
+    """Copy the training run's journal too, unless its own process is alive and does it."""
     lock = FileLock(run_dir / TRACKING_LOCK)
     if not lock.acquire():
         _log.info("%s is tracked by a live process, which copies the scores to MLflow", run_dir)

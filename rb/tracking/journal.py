@@ -56,7 +56,7 @@ class Journal:
         self.write("metrics", step=int(step), values={name: _encode(float(value)) for name, value in values.items()})
 
     def truncate_after(self, step: int) -> None:
-        """Mark that the run goes on from ``step``: what was written so far of later steps will be written again."""
+        """Mark that the run continues from ``step``: rows of later steps will be written again."""
         self.write("resume", step=int(step))
 
     def write(self, kind: str, **fields: object) -> None:
@@ -99,7 +99,7 @@ def _encode(value: float) -> float | str:
 
 
 def warn_bad_line(message: str) -> None:
-    """What readers do by default with a line that is no row: log it and read on."""
+    """What readers do by default with a line that is not a row: log it and read on."""
     _log.warning("%s", message)
 
 
@@ -108,7 +108,7 @@ def read_rows(
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield (row, byte offset after it) from byte ``start`` on.
 
-    A last line without its line end is still being written, or torn, and is left out. Any other line that is no row is skipped and
+    A last line without its line end is still being written, or torn, and is left out. Any other line that is not a row is skipped and
     reported through ``on_bad`` (which may raise). A file that is not there has no rows.
     """
     try:

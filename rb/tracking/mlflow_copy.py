@@ -45,7 +45,7 @@ class MlflowCopy:
         return self._copier.run_id
 
     def close(self, timeout_s: float = 30.0) -> bool:
-        """Copy the rest, for at most ``timeout_s``, and end; whether everything was copied. What is missing is said once."""
+        """Copy the rest, for at most ``timeout_s``, and end; whether everything was copied. What is missing is logged once."""
         self._closing.set()
         self._thread.join(timeout_s)
         if not self._complete:
@@ -76,7 +76,7 @@ class MlflowCopy:
                 wait_s = self._interval_s
                 self._complete = closing and done
             except TrackingError as error:
-                _log.warning("%s. Metrics go on into the journal only.", error)
+                _log.warning("%s. Metrics now go to the journal only.", error)
                 return
             except retry_errors() as error:
                 self._away(error)
@@ -89,7 +89,7 @@ class MlflowCopy:
         if not self._warned:
             reason = (str(error).splitlines() or [repr(error)])[0][:300]
             _log.warning(
-                "MLflow at %s cannot be reached; the run goes on, its journal keeps everything (%s)",
+                "MLflow at %s cannot be reached; the run continues, its journal keeps everything (%s)",
                 self._copier.uri,
                 reason,
             )

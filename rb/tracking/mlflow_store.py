@@ -130,7 +130,7 @@ def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dic
             return {str(name): str(value) for name, value in identity.items()} | {"key": str(identity["key"])}
         except (ValueError, KeyError, AttributeError) as error:
             raise TrackingError(
-                f"{path}: not readable as MLflow's identity of this run ({error!r}); remove it to start anew"
+                f"{path}: not readable as MLflow's identity of this run ({error!r}); remove it to start a new one"
             ) from error
     identity = {"key": uuid.uuid4().hex, "experiment": experiment or "regionblip", "run_name": run_name or run_dir.name}
     save_identity(run_dir, identity)

@@ -88,7 +88,7 @@ class Tracker:
                 self._journal.write("input", name=str(name), digest=str(digest), source=str(source), context=context)
 
     def resumed(self, step: int) -> None:
-        """Say that the run goes on from ``step``: what was logged of later steps is superseded."""
+        """Record that the run continues from ``step``: metrics of later steps are superseded."""
         if self._journal:
             self._journal.truncate_after(step)
 

@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class FailedElsewhereError(Exception):
-    """Another rank failed and says why; this rank only has to leave."""
+    """Another rank failed and reports why; this rank only has to exit."""
 
 
 def together(work: Callable[[], T]) -> T:
-    """Do `work` on every rank, and let all fail if one does: nobody waits for a rank that has left. Collective.
+    """Do `work` on every rank, and let all fail if one does: no rank waits for one that has left. Collective.
 
     `work` must hold no collective itself.
 
@@ -73,7 +73,7 @@ class StopRequest:
         self.reason = signal.Signals(number).name
 
     def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop: the same answer on all ranks. Collective."""
+        """Whether any rank was asked to stop: the same result on all ranks. Collective."""
         if not self.reason and (os.getppid() != self._launcher or (self._parent and not _alive(self._parent))):
             self.reason = "the end of its launcher"
         return bool(dist.all_reduce_max(torch.tensor(bool(self.reason), dtype=torch.int32, device=device)).item())

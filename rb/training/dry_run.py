@@ -1,7 +1,7 @@
 """``rb train --dry-run``: what a run would do, from manifests and file headers alone. Loads no weights, writes nothing.
 
-Takes the same roads as training: paths and checks of the request, the opened manifests, the schedule, ``build_model`` on the meta device.
-So what passes here fails in training only for what no header tells (memory, a damaged shard, a value that is not finite).
+Uses the same code as training: paths and checks of the request, the opened manifests, the schedule, ``build_model`` on the meta device.
+So what passes here fails in training only for what no header shows (memory, a damaged shard, a value that is not finite).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
     """The plan for people to read."""
     batch, schedule, parameters = plan["batch"], plan["schedule"], plan["parameters"]
     start = plan["resume_from_step"]
-    lines = [f"run folder  {plan['run_folder']} ({'new' if start is None else f'goes on after step {start:,}'})", ""]
+    lines = [f"run folder  {plan['run_folder']} ({'new' if start is None else f'continues after step {start:,}'})", ""]
     for part, title in (("train", "data"), ("val", "validation data")):
         rows = [
             (modality, row["name"], f"{row['samples']:,} samples", f"shown {row['repeat']} x an epoch", row["manifest"])

@@ -1,7 +1,7 @@
 """The DeepSpeed engine: one optimizer step under ZeRO-2, and the whole training state in and out. The only user of deepspeed.
 
 Holds: the settings file, the optimizer's kernel, forward - backward - step, gathering and scattering of parameters and moments. Not:
-what is trained when (`schedule.py`), files (`checkpoint.py`). Besides the public API it reads a few attributes of DeepSpeed's ZeRO
+which modality trains when (`schedule.py`), files (`checkpoint.py`). Besides the public API it reads a few attributes of DeepSpeed's ZeRO
 optimizer; `_check_contract` names them, so that another version fails at the start and not in a checkpoint.
 """
 

@@ -2,7 +2,7 @@
 
 Holds: how parameters are grouped, the optimizer whose step moves only the active modality's groups, `rate_at`. Not: DeepSpeed
 (`engine.py`). A step of one modality leaves weights, moments and step counters of every group that does not use it
-bit-identical: ZeRO hands such groups a gradient of zeros, by which plain AdamW would move them (old momentum, decay).
+bit-identical: ZeRO gives such groups a gradient of zeros, by which plain AdamW would move them (old momentum, decay).
 """
 
 from __future__ import annotations

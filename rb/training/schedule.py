@@ -5,7 +5,7 @@ models; the loop, the data pipeline and `plan` ask it. Nothing of it is saved bu
 
 A modality's data is one endless stream of positions (position p is sample p mod N of the permutation of epoch p div N) and
 its k-th step shows the positions [k * G, (k + 1) * G), G being the global batch size. After E epochs it has made
-S(E) = ceil(E * N / G) steps, so that every sample was shown at least E times and no batch is ever ragged; epoch e
+S(E) = ceil(E * N / G) steps, so that every sample was shown at least E times and no batch is ever incomplete; epoch e
 has S(e + 1) - S(e) steps of it.
 """
 

@@ -1,7 +1,7 @@
 """``python -m rb.toy.pretraining --out DIR``: pre-trains the toy foundation, stage by stage, and writes it in the public checkpoints' forms.
 
 Stages: vision, language, points and T5's language (independent; two at a time, one thread each), then the bridge (Q-Former and text branch),
-its settling, OPT's speech and T5, both behind the settled bridge; export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run goes on
+its settling, OPT's speech and T5, both behind the settled bridge; export and scores. A finished stage is kept in ``DIR/work``, so an interrupted run continues
 where it stopped; ``--scale`` shortens all of them.
 """
 
@@ -55,25 +55,25 @@ _TIED = "lm_head.weight"  # OPT's output matrix is its embedding, T5's is not
 
 def _finished(work: Path, stage: str, steps: int) -> bool:
     """Whether a stage is there with this number of steps."""
-    book = work / f"{stage}.json"
-    if not (book.is_file() and (work / f"{stage}.safetensors").is_file()):
+    record = work / f"{stage}.json"
+    if not (record.is_file() and (work / f"{stage}.safetensors").is_file()):
         return False
-    return bool(json.loads(book.read_text(encoding="utf-8"))["steps"] == steps)
+    return bool(json.loads(record.read_text(encoding="utf-8"))["steps"] == steps)
 
 
 def _keep(
     work: Path, stage: str, steps: int, weights: dict[str, Tensor], scores: dict[str, float], began: float
 ) -> None:
-    """Weights first, then the book that says they are complete."""
+    """Weights first, then the JSON file that marks them as complete."""
     own = {k: v for k, v in weights.items() if stage.startswith("t5_") or not k.endswith(_TIED)}
     with whole_file(work / f"{stage}.safetensors") as temporary:
         save_file({k: v.contiguous() for k, v in own.items()}, temporary)
-    book = {"steps": steps, "seconds": round(time.monotonic() - began), "scores": scores}
-    (work / f"{stage}.json").write_text(json.dumps(book, indent=2) + "\n", encoding="utf-8")
+    record = {"steps": steps, "seconds": round(time.monotonic() - began), "scores": scores}
+    (work / f"{stage}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _run_after(stage: str, work: Path, steps: int, amount: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """One of the stages that go on from what earlier ones have kept."""
+    """One of the stages that start from files of earlier ones."""
 
     def kept(name: str) -> dict[str, Tensor]:
         return load_file(work / f"{name}.safetensors")

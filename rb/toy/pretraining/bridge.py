@@ -1,9 +1,9 @@
 """Pre-training of the toy Q-Former, its text branch and the projection to the LLM, in one stage where BLIP-2 has two.
 
-Losses: BLIP-2's ITC, ITM and ITG (the project's own functions), the LLM's caption loss, and a grid loss that makes query k tell what lies
-in cell k of a 4 x 4 grid (head thrown away): it spreads the queries over places. OPT is trained along and frozen for good afterwards.
+Losses: BLIP-2's ITC, ITM and ITG (the project's own functions), the LLM's caption loss, and a grid loss that makes query k predict what lies
+in cell k of a 4 x 4 grid (head thrown away): it spreads the queries over places. OPT trains too, and is frozen afterwards.
 
-A short second stage ("settle") goes on with captions alone. After the first, three texts in ten are fact lists; they have little entropy, so
+A short second stage ("settle") continues with captions alone. After the first, three texts in ten are fact lists; they have little entropy, so
 beam search prefers them to any caption.
 """
 
@@ -145,7 +145,7 @@ def train_bridge(bridge: Bridge, steps: int, num_scenes: int, settle: bool = Fal
         rng = seeding.generator("toy bridge", step, settle)
         rows = batches("settle" if settle else "bridge", len(views), BATCH, step)
         captions = torch.tensor([texts.of_view[i][int(rng.integers(len(texts.of_view[i])))] for i in rows])
-        told = torch.tensor(
+        chosen = torch.tensor(
             [
                 texts.facts[i] if texts.facts[i] >= 0 and rng.random() < facts_share else int(c)
                 for i, c in zip(rows, captions, strict=True)
@@ -156,7 +156,7 @@ def train_bridge(bridge: Bridge, steps: int, num_scenes: int, settle: bool = Fal
         terms, query_output = _text_losses(
             bridge, features[rows].float(), texts.text_ids[captions], texts.text_mask[captions], keys, uniforms
         )
-        terms["llm"] = llm_caption_loss(bridge.blip2, query_output, texts.llm_ids[told], texts.llm_mask[told])
+        terms["llm"] = llm_caption_loss(bridge.blip2, query_output, texts.llm_ids[chosen], texts.llm_mask[chosen])
         if not settle:
             terms["grid"] = _GRID_WEIGHT * _grid_loss(grid_head(query_output), cells[rows])
         if step == steps - 1:
@@ -232,7 +232,7 @@ def spoken_loss(blip2: Blip2ForConditionalGeneration, prompt: Tensor, ids: Tenso
 
 
 def _grid_loss(logits: Tensor, cells: Tensor) -> Tensor:
-    """Query k tells cell k: logits [B, 16, classes], cells [B, 16, 3]."""
+    """Query k predicts cell k: logits [B, 16, classes], cells [B, 16, 3]."""
     total = logits.new_zeros(())
     for k, part in enumerate(logits.split(_CLASSES, dim=-1)):
         total = total + F.cross_entropy(part.flatten(0, 1), cells[..., k].flatten())

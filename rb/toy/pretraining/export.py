@@ -1,7 +1,7 @@
-"""Writes the toy foundation in the public checkpoints' forms, fp16 throughout.
+"""Writes the toy foundation in the file formats of the public checkpoints, all fp16.
 
 Hugging Face BLIP-2 (generation checkpoints: no text branch) with OPT and with T5, LAVIS's stage-1 names for the text branch, Point-BERT's
-original names. A BLIP-2 is two shards: what sees (ViT, queries, Q-Former), which T5's folder has as a link to OPT's file, and what speaks.
+original names. A BLIP-2 is two shards: one for ViT, queries and Q-Former (T5's folder links to OPT's file), one for projection and LLM.
 """
 
 from __future__ import annotations

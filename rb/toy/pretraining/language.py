@@ -1,6 +1,6 @@
-"""Pre-training of the toy OPT: documents that list the facts of a scene and then say what follows from them.
+"""Pre-training of the toy OPT: documents that list the facts of a scene and then captions that follow from them.
 
-It learns the language of captions, fact lists and region expressions; what it sees comes later, with the Q-Former.
+It learns the language of captions, fact lists and region expressions; images come later, with the Q-Former.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def documents(count: int) -> list[str]:
             continue
         if kind < 0.25:
             room = make_room(SEED, "pretrain", i, 64)
-            said = [text for item in room.objects for text in descriptions(room, item, 1)]
-            texts.append("\n".join(said[:3]) + "\n")
+            sentences = [text for item in room.objects for text in descriptions(room, item, 1)]
+            texts.append("\n".join(sentences[:3]) + "\n")
             continue
         scene = make_scene(SEED, "pretrain", i)
         caption = whole_captions(scene, 1)[0]
@@ -65,8 +65,8 @@ def documents(count: int) -> list[str]:
             texts.append(caption + "\n")
         else:
             item = scene.objects[i % len(scene.objects)]
-            said = region_expressions(scene, item, 1)
-            texts.append((f"{fact_list(scene)}\n" if kind < 0.83 else "") + "\n".join(said or [caption]) + "\n")
+            sentences = region_expressions(scene, item, 1)
+            texts.append((f"{fact_list(scene)}\n" if kind < 0.83 else "") + "\n".join(sentences or [caption]) + "\n")
     return texts
 
 

@@ -1,8 +1,8 @@
-"""Pre-training of the toy Point-BERT: every group of points must tell shape, size and place of the solid it lies on (heads thrown away).
+"""Pre-training of the toy Point-BERT: every group of points must predict shape, size and place of the solid it lies on (heads thrown away).
 
-Half of what it sees are clouds (y up), half rooms (z up, with floor and walls), where a group must also tell what could be said
-of its solid's place, and of which other solids it could be said as well.
-Both are grouped once (a turn about the axis that is up commutes with the grouping) and turned anew in every batch.
+Half of the inputs are clouds (y up), half rooms (z up, with floor and walls). In rooms a group must also predict which clauses are true
+of its solid's place, and of which other solids they are true too.
+Both are grouped once (a turn about the axis that is up commutes with the grouping) and turned again in every batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUM_POINTS = 768
 _PLACE_WEIGHT = 4.0
 _CLASSES = (len(SHAPES) + 2, len(SIZES))  # floor and wall are shapes too
 _PLACE = 6  # centre xyz, half extents xyz
-_WORDS = tuple(Clause(kind) for kind in (*WALLS, *SIDES))  # what can be said of a place in a room by itself
+_WORDS = tuple(Clause(kind) for kind in (*WALLS, *SIDES))  # clauses about a place that need no other solid
 _BESIDE = tuple(Clause(kind, None, shape) for kind in RELATIONS for shape in SHAPES)
 _FACTS = 2 * len(_WORDS) + len(_BESIDE) + 2
 _FACTS_WEIGHT = 2.0
@@ -125,7 +125,7 @@ def _seen_row(scene: ToyCloud | ToyRoom, kind: str, index: int, grouper: PointBe
 
 
 def _room_facts(truth: dict[str, Any]) -> np.ndarray:
-    """Of each solid, 0 or 1: what holds of its place, by itself and beside others; what of that holds of another of its shape too.
+    """Of each solid, 0 or 1: which clauses are true of its place, alone and relative to others; which of them are true of another of its shape too.
 
     Between the two: whether there is another of its shape, and of its shape and size.
     """
@@ -145,9 +145,9 @@ def _loss(logits: Tensor, seen: Seen) -> Tensor:
     total = F.cross_entropy(shape.flatten(0, 1), seen.classes[..., 0].flatten())
     total = total + F.cross_entropy(size.flatten(0, 1), seen.classes[..., 1].flatten(), ignore_index=_IGNORE)
     if seen.kind == "room":
-        told = (seen.facts != _IGNORE).float()
+        known = (seen.facts != _IGNORE).float()
         each = F.binary_cross_entropy_with_logits(facts, seen.facts.clamp(min=0).float(), reduction="none")
-        total = total + _FACTS_WEIGHT * (each * told).sum() / told.sum()
+        total = total + _FACTS_WEIGHT * (each * known).sum() / known.sum()
     return total + _PLACE_WEIGHT * distance
 
 
@@ -174,13 +174,13 @@ def train_points(steps: int, num_clouds: int) -> tuple[dict[str, Tensor], dict[s
         seen = make_seen(kind, "pretrain-held-out", 100, grouper)
         with torch.no_grad():
             shape, size, place, facts = head(model(seen.groups)[:, 1:]).split([*_CLASSES, _PLACE, _FACTS], dim=-1)
-        solid, told = seen.classes[..., 0] < len(SHAPES), seen.facts != _IGNORE
+        solid, known = seen.classes[..., 0] < len(SHAPES), seen.facts != _IGNORE
         scores[f"{kind}_shape"] = float((shape.argmax(-1) == seen.classes[..., 0]).float().mean())
         scores[f"{kind}_size"] = float((size.argmax(-1) == seen.classes[..., 1])[solid].float().mean())
         scores[f"{kind}_place_error"] = float((place - seen.places).abs()[solid].mean())
         if kind == "room":
             right = ((facts > 0) == (seen.facts > 0)).float()
-            scores["room_words"] = float(right[..., : len(_WORDS)][told[..., : len(_WORDS)]].mean())
-            scores["room_facts"] = float(right[told].mean())
+            scores["room_words"] = float(right[..., : len(_WORDS)][known[..., : len(_WORDS)]].mean())
+            scores["room_facts"] = float(right[known].mean())
             scores["room_solid_shape"] = float((shape.argmax(-1) == seen.classes[..., 0])[solid].float().mean())
     return {name: value.detach().clone() for name, value in model.state_dict().items()}, scores

@@ -1,6 +1,6 @@
 """Scores of a toy foundation on held-out scenes, read back from its files by plain transformers: how many whole captions are true.
 
-Beside it two controls: the same model with its image features set to zero, and its captions held against other scenes.
+And two controls: the same model with its image features set to zero, and its captions compared with other scenes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The last stage of the toy OPT: what it speaks is refreshed, while ViT and Q-Former stand still.
+"""The last stage of the toy OPT: OPT and its projection train on, ViT and Q-Former are frozen.
 
-The bridge and its settling train on captions of images alone, and OPT forgets how people speak of rooms. Here it goes on with those captions
-through the frozen Q-Former, with the texts of the language stage, and with what people say of a solid in a room, told by a prompt of words: a
-soft prompt lives among the word embeddings, and OPT must hear "front" there as it hears "left", which the bridge has taught it.
+The bridge and its settling train on captions of images alone, and OPT forgets descriptions of rooms. This stage continues with those captions
+through the frozen Q-Former, with the texts of the language stage, and with descriptions of a solid in a room given a prompt of word embeddings: a
+soft prompt has the size of word embeddings, and OPT must understand "front" there as it does "left", which the bridge stage has taught it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _TEXT_TOKENS = 64
 
 
 def room_words(room: ToyRoom, item: ToyObject) -> list[str]:
-    """``small cube left front corner wall``: one solid with the words that hold of its place."""
+    """``small cube left front corner wall``: one solid with the words that are true of its place."""
     truth = room_truth(room)
     own = next(entry for entry in truth["objects"] if entry["object_id"] == item.object_id)
     words = [kind.split()[-1] for kind in (*SIDES, *WALLS) if clause_margin(Clause(kind), own, truth) >= 0]
     return [item.size, item.shape, *words]
 
 
-def told_rooms(count: int) -> list[tuple[list[str], str]]:
+def described_rooms(count: int) -> list[tuple[list[str], str]]:
     """Solids of ``count`` rooms: their words, and a description of each."""
-    told = []
+    described = []
     for i in tqdm(range(count), desc="toy rooms (speech)", file=sys.stderr):
         room = make_room(SEED, "speech", i, 64)
         for item in room.objects:
-            told += [(room_words(room, item), clean_caption(text)) for text in descriptions(room, item, 1)]
-    return told
+            described += [(room_words(room, item), clean_caption(text)) for text in descriptions(room, item, 1)]
+    return described
 
 
 def train_speech(bridge: Bridge, steps: int, num_scenes: int) -> tuple[Bridge, dict[str, float]]:
@@ -60,10 +60,10 @@ def train_speech(bridge: Bridge, steps: int, num_scenes: int) -> tuple[Bridge, d
     plain = tokenizer(
         documents(num_scenes), padding=True, truncation=True, max_length=_TEXT_TOKENS, return_tensors="pt"
     )
-    told = told_rooms(num_scenes // 4)
-    words = [torch.tensor(tokenizer.convert_tokens_to_ids(said)) for said, _ in told]
+    described = described_rooms(num_scenes // 4)
+    words = [torch.tensor(tokenizer.convert_tokens_to_ids(prompt)) for prompt, _ in described]
     processor = TextProcessor(qformer_tokenizer(), tokenizer, "decoder", max_text_tokens=32)
-    spoken_ids, spoken_mask = processor.encode_llm([text for _, text in told])
+    spoken_ids, spoken_mask = processor.encode_llm([text for _, text in described])
     last: dict[str, float] = {}
 
     def room_loss(rows: Tensor, draw: torch.Generator) -> Tensor:
@@ -83,7 +83,7 @@ def train_speech(bridge: Bridge, steps: int, num_scenes: int) -> tuple[Bridge, d
         terms = {
             "llm": llm_caption_loss(blip2, seen, texts.llm_ids[captions], texts.llm_mask[captions]),
             "text": next_word_loss(blip2.language_model, plain["input_ids"][lines], plain["attention_mask"][lines]),
-            "room": room_loss(torch.from_numpy(batches("speech room", len(told), BATCH, step)), draw),
+            "room": room_loss(torch.from_numpy(batches("speech room", len(described), BATCH, step)), draw),
         }
         if step == steps - 1:
             last.update({name: float(term.detach()) for name, term in terms.items()})

@@ -1,6 +1,6 @@
 """Pre-training of the toy FlanT5, in two stages: the language alone, then captions of what the OPT foundation's frozen ViT and Q-Former see.
 
-A T5 as flan's files describe it (gated GELU, a head of its own). The library ties head and embedding of every T5 that it builds, so
+A T5 as flan's files describe it (gated GELU, its own head). The library ties head and embedding of every T5 that it builds, so
 ``new_t5`` unties them before a weight is loaded. Shapes: B micro-batch, Q query tokens, Tp prompt tokens, T text tokens, D Q-Former width.
 """
 
@@ -68,7 +68,7 @@ def new_t5() -> T5ForConditionalGeneration:
 
 
 def untie(model: T5ForConditionalGeneration) -> None:
-    """Give the head a matrix of its own; the library has made it the embedding's."""
+    """Give the head its own matrix; the library has tied it to the embedding."""
     weight = torch.empty_like(model.shared.weight)
     model.lm_head.weight = nn.Parameter(nn.init.normal_(weight, std=model.config.d_model**-0.5))
 
@@ -84,7 +84,7 @@ def t5_blip2(bridge: Bridge, settled: dict[str, Tensor]) -> Blip2ForConditionalG
 
 
 def train_t5_language(steps: int, num_documents: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """T5's state dict and its loss per token on the last documents: from facts, or from a prefix alone, to what is said of a scene."""
+    """T5's state dict and its loss per token on the last documents: from facts, or from a prefix alone, to the texts about a scene."""
     torch.manual_seed(5)
     model = new_t5()
     pairs = [_source_and_target(text, i) for i, text in enumerate(documents(num_documents))]
@@ -129,12 +129,12 @@ def settle_t5(
 
     def loss_of(step: int) -> Tensor:
         rows = torch.from_numpy(batches("t5 settle", len(views), BATCH, step))
-        told = rows[listed[rows]][: round(_FACTS_SHARE * BATCH)]
+        factual = rows[listed[rows]][: round(_FACTS_SHARE * BATCH)]
         spoken = captions[int(seeding.generator("toy t5 settle", step).integers(len(captions)))]
         llm = loss_on(rows, spoken, modality_spec(IMAGE).t5_prefix)
         if step == steps - 1:
             last["llm"] = float(llm.detach())
-        return llm + _FACTS_SHARE * loss_on(told, facts, FACTS) if len(told) else llm
+        return llm + _FACTS_SHARE * loss_on(factual, facts, FACTS) if len(factual) else llm
 
     train_steps(
         "T5 captions", [(list(projection.parameters()), 1.5e-3), (list(model.parameters()), 1e-3)], steps, loss_of

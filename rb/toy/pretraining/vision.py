@@ -1,6 +1,6 @@
-"""Pre-training of the toy ViT: every patch must tell shape, colour, size and box of the object in it (heads thrown away afterwards).
+"""Pre-training of the toy ViT: every patch must predict shape, colour, size and box of the object in it (heads thrown away afterwards).
 
-Captions alone teach so small an encoder next to nothing; see docs in rb/toy/foundation/README.md.
+With captions alone so small an encoder learns almost nothing; see rb/toy/foundation/README.md.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The scenes of the toy world, what is said of them, and whether a sentence is true."""
+"""The scenes of the toy world, their descriptions, and whether a sentence is true of a scene."""

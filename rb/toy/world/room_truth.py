@@ -39,7 +39,7 @@ class Clause:
     shape: str | None = None
 
     def __str__(self) -> str:
-        """As it is said."""
+        """As written in a description."""
         return " ".join(word for word in (self.kind, "the" if self.shape else None, self.size, self.shape) if word)
 
 
@@ -72,15 +72,17 @@ def parse_description(text: str) -> Description | None:
 
 
 def true_region(text: str, truth: Truth, object_id: str) -> bool:
-    """Everything said holds of this object."""
-    said = parse_description(text)
-    return said is not None and _holds(said, _find(truth, object_id), truth)
+    """Whether the whole description is true of this object."""
+    description = parse_description(text)
+    return description is not None and _holds(description, _find(truth, object_id), truth)
 
 
 def singles_out(text: str, truth: Truth, object_id: str) -> bool:
-    """The right-object rule: everything said holds of this object, and of no other."""
-    said, target = parse_description(text), _find(truth, object_id)
-    return said is not None and [item for item in truth["objects"] if _holds(said, item, truth)] == [target]
+    """The right-object rule: the whole description is true of this object and of no other object."""
+    description, target = parse_description(text), _find(truth, object_id)
+    return description is not None and [item for item in truth["objects"] if _holds(description, item, truth)] == [
+        target
+    ]
 
 
 def _find(truth: Truth, object_id: str) -> _Item:
@@ -91,19 +93,21 @@ def _find(truth: Truth, object_id: str) -> _Item:
     return found[0]
 
 
-def _holds(said: Description, item: _Item, truth: Truth) -> bool:
-    return is_kind(item, said.size, said.shape) and all(clause_margin(c, item, truth) >= 0 for c in said.clauses)
+def _holds(description: Description, item: _Item, truth: Truth) -> bool:
+    return is_kind(item, description.size, description.shape) and all(
+        clause_margin(c, item, truth) >= 0 for c in description.clauses
+    )
 
 
 def is_kind(item: _Item, size: str | None, shape: str | None) -> bool:
-    """Whether a solid is of a shape, and of a size where one is said."""
+    """Whether a solid is of a shape, and of the given size, if any."""
     return item["shape"] == shape and size in (None, item["size"])
 
 
 def clause_margin(clause: Clause, item: _Item, truth: Truth) -> float:
-    """By how many metres a clause holds of a solid; negative where it does not.
+    """By how many metres a clause is true of a solid; negative if it is false.
 
-    A relation must hold to every solid that its words fit, and to one at least.
+    A relation must be true for every solid that its words fit, and for at least one.
     """
     place, corners = _centre(item), np.array(truth["room"], dtype=np.float64)
     if clause.kind == "in the corner":

@@ -1,7 +1,7 @@
-"""Toy rooms: solids on a floor with low walls, as point clouds in metres, z up; and what people would say to point at one of the solids.
+"""Toy rooms: solids on a floor with low walls, as point clouds in metres, z up; and descriptions that identify one of the solids.
 
-Pure functions of (seed, split, index). Often several of one kind stand in a room, so that a description needs a size or a place. What is
-said stays true, and still singles its solid out, when the room is turned about z as far as training turns it. Whether a sentence is true
+Pure functions of (seed, split, index). Often several of one kind stand in a room, so that a description needs a size or a place. A
+description stays true, and still fits no other solid, when the room is turned about z as far as training turns it. Whether a sentence is true
 is in rb/toy/world/room_truth.py, the raw files in rb/toy/raw/rooms.py.
 """
 
@@ -29,7 +29,7 @@ _RADIUS = {"small": (0.20, 0.24), "big": (0.36, 0.42)}  # metres
 _FLOOR_SHARE, _WALL_SHARE = 0.2, 0.1  # of the points
 _REPEAT = 0.4  # share of solids made of the same shape as an earlier one
 _WORDY = 0.75  # share of descriptions with a place that they do not need
-_SLACK = 0.04  # metres by which what is said holds of its solid, and fails for the others
+_SLACK = 0.04  # metres by which a description is true of its solid and false of the others
 _TURNS = np.deg2rad((-5.2, -2.6, 0.0, 2.6, 5.2))  # the augmentation turns by at most 5 degrees
 
 
@@ -166,7 +166,7 @@ def _say(
 
 
 def _clauses(truth: dict[str, Any], object_id: str) -> list[Clause]:
-    """Everything that could be said of where a solid is; other solids are named only by words that fit one of them."""
+    """All clauses about a solid's place; other solids are named only by words that fit exactly one of them."""
     found = [Clause(kind) for kind in (*WALLS, *SIDES)]
     others = [o for o in truth["objects"] if o["object_id"] != object_id]
     for other in others:

@@ -1,6 +1,6 @@
 """The toy world: scenes of coloured solids in 64 x 64 images, and the same solids, uncoloured, as point clouds.
 
-Pure functions of (seed, split, index): nothing is stored, every process gets the same scene. What is said about them is here
+Pure functions of (seed, split, index): nothing is stored, every process gets the same scene. Their captions are here
 too; whether a sentence is true is in rb/toy/world/truth.py, the raw data sets made of them in rb/toy/raw/data_sets.py.
 """
 
@@ -39,7 +39,7 @@ class ToyObject:
 
 @dataclass(frozen=True)
 class ToyScene:
-    """An image [64, 64, 3] uint8 and its 3-6 objects; ``seed`` also keys what is said about it."""
+    """An image [64, 64, 3] uint8 and its 3-6 objects; ``seed`` also keys its captions."""
 
     scene_id: str
     split: str
@@ -208,7 +208,7 @@ def region_expressions(scene: ToyScene, item: ToyObject, count: int = 3) -> list
 
 
 def _relative_place(item: ToyObject, rivals: Sequence[ToyObject]) -> str | None:
-    """The side on which ``item`` lies of all its rivals by the margin; None where there is none."""
+    """The side on which ``item`` lies of all its rivals by the margin; None if there is no such side."""
     for axis, (low, high) in ((0, HORIZONTAL), (1, VERTICAL)):
         others = [other.centre[axis] for other in rivals if other is not item]
         if item.centre[axis] + MARGIN <= min(others):

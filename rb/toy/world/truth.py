@@ -20,7 +20,7 @@ Truth = Mapping[str, Any]  # one scene's entry of truth.json
 
 @dataclass(frozen=True)
 class Phrase:
-    """``left small red cube`` taken apart; what is not said is None or empty."""
+    """``left small red cube`` in parts; parts that are missing are None or empty."""
 
     shape: str
     colour: str | None
@@ -48,7 +48,7 @@ def scene_truth(scene: _HasObjects) -> dict[str, Any]:
 
 
 def parse_phrase(text: str) -> Phrase | None:
-    """One phrase; None where a word is unknown, said twice or in conflict, or no shape is named."""
+    """One phrase; None if a word is unknown, repeated or contradicts another, or no shape is named."""
     words = [word for word in text.split() if word not in _FILLERS]
     shapes = [word for word in words if word in SHAPES]
     colours = [word for word in words if word in COLOURS]
@@ -64,54 +64,54 @@ def parse_phrase(text: str) -> Phrase | None:
 
 
 def parse_caption(caption: str) -> list[Phrase] | None:
-    """The phrases of ``a, b and c``; None where one of them cannot be read."""
+    """The phrases of ``a, b and c``; None if one of them cannot be read."""
     phrases = [parse_phrase(part) for part in re.split(r",|\band\b", caption.lower().rstrip(". ")) if part.strip()]
     found = [p for p in phrases if p is not None]
     return found if found and len(found) == len(phrases) else None
 
 
 def true_whole(caption: str, truth: Truth) -> bool:
-    """Every phrase holds of something in the scene."""
+    """Whether every phrase is true of something in the scene."""
     return bool(fits := _fits(caption, truth)) and all(fits)
 
 
 def true_counted(caption: str, truth: Truth) -> bool:
-    """Every phrase holds, each of another object: "a red cube and a red cube" needs two of them. Harder than ``true_whole``."""
+    """Whether the phrases are true of different objects: "a red cube and a red cube" needs two of them. Harder than ``true_whole``."""
     fits = _fits(caption, truth)
     return bool(fits) and _assign(fits, frozenset())
 
 
 def _fits(caption: str, truth: Truth) -> list[set[int]]:
-    """For each phrase the objects it holds of; empty where the caption cannot be read."""
+    """For each phrase the objects of which it is true; empty if the caption cannot be read."""
     phrases = parse_caption(caption) or []
     return [{k for k, item in enumerate(truth["objects"]) if _holds(p, item, truth)} for p in phrases]
 
 
 def singles_out(caption: str, truth: Truth, object_id: str) -> bool:
-    """The right-object rule: the caption is one phrase that holds for this object and for no other.
+    """The right-object rule: the caption is one phrase that is true of this object and of no other.
 
-    A position word compares objects that share the phrase's attributes: beyond every other by the margin. Where there is but one, the
-    word speaks of the image's half.
+    A position word compares objects that share the phrase's attributes: beyond every other by the margin. If there is only one, the
+    word means a half of the image.
     """
     found = _spoken_of(caption, truth, object_id)
     if found is None:
         return False
-    said, target, rivals = found
+    phrase, target, rivals = found
     if not rivals:
-        return all(_in_half(word, target, truth) for word in said.places)
-    return bool(said.places) and all(_beyond(word, target, rivals) for word in said.places)
+        return all(_in_half(word, target, truth) for word in phrase.places)
+    return bool(phrase.places) and all(_beyond(word, target, rivals) for word in phrase.places)
 
 
 def true_region(caption: str, truth: Truth, object_id: str) -> bool:
-    """The caption is one phrase and all it says holds of this object, whatever else it holds of.
+    """The caption is one phrase and is true of this object, perhaps of others too.
 
-    A position word holds in the image's half that it names, and of an object beyond all others that share the phrase's attributes.
+    A position word is true in the half of the image that it names, and of an object beyond all others that share the phrase's attributes.
     """
     found = _spoken_of(caption, truth, object_id)
     if found is None:
         return False
-    said, target, rivals = found
-    return all(_in_half(word, target, truth) or (rivals and _beyond(word, target, rivals)) for word in said.places)
+    phrase, target, rivals = found
+    return all(_in_half(word, target, truth) or (rivals and _beyond(word, target, rivals)) for word in phrase.places)
 
 
 def _spoken_of(

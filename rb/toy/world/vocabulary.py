@@ -1,6 +1,6 @@
 """Every word of the toy world, and the words its grammar is made of. Both toy tokenizers are built from this list.
 
-Holds no grammar (rb/toy/captions.py) and no tokenizer files (rb/toy/pretraining/tokenizers.py).
+The captions are made in rb/toy/world/scenes.py and rooms.py, the tokenizers in rb/toy/pretraining/tokenizers.py.
 """
 
 from __future__ import annotations
