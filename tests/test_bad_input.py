@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +15,8 @@ from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.data.formats import read_manifest, read_rejected
 from tests.support import small_data, tiny
+from tests.support.processes import finish, start
 
-ROOT = Path(__file__).resolve().parents[1]
 GOOD_BOX = [1.0, 2.0, 1.0, 1.0, 0.5, 2.0, 5, 3]  # centre, sizes, class, object id
 FLAT_BOX = [2.0, 2.0, 1.0, 1.0, 1.0, 0.0, 5, 4]
 
@@ -76,30 +73,17 @@ def opt_run(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFacto
     return folder / "run.yaml", tiny.write_foundation(folder / "t5", llm="t5")
 
 
-def rb_train(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rb.train", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.dist
 def test_a_t5_checkpoint_given_to_an_opt_run(opt_run: tuple[Path, FoundationConfig], tmp_path: Path, capsys) -> None:
     run_file, t5 = opt_run
-    done = rb_train("--run", run_file, f"model.foundation.blip2={t5.blip2}")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    output = finish(start("rb.train", "--run", run_file, f"model.foundation.blip2={t5.blip2}"), code=2)
+    (line,) = [line for line in output.splitlines() if "error" in line]
     assert f"{t5.blip2} holds a t5 LLM" in line
     assert "model.llm is 'decoder'" in line
     assert "name a folder of that kind, or change model.llm" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in output
     # Trained on OPT, then asked to caption with T5 in its place: refused too, also where model.llm would allow any kind.
-    done = rb_train("--run", run_file, "name=right")
-    assert done.returncode == 0, done.stderr
+    finish(start("rb.train", "--run", run_file, "name=right"))
     data = ["--data", str(run_file.parent / "data"), "--modality", "image_region", "--out", str(tmp_path / "p.jsonl")]
     run_dir = run_file.parent / "runs" / "right"
     swapped = [f"model.foundation.blip2={t5.blip2}", "model.llm=auto"]

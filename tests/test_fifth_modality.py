@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -23,8 +20,10 @@ from eval import predict as predict_command
 from eval import report as report_command
 from eval import score as score_command
 from eval import table as table_command
+from rb import train
 from rb.cli import main as rb
 from rb.core.config import FoundationConfig, ModelConfig
+from rb.core.dist import leave
 from rb.core.modality import MODALITIES, ModalitySpec
 from rb.core.run_file import to_tree
 from rb.data.formats import ObjectAnnotation, Record, read_manifest
@@ -32,15 +31,16 @@ from rb.data.predictions import read_predictions
 from rb.model.weights.build import build_meta
 from rb.tracking import metric_points
 from tests.support import tiny
+from tests.support.processes import finish, start_function
 
-ROOT = Path(__file__).resolve().parents[1]
 DEPTH_MAP = ModalitySpec("depth_map", "image", 4, "a depth map of", trains_by_default=True)
 SIDE, STEPS = 32, 40
 
 
-def register() -> None:
-    """The one row; also what the training process calls before the entry."""
+def train_with_the_row(run_file: str) -> None:
+    """The one row, and the training entry: what the training process runs."""
     MODALITIES[DEPTH_MAP.name] = DEPTH_MAP
+    leave(train.main(["--run", run_file]))
 
 
 @pytest.fixture(autouse=True)
@@ -91,17 +91,7 @@ def test_a_fifth_modality_is_one_row_of_the_table(foundation: FoundationConfig, 
         "decode": {"num_beams": 2, "max_new_tokens": 4},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
-    entry = "from tests.test_fifth_modality import register; register(); import sys; from rb import train; "
-    entry += "from rb.core.dist import leave; leave(train.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", entry, "--run", f"{tmp_path}/run.yaml"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    finish(start_function(train_with_the_row, f"{tmp_path}/run.yaml"))
     run_dir = tmp_path / "depth"
     points = metric_points(run_dir / "journal.jsonl")
     for term in ("itc", "itm", "itg", "llm", "reg", "total"):

@@ -25,6 +25,7 @@ from rb.tracking.commands import add_commands, sync
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import OFFSET_TAG, TrackingError, clean_name, run_identity
 from rb.tracking.tracker import flatten
+from tests.support.processes import finish, start_function
 
 ROOT = Path(__file__).parents[2]
 TERMS = ("itc", "itm", "itg", "llm", "total")
@@ -255,26 +256,23 @@ def test_dead_server_never_blocks_a_step(
     assert client.get_run(run_id_of(run_dir)).info.status == "FINISHED"
 
 
-KILLED_RUN = """
-import sys, time
-from rb.tracking import Tracker
-tracker = Tracker(sys.argv[1], interval_s=0.0)
-if sys.argv[2] != "0":
-    tracker.resumed(int(sys.argv[2]))
-for step in range(int(sys.argv[2]) + 1, 100000):
-    tracker.metrics(step, {f"train/m/loss_{i}": step + i for i in range(5)})
-    time.sleep(0.002)
-"""
+def track_until_killed(run_dir: Path, resumed: int) -> None:
+    tracker = Tracker(run_dir, interval_s=0.0)
+    if resumed:
+        tracker.resumed(resumed)
+    for step in range(resumed + 1, 100000):
+        tracker.metrics(step, {f"train/m/loss_{i}": step + i for i in range(5)})
+        time.sleep(0.002)
 
 
 def test_killed_while_copying_then_synced(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     resumed = 0
     for more in (3000, 6000):
-        process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(run_dir), str(resumed)], cwd=ROOT)
+        process = start_function(track_until_killed, run_dir, resumed)
         wait_for_copy(tmp_path, run_dir, resumed * 60 + more)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         resumed = max(p.step for p in metric_points(run_dir / "journal.jsonl")["train/m/loss_0"]) - 50
     for _ in range(2):
         sync(run_dir)
@@ -333,12 +331,14 @@ def test_a_forked_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
+def track_one_value(run_dir: Path) -> None:
+    with Tracker(run_dir, experiment="exp") as tracker:
+        tracker.metrics(1, {"a": 1.0})
+
+
 @pytest.mark.dist
 def test_four_jobs_make_one_store_at_once(tmp_path: Path) -> None:
-    code = "import sys; from rb.tracking import Tracker\n"
-    code += "with Tracker(sys.argv[1], experiment='exp') as t: t.metrics(1, {'a': 1.0})"
-    jobs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"run{i}")], cwd=ROOT) for i in range(4)]
-    assert [job.wait() for job in jobs] == [0, 0, 0, 0]
+    finish(*[start_function(track_one_value, tmp_path / f"run{i}") for i in range(4)])
     client = client_of(tmp_path)
     experiment = client.get_experiment_by_name("exp")
     runs = client.search_runs([experiment.experiment_id])

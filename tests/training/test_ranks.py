@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from rb.core import dist
 from rb.core.config import FoundationConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD
 from rb.model.weights.build import build_model, text_processor
 from tests.support import tiny
+from tests.support.processes import finish, start_function_ranks
 
 GLOBAL_BATCH = 6
 MODALITIES = (IMAGE_REGION, POINT_CLOUD)
@@ -45,8 +43,7 @@ def measure(foundation: FoundationConfig) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def worker(rank: int, port: int, foundation: FoundationConfig, out: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def worker(foundation: FoundationConfig, out: Path) -> None:
     torch.set_num_threads(1)
     dist.init(timeout_s=60)
     found = measure(foundation)
@@ -58,10 +55,7 @@ def worker(rank: int, port: int, foundation: FoundationConfig, out: Path) -> Non
 
 @pytest.mark.dist
 def test_one_and_two_ranks_agree(foundation: FoundationConfig, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, foundation, tmp_path / "two.pt"), nprocs=2)
+    finish(*start_function_ranks(2, worker, foundation, tmp_path / "two.pt"))
     two, one = torch.load(tmp_path / "two.pt", weights_only=True), measure(foundation)
     for modality in MODALITIES:
         assert one[modality].keys() == two[modality].keys()

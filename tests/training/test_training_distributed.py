@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,39 +12,16 @@ import torch
 from rb.checkpoints import checkpoint
 from rb.core.config import OptimConfig, TrainConfig
 from rb.training.engine import choose_kernel, ds_settings
+from tests.support.processes import finish, start_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = "ds_configs/zero2_cpu.json"
 
 
-def run_ranks(ranks: int, *arguments: object) -> None:
-    """The worker in `ranks` processes, each seeing the others; their output is shown where one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tests/support/training_worker.py"), *map(str, arguments)]
-    shared = os.environ | {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:/nowhere",  # no C++ compiler: training on a CPU does not need one
-    }
-    started = [
-        subprocess.Popen(
-            command,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks, "\n".join(outputs)
+def run_ranks(number: int, *arguments: object) -> None:
+    """The worker in `number` processes, each seeing the others; their output is shown where one fails."""
+    no_compiler = f"{Path(sys.executable).parent}:/nowhere"  # training on a CPU does not need a C++ compiler
+    finish(*start_ranks(number, "tests.support.training_worker", *arguments, PATH=no_compiler))
 
 
 @pytest.mark.dist

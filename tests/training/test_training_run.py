@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,8 +26,10 @@ from rb.tracking import metric_points
 from rb.training.loop import check_request
 from rb.training.run_folder import RunFolder, check_same_run, saved_run
 from tests.support import small_data, tiny
+from tests.support.processes import Started, finish, start, start_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
+ENTRY = "rb.train"
 STEPS, LOG_EVERY = 60, 2
 TERMS = {
     "image_region": ("itc", "itm", "itg", "llm", "reg", "total"),
@@ -71,36 +72,17 @@ def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFact
     return folder / "run.yaml"
 
 
-def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
+def launcher(*arguments: object) -> subprocess.Popen[str]:
+    """``rb train`` as a user types it: the deepspeed launcher, two ranks."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "rb.cli", "train", "--ranks", "2", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-
-
-def launcher(*arguments: object) -> subprocess.Popen[str]:
-    return start([sys.executable, "-m", "rb.cli", "train", "--ranks", "2", *map(str, arguments)])
-
-
-def ranks(number: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """The ranks themselves, as any launcher would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(number), "LOCAL_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "rb.train", *map(str, arguments)]
-    return [start(command, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(number)]
-
-
-def finish(*started: subprocess.Popen[str], code: int = 0) -> str:
-    output = "".join(process.communicate(timeout=150)[0] for process in started)
-    assert {process.returncode for process in started} == {code}, output
-    return output
 
 
 def steps_logged(run_dir: Path) -> int:
@@ -109,7 +91,7 @@ def steps_logged(run_dir: Path) -> int:
     return max((p.step for p in points.get("train/lr", [])), default=0)
 
 
-def wait_for_step(run_dir: Path, step: int, *started: subprocess.Popen[str]) -> None:
+def wait_for_step(run_dir: Path, step: int, *started: Started | subprocess.Popen[str]) -> None:
     end = time.monotonic() + 120
     while steps_logged(run_dir) < step and all(process.poll() is None for process in started):
         assert time.monotonic() < end, f"step {step} never came"
@@ -128,8 +110,8 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     runs = Path(config.output_dir)
     reference, killed = runs / "reference", runs / "killed"
 
-    # 1. Through `rb train` and the deepspeed launcher, to the end.
-    output = finish(launcher("--run", run_file))
+    # 1. To the end, on two ranks (`rb train` and the deepspeed launcher do so in tests/test_end_to_end.py).
+    output = finish(*start_ranks(2, ENTRY, "--run", run_file))
     assert "step 55: saved" in output
     assert (reference / "checkpoints/latest").read_text().strip() == "step_0000060"
     assert sorted(p.name for p in (reference / "checkpoints").glob("step_*")) == ["step_0000055", "step_0000060"]
@@ -157,17 +139,16 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     draw = random.Random(time.time_ns())  # other moments in every run of the tests; the journal keeps them
     arguments: list[object] = ["--run", run_file, "name=killed", "train.log_every=1"]
     for attempt in range(3):
-        started = ranks(2, *arguments)
+        started = start_ranks(2, ENTRY, *arguments)
         wait_for_step(killed, draw.randint(1, 10) + 10 * attempt, *started)
         time.sleep(draw.uniform(0.0, 0.1))
         if attempt == 0:
             for process in started:
-                os.killpg(process.pid, signal.SIGSTOP)
-            assert "another training is in this run folder" in finish(*ranks(1, *arguments), code=2)
+                process.send(signal.SIGSTOP)
+            assert "another training is in this run folder" in finish(*start_ranks(1, ENTRY, *arguments), code=2)
         for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-        for process in started:
-            process.communicate()
+            process.send(signal.SIGKILL)
+        assert [process.wait() for process in started] == [-signal.SIGKILL] * 2
         assert steps_logged(killed) < STEPS, "the run ended before it was killed"
         arguments = ["--resume", killed]
 
@@ -185,7 +166,7 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     assert not psutil.wait_procs(family, timeout=10)[1]
 
     # 4. To the end: bit by bit what the run without kills made.
-    finish(*ranks(2, "--resume", killed))
+    finish(*start_ranks(2, ENTRY, "--resume", killed))
     one, other = final_state(reference), final_state(killed)
     for kind in checkpoint.KINDS:
         assert one.tensors[kind].keys() == other.tensors[kind].keys()
@@ -206,9 +187,7 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     state.tensors["updates"]["parts.point_cloud.temperature"] = torch.tensor([1])
     checkpoint.save(warm, 1, state, {}, keep=1)
     changes = ["name=hot", f"init_from={warm}", "optim.lr=1e30", "optim.warmup_steps=0", "train.max_bad_steps=3"]
-    output = finish(
-        start([sys.executable, "-m", "rb.train", "--run", str(run_file), *changes, "train.micro_batch_size=2"]), code=3
-    )
+    output = finish(start(ENTRY, "--run", run_file, *changes, "train.micro_batch_size=2"), code=3)
     assert "1 parameters taken over" in output
     assert "3 steps in a row" in output
     log = (warm.parent / "hot" / "log.txt").read_text()

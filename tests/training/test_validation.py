@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,8 +22,8 @@ from rb.evaluation.simple_cider import simple_cider
 from rb.tracking import metric_points
 from rb.tracking.mlflow_store import run_identity
 from tests.support import small_data, tiny
+from tests.support.processes import finish, start_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, CLOUDS = 8, 7
 REGION_TERMS = ("itc", "itm", "itg", "llm", "reg", "total")
 NAMES = {f"val/image_region/loss_{term}" for term in REGION_TERMS} | {"val/image_region/CIDEr", "val/point_cloud/CIDEr"}
@@ -85,30 +81,8 @@ def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
         "tracking": {"experiment": "held out"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.validation_worker",
-        str(folder / "run.yaml"),
-        str(folder / "held_regions"),
-    ]
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | shared | {"PYTHONPATH": str(ROOT), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=360)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    worker = "tests.support.validation_worker"
+    finish(*start_ranks(2, worker, folder / "run.yaml", folder / "held_regions"), timeout=360)
     return folder / "runs"
 
 
