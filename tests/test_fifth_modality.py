@@ -23,7 +23,7 @@ from eval import table as table_command
 from rb import train
 from rb.cli import main as rb
 from rb.core.config import FoundationConfig, ModelConfig
-from rb.core.dist import leave
+from rb.core.exit_codes import leave
 from rb.core.modality import MODALITIES, ModalitySpec
 from rb.core.run_file import to_tree
 from rb.data.formats import ObjectAnnotation, Record, read_manifest

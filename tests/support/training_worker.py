@@ -17,6 +17,7 @@ from rb.checkpoints import checkpoint
 from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
+from rb.core.exit_codes import leave
 from rb.training.engine import Engine
 
 GLOBAL_BATCH = 8
@@ -157,7 +158,7 @@ def main(out: Path, start: Path | None) -> None:
     engine.close()
     dist.barrier()
     dist.shutdown()
-    dist.leave(0)
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 
 from rb.checkpoints import checkpoint
 from rb.core import dist
+from rb.core.exit_codes import leave
 from rb.core.run_file import load_run
 from rb.training.agree import StopRequest
 from rb.training.loop import FINISHED, STOPPED, train
@@ -59,7 +60,7 @@ def main(run_file: Path, held_out: Path) -> None:
     assert train(saved_run(broken, []), broken, StopAfter(2)) == STOPPED
     assert train(saved_run(broken, []), broken, StopRequest()) == FINISHED
     dist.shutdown()
-    dist.leave(0)
+    leave(0)
 
 
 if __name__ == "__main__":

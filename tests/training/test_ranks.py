@@ -9,6 +9,7 @@ import torch
 
 from rb.core import dist
 from rb.core.config import FoundationConfig
+from rb.core.exit_codes import leave
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD
 from rb.model.weights.build import build_model, text_processor
 from tests.support import tiny
@@ -50,7 +51,7 @@ def worker(foundation: FoundationConfig, out: Path) -> None:
     if dist.is_main():
         torch.save(found, out)
     dist.shutdown()
-    dist.leave(0)
+    leave(0)
 
 
 @pytest.mark.dist
