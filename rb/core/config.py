@@ -266,7 +266,7 @@ class RunConfig:
     """Generation in evaluation jobs of this run."""
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if not self.name or "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
             raise ValueError(f"name: must be a plain folder name, got {self.name!r}")
         for part, listed in (("train", self.data.train), ("val", self.data.val)):
             for modality in listed:

@@ -53,6 +53,7 @@ def test_round_trip_and_overrides(tmp_path: Path) -> None:
         ("data.num_workers=${NO_SUCH_VARIABLE}", ["data.num_workers"]),
         ("output_dir=${NO_SUCH_VARIABLE}", ["output_dir", "NO_SUCH_VARIABLE"]),
         ("name=a/b", ["name", "a/b"]),
+        ('name="a\\nb"', ["name", "plain folder name"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],
 )

@@ -71,6 +71,13 @@ def test_jobs_on_the_frozen_model_look_up_the_foundation_alone(place: Path) -> N
     assert run.data.train["point_cloud"][0].manifest == "gone"
 
 
+def test_the_projects_runs_have_names(place: Path) -> None:
+    for name in ("toy_t5", "toy_t5.yaml"):
+        assert open_foundation(name).model.foundation.blip2 == str(ROOT / "rb/toy/foundation/blip2-t5")
+    with pytest.raises(ValueError, match="toy_t6: no run file, run folder or name"):
+        open_run("toy_t6")
+
+
 def test_a_checkout_that_moved_is_found_where_it_is_now() -> None:
     assert find_path("train.ds_config", "/old/checkout/ds_configs/zero2.json") == str(ROOT / "ds_configs/zero2.json")
     assert find_path("x", "/old/rb/rb/toy/foundation/blip2-opt") == str(ROOT / "rb/toy/foundation/blip2-opt")
