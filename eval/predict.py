@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
 from rb.core import dist
-from rb.core.config import RunConfig, ValidationConfig
 from rb.core.exit_codes import leave
 from rb.core.modality import MODALITIES
-from rb.core.run_file import load_run
-from rb.core.run_layout import RUN_CONFIG
-from rb.core.run_paths import open_foundation
-from rb.inference.predicting import RELEASED_DECODING, Job, predict
-from rb.model.region_blip import RegionBLIP
+from rb.data.index import ManifestReader
+from rb.inference.load import load_base, load_trained
+from rb.inference.predicting import BLIND, CROPS, RELEASED_DECODING, SHUFFLED, WHOLE, Job, predict
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -32,15 +27,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modality", required=True, choices=list(MODALITIES))
     parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl to write")
     parser.add_argument(
-        "--crop-boxes", action="store_true", help="caption the inside of each box (the paper's BLIP-2 baseline)"
+        "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
+    )
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument(
+        "--crop-boxes",
+        action="store_const",
+        dest="view",
+        const=CROPS,
+        default=WHOLE,
+        help="caption the inside of each box (the paper's BLIP-2 baseline)",
+    )
+    view.add_argument(
+        "--shuffle-boxes",
+        action="store_const",
+        dest="view",
+        const=SHUFFLED,
+        help="control: each region gets another box of its source",
+    )
+    view.add_argument(
+        "--blind",
+        action="store_const",
+        dest="view",
+        const=BLIND,
+        help="control: the model gets a grey image or an empty cloud",
     )
     parser.add_argument(
         "--crop-context", type=float, default=0.0, help="widen crops by this share of the box on every side"
     )
-    parser.add_argument(
-        "--shuffle-boxes", action="store_true", help="control: each region gets another box of its source"
-    )
-    parser.add_argument("--blind", action="store_true", help="control: the model gets a grey image or an empty cloud")
     parser.add_argument(
         "--decode", choices=["run", "released"], default="run", help="decoding of the run, or the released code's"
     )
@@ -60,46 +77,26 @@ def run(args: argparse.Namespace) -> int:
 
         torch.set_num_threads(args.threads)
     dist.init()
-    checkpoint = None
-    if args.checkpoint is not None:
-        found = require(args.checkpoint)
-        folder, run_dir = found.path, found.path.parents[1].resolve()
-        config = load_run(run_dir / RUN_CONFIG, args.overrides)
-        checkpoint = {"run": str(run_dir), "name": folder.name, "step": found.step}
-    else:
-        folder, config = None, open_foundation(args.run, args.overrides)
     job = Job(
-        config=_without_data(config),
-        data=args.data,
-        modality=args.modality,
-        decode=RELEASED_DECODING if args.decode == "released" else config.decode,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        crop_boxes=args.crop_boxes,
-        crop_context=args.crop_context,
-        limit=args.limit,
-        shuffle_boxes=args.shuffle_boxes,
-        blind=args.blind,
-        checkpoint=checkpoint,
+        ManifestReader(args.data),
+        args.modality,
+        args.view,
+        args.crop_context,
+        args.limit,
+        args.batch_size,
+        args.workers,
     )
-
-    def load(model: RegionBLIP) -> None:
-        if folder is not None:
-            values, parameters = load_parameters(folder), model.trainable_parameters()
-            check_names(str(folder), values, parameters)
-            copy_parameters(str(folder), parameters, values)
-
-    count = predict(job, load, args.out)
+    if args.checkpoint is not None:
+        loaded = load_trained(args.checkpoint, args.foundation, dist.device(), args.overrides, args.allow)
+    else:
+        loaded = load_base(args.run, dist.device(), args.overrides)
+    if args.decode == "released":
+        loaded = loaded.generating(RELEASED_DECODING)
+    count = predict(job, loaded, args.out)
     if dist.is_main():
         print(f"{count} captions in {args.out}")
     dist.shutdown()
     return 0
-
-
-def _without_data(config: RunConfig) -> RunConfig:
-    """Prediction does not need the training data, which may be elsewhere by now."""
-    data = dataclasses.replace(config.data, train={}, val={})
-    return dataclasses.replace(config, data=data, validation=ValidationConfig())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

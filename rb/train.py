@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
         help="run file (YAML), or the name of one of the project's own, e.g. toy_opt",
     )
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
+    made.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept init_from of another foundation"
+    )
     made.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher's
     made.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
     return made
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run)
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
-        code = train(config, args.resume, stop)
+        code = train(config, args.resume, stop, args.allow)
     except FailedElsewhereError:
         return WRONG_REQUEST
     except (ValueError, OSError) as error:
@@ -87,6 +90,7 @@ def launch(argv: Sequence[str]) -> int:
     if args.json:
         raise ValueError("--json: goes with --dry-run only")
     what = ["--run", str(args.run)] if args.run else ["--resume", str(args.resume)]
+    what += [option for allowed in args.allow for option in ("--allow", allowed)]
     return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
 
 

@@ -28,6 +28,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     caption.add_argument("--normalised", action="store_true", help="boxes are divided by width and height, not pixels")
     caption.add_argument("--foundation", type=Path, help="folder with blip2-*/ and text_branch/; an export needs it")
+    caption.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
+    )
     caption.add_argument("--prompt", help="text that the caption goes on from")
     caption.add_argument("--device", default="cpu")
     caption.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -40,7 +43,7 @@ def run_caption(args: argparse.Namespace) -> int:
 
     if not args.image.is_file():
         raise ValueError(f"{args.image}: no such file")
-    model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device)
+    model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device, args.allow)
     box_format = "normalised" if args.normalised else "pixels"
     if args.box is None:
         captions = [model.caption(args.image, prompt=args.prompt)]

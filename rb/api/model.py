@@ -7,7 +7,6 @@ of one source cost one encoder pass. What callers may give is in ``rb/api/inputs
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,11 @@ from torch import Tensor
 
 import rb.api.inputs as inputs
 from rb.api.inputs import ImageInput, InputError, PointsInput
-from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
-from rb.checkpoints.export_folder import ExportError, find_foundation, is_export, read_export
-from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
+from rb.core.config import FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
-from rb.core.run_file import load_run
-from rb.core.run_layout import RUN_CONFIG
-from rb.inference.generate import example_transform
+from rb.inference.load import Loaded, load_trained
 from rb.model.language import Generation
 from rb.model.qformer import text_pass
-from rb.model.region_blip import RegionBLIP as Model
-from rb.model.weights.build import Built, build_model, text_processor
 from rb.sources.images import ImageTransform
 from rb.sources.points import PointTransform
 
@@ -56,14 +49,14 @@ class RegionBLIP:
         decode: how captions are generated; may be replaced.
     """
 
-    def __init__(self, model: Model, config: ModelConfig, decode: DecodeConfig, seed: int) -> None:
-        transform = example_transform(config, model, seed, decode.image_size)
-        self.decode = decode
-        self.modalities = tuple(model.parts)
-        self.model = model
-        self._text = text_processor(config)
-        self._images = cast("ImageTransform", transform.of_source["image"])
-        self._points = dataclasses.replace(cast("PointTransform", transform.of_source["points"]), allow_few_points=True)
+    def __init__(self, loaded: Loaded) -> None:
+        self.decode = loaded.generation
+        self.modalities = tuple(loaded.model.parts)
+        self.model = loaded.model
+        self._text = loaded.text
+        transforms = loaded.transform.of_source
+        self._images = cast("ImageTransform", transforms["image"])
+        self._points = dataclasses.replace(cast("PointTransform", transforms["points"]), allow_few_points=True)
 
     @classmethod
     def from_pretrained(
@@ -71,6 +64,7 @@ class RegionBLIP:
         folder: str | Path,
         foundation: str | Path | FoundationConfig | None = None,
         device: torch.device | str = "cpu",
+        allow: Sequence[str] = (),
     ) -> RegionBLIP:
         """Load an export (whole, or one modality's folder), or a run folder or checkpoint.
 
@@ -79,41 +73,12 @@ class RegionBLIP:
             foundation: the frozen weights, a folder with ``blip2-.../``, ``text_branch/`` and, for clouds, ``point_bert/``, or their
                 paths one by one. An export needs it; a run folder knows its own.
             device: where the model goes.
+            allow: "foundation" accepts frozen weights other than those of the training.
 
         Raises:
-            ValueError: nothing usable there; the weights do not fit the foundation.
+            ValueError: nothing usable there; the weights do not fit the foundation, or belong to another one.
         """
-        folder = Path(folder)
-        if is_export(folder):
-            export = read_export(folder)
-            if foundation is None:
-                raise ExportError(
-                    f"{folder}: an export holds no frozen weights; give foundation=, a folder with {export.base.rsplit('/', 1)[-1]}/ and text_branch/"
-                )
-            found = (
-                foundation
-                if isinstance(foundation, FoundationConfig)
-                else find_foundation(Path(foundation), export.base)
-            )
-            if not found.point_encoder and export.point_encoder is not None:
-                found = dataclasses.replace(found, point_encoder=str(export.point_encoder))
-            config, values, decode, seed = export.model, export.tensors, export.decode, export.seed
-            expected = export.fingerprints
-        else:
-            checkpoint = require(folder)
-            run = load_run(checkpoint.path.parents[1] / RUN_CONFIG)
-            config, values, decode, seed = run.model, load_parameters(checkpoint.path), run.decode, run.seed
-            found = foundation if isinstance(foundation, FoundationConfig) else config.foundation
-            if isinstance(foundation, str | Path):
-                found = find_foundation(Path(foundation), Path(config.foundation.blip2).name)
-            expected = checkpoint.meta["identities"]["foundation"]
-        config = dataclasses.replace(config, foundation=found)
-        built = build_model(config, seed, device)
-        _warn_of_another(expected, built, folder)
-        parameters = built.model.trainable_parameters()
-        check_names(str(folder), values, parameters)
-        copy_parameters(str(folder), parameters, values)
-        return cls(built.model, config, decode, seed)
+        return cls(load_trained(folder, foundation, device, allow=allow))
 
     # -- captions -----------------------------------------------------------------------------------------------------
 
@@ -288,13 +253,3 @@ def _shaper(alone: Sequence[int | None], single: bool) -> Callable[[list[Any]], 
         return out[0] if single else out
 
     return shape
-
-
-def _warn_of_another(expected: dict[str, Any], built: Built, folder: Path) -> None:
-    """Files of another size or content may still be the same weights in another form, so this is not an error."""
-    other = [part for part in ("blip2", "text_branch") if expected.get(part) != built.foundation.get(part)]
-    if other:
-        warnings.warn(
-            f"{folder} was trained on other foundation files than these ({', '.join(other)}); captions may be wrong",
-            stacklevel=3,
-        )

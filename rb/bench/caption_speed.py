@@ -19,9 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from rb.api import RegionBLIP
-from rb.core.run_paths import open_foundation
 from rb.core.seeding import generator
-from rb.model.weights.build import build_model
+from rb.inference.load import load_base
 from rb.sources.images import decode_image
 
 
@@ -51,9 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.boxes % args.images:
         raise ValueError(f"--boxes {args.boxes}: must be a multiple of --images {args.images}")
     if args.run is not None:
-        config = open_foundation(args.run)
-        built = build_model(config.model, config.seed, args.device).model
-        model = RegionBLIP(built, config.model, config.decode, config.seed)
+        model = RegionBLIP(load_base(args.run, args.device))
     else:
         model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device)
     rng = generator("caption speed")

@@ -6,7 +6,7 @@ itself). A folder of that name is always complete: it is written under another n
 file `checkpoints/latest` name it, and `checkpoints/best`, where validation found it the best so far. No pickle. Only rank 0 writes;
 the engine gathers and scatters.
 
-Who uses it: the loop (save, resume, warm start), prediction (`load_parameters`).
+Who uses it: the loop (save, resume) and `rb/inference/load.py`, the way of everyone else.
 """
 
 from __future__ import annotations
@@ -196,7 +196,11 @@ def load_parameters(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no, incomplete or altered checkpoint.
     """
-    checkpoint = require(Path(path))
+    return parameters_of(require(Path(path)))
+
+
+def parameters_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The trained parameters (float32, by name) of a verified checkpoint."""
     prefix = PARAMETER + "/"
     with safe_open(checkpoint.path / STATE_FILE, framework="pt") as file:
         return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118

@@ -88,6 +88,8 @@ class Export:
     model: ModelConfig
     decode: DecodeConfig
     seed: int
+    run: str
+    step: int
     base: str
     fingerprints: dict[str, str]
     tensors: dict[str, Tensor]
@@ -165,8 +167,10 @@ def read_export(folder: Path) -> Export:
         from_tree(ModelConfig, model),
         from_tree(DecodeConfig, first["decode"]),
         int(first["seed"]),
+        str(first["run"]),
+        int(first["step"]),
         str(first["base"]),
-        dict(first["foundation"]),
+        {part: str(value) for part, value in first["foundation"].items()},
         tensors,
         point_encoder,
     )

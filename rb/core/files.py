@@ -93,7 +93,7 @@ def sync(path: str | Path) -> None:
         os.close(handle)
 
 
-def sha256(content: str | bytes) -> str:
+def sha256(content: str | bytes | memoryview) -> str:
     """sha256 of bytes, or of a text as UTF-8, in hexadecimal."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 

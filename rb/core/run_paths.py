@@ -60,6 +60,16 @@ def open_foundation(path: str | Path, overrides: Iterable[str] = ()) -> RunConfi
     return replace(config, model=replace(config.model, foundation=foundation))
 
 
+def run_places(run_dir: Path, config: RunConfig) -> list[Path]:
+    """Where relative paths of a run folder's configuration are looked up after the working directory.
+
+    Runs of older versions stored paths as they were given, relative to where training was started: the folder above ``output_dir``,
+    which is a parent of the run folder, wherever both were moved.
+    """
+    above = () if Path(config.output_dir).is_absolute() else run_dir.parents[: len(Path(config.output_dir).parts) + 1]
+    return [run_dir, *above]
+
+
 def resolve_paths(config: RunConfig, *folders: Path, init_from: bool = True) -> RunConfig:
     """A run with every path absolute; an absolute one that exists stays as it is.
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rb.core import strict_json as strict
-from rb.core.files import file_sha256
+from rb.core.files import sha256
 from rb.core.modality import MODALITIES
 from rb.core.strict_json import FormatError, checked, dumps, parse
 from rb.data.predictions import (
@@ -42,6 +42,7 @@ __all__ = [
     "find_manifest",
     "ids_digest",
     "manifest_digest",
+    "parse_manifest",
     "parse_record",
     "predictions_meta_path",
     "read_manifest",
@@ -208,8 +209,12 @@ def find_manifest(path: Path | str) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """A manifest, checked in itself; whether its files are there is checked by ``ManifestReader``."""
     path = find_manifest(path)
-    where = str(path)
-    raw = dict(checked(parse(path.read_bytes(), where), where, _MANIFEST))
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """``read_manifest`` of bytes; ``where`` names the file in errors."""
+    raw = dict(checked(parse(content, where), where, _MANIFEST))
     if raw["format_version"] != FORMAT_VERSION:
         raise FormatError(
             f"{where}: format_version {raw['format_version']} is not {FORMAT_VERSION}; make the shards again with this version"
@@ -229,9 +234,9 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(**raw)
 
 
-def manifest_digest(path: Path) -> str:
+def manifest_digest(content: bytes) -> str:
     """sha256 of a manifest's bytes: the identity of a data set, since it holds the digests of index and shards."""
-    return file_sha256(find_manifest(path))
+    return sha256(content)
 
 
 def rejected_row(row: Rejected) -> str:

@@ -11,6 +11,7 @@ manifest holds the size and sha256 of the whole file.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
 from array import array
@@ -21,9 +22,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rb.core.files import file_sha256, whole_file
+from rb.core.files import file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
-from rb.data.formats import IndexEntry, ObjectAnnotation, Record, find_manifest, manifest_digest, read_manifest
+from rb.data.formats import (
+    IndexEntry,
+    Manifest,
+    ObjectAnnotation,
+    Record,
+    find_manifest,
+    manifest_digest,
+    parse_manifest,
+)
 from rb.data.predictions import sample_id
 from rb.data.tars import split_members
 from rb.sources.source import Stored
@@ -107,10 +116,8 @@ class Index:
     ids: NDArray[np.uint8]
 
     @classmethod
-    def open(cls, manifest_path: Path, verify: bool = True) -> Index:
-        """Map the index of a manifest, after comparing its size, counts and sha256 with the manifest (``verify``)."""
-        path = find_manifest(manifest_path)
-        manifest = read_manifest(path)
+    def open(cls, path: Path, manifest: Manifest, verify: bool = True) -> Index:
+        """Map the index of the manifest at ``path``, after comparing its size, counts and sha256 with the manifest (``verify``)."""
         file = path.parent / manifest.index.file
         remedy = f"make it again: `rb data index {path.parent}`"
         if not file.is_file():
@@ -118,10 +125,10 @@ class Index:
         size = file.stat().st_size
         if size != manifest.index.bytes or size < _HEADER.size:
             raise ValueError(f"{file}: {size} bytes, but {path} says {manifest.index.bytes}; {remedy}")
-        if verify and file_sha256(file) != manifest.index.sha256:
+        content = np.memmap(file, np.uint8, "r")
+        if verify and sha256(content.data) != manifest.index.sha256:
             raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
-        with file.open("rb") as stream:
-            magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(stream.read(_HEADER.size))
+        magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size])
         starts = np.cumsum([_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes])
         counted = (len(manifest.shards), manifest.counts["records"], manifest.counts["samples"], size)
         if magic != _MAGIC or (num_shards, num_records, num_samples, int(starts[3])) != counted:
@@ -130,11 +137,8 @@ class Index:
             raise ValueError(
                 f"{path}: holds no sample; check what {path.parent / 'rejected.jsonl'} says was left out, and why"
             )
-        return cls(
-            np.memmap(file, _RECORDS, "r", int(starts[0]), (num_records,)),
-            np.memmap(file, _SAMPLES, "r", int(starts[1]), (num_samples,)),
-            np.memmap(file, np.uint8, "r", int(starts[2]), (ids_bytes,)),
-        )
+        records, samples, ids = (content[a:b] for a, b in itertools.pairwise(map(int, starts)))
+        return cls(records.view(_RECORDS), samples.view(_SAMPLES), ids)
 
     def source_id(self, record: int) -> str:
         """The source id of record number ``record``, without reading its shard."""
@@ -181,9 +185,10 @@ class ManifestReader:
 
     def __init__(self, path: Path, verify: bool = True) -> None:
         self.path = find_manifest(path)
-        self.manifest = read_manifest(self.path)
-        self.index = Index.open(self.path, verify)
-        self.digest = manifest_digest(self.path)
+        content = self.path.read_bytes()
+        self.manifest = parse_manifest(content, str(self.path))
+        self.digest = manifest_digest(content)
+        self.index = Index.open(self.path, self.manifest, verify)
         self._examples: NDArray[np.int64] | None = None
         self._files: OrderedDict[int, int] = OrderedDict()
         for entry in self.manifest.shards:

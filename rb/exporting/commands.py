@@ -18,6 +18,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     export.add_argument("--out", type=Path, required=True, help="new folder")
     export.add_argument("--base", help="hub id of the foundation's BLIP-2; by default told by its folder's name")
     export.add_argument("--merge", action="store_true", help="also fold LoRA into whole BLIP-2 folders")
+    export.add_argument(
+        "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
+    )
+    export.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
+    )
     export.set_defaults(run=run_export)
     push = commands.add_parser("push", help="upload an export to the hub")
     push.add_argument("folder", type=Path, metavar="DIR", help="an export, or one modality's folder of it")
@@ -31,7 +37,7 @@ def run_export(args: argparse.Namespace) -> int:
     """Write the folders."""
     from rb.exporting.writing import export_run  # loads transformers and peft, which other commands need not wait for
 
-    modalities = export_run(args.run_dir, args.out, args.base, args.merge)
+    modalities = export_run(args.run_dir, args.out, args.base, args.merge, args.foundation, args.allow)
     sys.stdout.write(f"{', '.join(modalities)} in {args.out}\n")
     return 0
 

@@ -7,9 +7,8 @@ what others would get.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
-from rb.checkpoints.checkpoint import check_names, copy_parameters, load_parameters, require
 from rb.checkpoints.export_folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -32,25 +30,32 @@ from rb.checkpoints.export_folder import (
     POINT_FOLDER,
     PROCESSOR_FILE,
     ExportError,
+    is_export,
     split_names,
 )
-from rb.core.config import FoundationConfig, RunConfig
+from rb.core.config import FoundationConfig, ModelConfig
 from rb.core.files import whole_folder, write_json
 from rb.core.modality import modality_spec
-from rb.core.run_file import load_run, to_tree
-from rb.core.run_layout import RUN_CONFIG
+from rb.core.run_file import to_tree
 from rb.core.text import TextProcessor
 from rb.exporting.card import modality_card, root_card, scores_of
+from rb.inference.load import Loaded, build_trained, read_trained
 from rb.model.point_encoder import to_original
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model, text_processor
 from rb.sources.table import source_of
 
 HUB_OWNER = "Salesforce"
 PUBLIC_BASES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl")
 
 
-def export_run(run: Path, out: Path, base: str | None = None, merge: bool = False) -> list[str]:
+def export_run(
+    run: Path,
+    out: Path,
+    base: str | None = None,
+    merge: bool = False,
+    foundation: Path | None = None,
+    allow: Sequence[str] = (),
+) -> list[str]:
     """Export the trained parameters of a run; returns the modalities.
 
     Args:
@@ -58,6 +63,8 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
         out: a folder that does not exist yet.
         base: hub id of the foundation's BLIP-2; by default inferred from the folder's name.
         merge: also write ``<modality>/merged/``, a whole BLIP-2 with LoRA, query tokens and language projection folded in.
+        foundation: folder of the frozen weights, if the run's own paths do not lead to them.
+        allow: "foundation" accepts frozen weights other than those of the training.
 
     Raises:
         ExportError: ``out`` exists, or ``merge`` of what has no plain BLIP-2.
@@ -66,38 +73,38 @@ def export_run(run: Path, out: Path, base: str | None = None, merge: bool = Fals
     out = out.resolve()
     if out.exists():
         raise ExportError(f"--out {out}: exists already; nothing is overwritten, name another folder")
-    checkpoint = require(run)
-    run_dir = checkpoint.path.parents[1]
-    config = load_run(run_dir / RUN_CONFIG)
-    if not config.model.train_modalities:
-        raise ExportError(f"{run_dir}: the run has no trained modality, so there is nothing to export")
+    if is_export(run):
+        raise ExportError(f"{run}: is an export already; name the run folder that it came from")
+    trained = read_trained(run, foundation)
+    assert trained.run_dir is not None
+    if not trained.model.train_modalities:
+        raise ExportError(f"{trained.run_dir}: the run has no trained modality, so there is nothing to export")
     if merge:
-        _check_mergeable(config)
-    model = build_model(config.model, config.seed).model
-    values, parameters = load_parameters(checkpoint.path), model.trainable_parameters()
-    check_names(str(checkpoint.path), values, parameters)
-    copy_parameters(str(checkpoint.path), parameters, values)
-    foundation = {k: str(v) for k, v in checkpoint.meta["identities"]["foundation"].items()}
-    common = {
+        _check_mergeable(trained.model)
+    loaded = build_trained(trained, allow=allow)
+    model = loaded.model
+    common: dict[str, Any] = {
         "format": FORMAT,
-        "run": config.name,
-        "step": checkpoint.step,
-        "base": base or base_id(config.model.foundation),
-        "foundation": foundation,
+        "run": trained.name,
+        "step": trained.step,
+        "base": base or base_id(trained.model.foundation),
+        "foundation": trained.recorded,
     }
+    if loaded.accepted:
+        common["allowed"] = loaded.accepted
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as temporary:
         for modality in model.parts:
-            _write_modality(temporary / modality, modality, model, config, common)
-            settings = json.loads((temporary / modality / MODALITY_FILE).read_text(encoding="utf-8"))
-            card = modality_card(settings, checkpoint.meta, scores_of(run_dir, modality, checkpoint.step))
+            settings = _write_modality(temporary / modality, modality, loaded, common)
+            card = modality_card(settings, trained.meta, scores_of(trained.run_dir, modality, trained.step))
             (temporary / modality / CARD_FILE).write_text(card, encoding="utf-8")
         if any(source_of(modality).point_encoder for modality in model.parts):
             _write_point_encoder(temporary / POINT_FOLDER, model)
         modalities = list(model.parts)
         write_json(temporary / EXPORT_FILE, common | {"modalities": modalities})
         (temporary / CARD_FILE).write_text(root_card(common, modalities, merge), encoding="utf-8")
-        del model
+        config = trained.model
+        del model, loaded, trained  # a merged model needs the memory
         for modality in modalities if merge else []:
             _write_merged(temporary / modality, config)
     return modalities
@@ -109,10 +116,10 @@ def base_id(foundation: FoundationConfig) -> str:
     return f"{HUB_OWNER}/{name}" if name in PUBLIC_BASES else name
 
 
-def _write_modality(
-    folder: Path, modality: str, model: RegionBLIP, config: RunConfig, common: Mapping[str, Any]
-) -> None:
+def _write_modality(folder: Path, modality: str, loaded: Loaded, common: Mapping[str, Any]) -> dict[str, Any]:
+    """One modality's folder; returns what its ``modality.json`` holds."""
     folder.mkdir()
+    model, config = loaded.model, loaded.built.config
     users, parameters = model.parameter_modalities(), model.trainable_parameters()
     adapter_name = model.adapters.names[modality]
     adapter, parts = split_names([name for name in parameters if modality in users[name]], modality, adapter_name)
@@ -124,27 +131,25 @@ def _write_modality(
     )
     settings.save_pretrained(folder)
     assert (folder / ADAPTER_CONFIG).is_file()
-    shutil.copyfile(Path(config.model.foundation.blip2) / PROCESSOR_FILE, folder / PROCESSOR_FILE)
-    described = to_tree(config.model)
+    shutil.copyfile(Path(config.foundation.blip2) / PROCESSOR_FILE, folder / PROCESSOR_FILE)
+    described = to_tree(config)
     del (
         described["foundation"],
         described["train_modalities"],
     )  # a machine's folders; which of them are there says the export
-    text = text_processor(config.model)
-    write_json(
-        folder / MODALITY_FILE,
-        {
-            **common,
-            "modality": modality,
-            "seed": config.seed,
-            "num_parameters": sum(parameters[name].numel() for name in (*adapter, *parts)),
-            "model": described,
-            "decode": to_tree(config.decode),
-            **_text_settings(text, modality),
-            "box": source_of(modality).box_words(config.model) if modality_spec(modality).regional else None,
-            "parameters": {theirs: ours for ours, theirs in parts.items()},
-        },
-    )
+    written = {
+        **common,
+        "modality": modality,
+        "seed": loaded.seed,
+        "num_parameters": sum(parameters[name].numel() for name in (*adapter, *parts)),
+        "model": described,
+        "decode": to_tree(loaded.generation),
+        **_text_settings(loaded.text, modality),
+        "box": source_of(modality).box_words(config) if modality_spec(modality).regional else None,
+        "parameters": {theirs: ours for ours, theirs in parts.items()},
+    }
+    write_json(folder / MODALITY_FILE, written)
+    return written
 
 
 def _text_settings(text: TextProcessor, modality: str) -> dict[str, Any]:
@@ -164,21 +169,21 @@ def _write_point_encoder(folder: Path, model: RegionBLIP) -> None:
     write_json(folder / "config.json", dataclasses.asdict(model.point_encoder.config))
 
 
-def _check_mergeable(config: RunConfig) -> None:
-    if config.model.numerics != "hf":
+def _check_mergeable(config: ModelConfig) -> None:
+    if config.numerics != "hf":
         raise ExportError(
-            f"--merge: model.numerics is {config.model.numerics!r}, a plain BLIP-2 folder is always 'hf'; export without it"
+            f"--merge: model.numerics is {config.numerics!r}, a plain BLIP-2 folder is always 'hf'; export without it"
         )
-    if config.model.point_qformer != "shared":
+    if config.point_qformer != "shared":
         raise ExportError(
             "--merge: model.point_qformer is 'separate', a plain BLIP-2 has one Q-Former; export without it"
         )
 
 
 @torch.no_grad()
-def _write_merged(folder: Path, config: RunConfig) -> None:
+def _write_merged(folder: Path, config: ModelConfig) -> None:
     """LoRA into the weights, the modality's query tokens and language projection in BLIP-2's places; PaFE stays outside."""
-    base = config.model.foundation.blip2
+    base = config.foundation.blip2
     plain = Blip2ForConditionalGeneration.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     blip2 = PeftModel.from_pretrained(plain, folder).merge_and_unload()
     parts = load_file(folder / PARTS_FILE)

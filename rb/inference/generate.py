@@ -12,38 +12,19 @@ from tqdm import tqdm
 
 from rb.core import dist
 from rb.core.batch import Sample
-from rb.core.config import DecodeConfig, ModelConfig
 from rb.core.modality import modality_spec
-from rb.core.text import TextProcessor
 from rb.data.pipeline import PredictDataset, predict_loader
 from rb.data.predictions import Prediction
-from rb.data.samples import SampleTransform
+from rb.inference.load import Loaded
 from rb.model.language import Generation
-from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import image_settings
-from rb.sources.source import EncoderSettings
-from rb.sources.table import SOURCES
 
 Row = TypeVar("Row")
 
 
-def example_transform(
-    config: ModelConfig, model: RegionBLIP, seed: int, image_size: int | None = None
-) -> SampleTransform:
-    """How stored rows become inputs of this model, not augmented; ``image_size`` where it is not the encoder's own."""
-    image = image_settings(config)
-    channels = model.point_encoder.config.in_channels if model.point_encoder is not None else 3
-    settings = EncoderSettings(image_size or image["size"], image["mean"], image["std"], channels)
-    of_source = {name: source.transform(config, settings) for name, source in SOURCES.items()}
-    return SampleTransform(of_source, augment=False, seed=seed)
-
-
 def caption_examples(
-    model: RegionBLIP,
-    text: TextProcessor,
+    loaded: Loaded,
     dataset: PredictDataset,
     read_as: str,
-    decode: DecodeConfig,
     num_workers: int = 0,
     bar_stays: bool = True,
 ) -> list[Prediction]:
@@ -53,8 +34,8 @@ def caption_examples(
         read_as: the modality whose parts read the inputs (the base model reads a region as ``image``).
         bar_stays: whether the finished progress bar stays on the screen.
     """
-    device = model.device
-    how = Generation.of(text, read_as, decode, device)
+    model, text, device = loaded.model, loaded.text, loaded.model.device
+    how = Generation.of(text, read_as, loaded.generation, device)
     rows: list[Prediction] = []
     for batch in tqdm(
         predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),

@@ -7,7 +7,7 @@ Every function here is called by all ranks; what only rank 0 does goes through `
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.seeding import hash_key
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
-from rb.inference.generate import example_transform
-from rb.model.weights.build import Built, build_model, text_processor
+from rb.inference.load import check_foundation, comparable, example_transform, read_trained
+from rb.model.weights.build import Built, build_model
 from rb.tracking import Tracker
 from rb.training.agree import StopRequest, on_main, together
 from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
@@ -59,19 +59,20 @@ class Run:
     meta: dict[str, Any]
 
 
-def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
+def train(config: RunConfig, resume: Path | None, stop: StopRequest, allow: Sequence[str] = ()) -> int:
     """Train to the end, or until asked to stop. Returns the exit code: FINISHED, STOPPED or ABORTED.
 
     Args:
         config: the run.
         resume: the run folder to continue; none starts a new one.
         stop: the signals that ask to stop.
+        allow: "foundation" accepts an ``init_from`` that was trained on another foundation.
 
     Raises:
         ValueError: anything a user can put right, named.
     """
     logging.getLogger("rb.training").addHandler(logging.NullHandler())  # ranks other than 0 say nothing
-    run = prepare(config, resume)
+    run = prepare(config, resume, allow)
     with start_tracking(run, resumed=resume is not None) as tracker:
         code = take_steps(run, tracker, stop)
         tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
@@ -80,7 +81,7 @@ def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
     return code
 
 
-def prepare(config: RunConfig, resume: Path | None) -> Run:
+def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -> Run:
     """Open the data, claim the folder, build the model, put it under the engine, take over a checkpoint."""
     if config.train.num_threads:
         torch.set_num_threads(config.train.num_threads)
@@ -103,14 +104,16 @@ def prepare(config: RunConfig, resume: Path | None) -> Run:
 
     found = on_main(partial(checkpoint.find, folder.path)) if resume else None
     if found:
-        together(partial(check_same_run, found.meta, meta["config"], identities))
+        foundation = comparable(found.meta["identities"]["foundation"], built)
+        together(partial(check_same_run, found.meta, meta["config"], identities | {"foundation": foundation}))
     elif config.init_from:
-        together(partial(warm_start, built.model, config.init_from))
+        accepted = together(partial(warm_start, built, config.init_from, allow))
+        meta |= {"allowed": accepted} if accepted else {}
     engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train)
     if found:
         engine.scatter_state(checkpoint.load_state(found), str(found.path))
     start = found.step if found else 0
-    validation = Validation(config, held_out, built.model, found.meta.get("best") if found else None)
+    validation = Validation(config, held_out, built, found.meta.get("best") if found else None)
     if config.validation.keep_best:
         restore_best(folder.path, validation)
     return Run(config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta)
@@ -166,14 +169,14 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
-    train_config, model_config = run.config.train, run.config.model
-    transform = example_transform(model_config, run.built.model, run.config.seed)
+    train_config = run.config.train
+    transform = example_transform(run.built, run.config.seed)
     transform = replace(transform, augment=run.config.data.augment)
     dataset = TrainDataset(
         run.data,
         run.schedule.at,
         transform,
-        text_processor(model_config),
+        run.built.text,
         total_steps=run.total_steps,
         micro_batch_size=train_config.micro_batch_size,
         grad_accum_steps=run.engine.grad_accum_steps,
@@ -255,14 +258,15 @@ def check_request(config: RunConfig, num_ranks: int | None = None) -> None:
             )
 
 
-def warm_start(model: nn.Module, source: str) -> None:
-    """Take over the trained parameters of another run, and say how many."""
-    values = checkpoint.load_parameters(source)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    fresh = checkpoint.copy_parameters(f"init_from {source}", parameters, values)
-    log.info("init_from %s: %d parameters taken over, %d start anew", source, len(values), len(fresh))
+def warm_start(built: Built, source: str, allow: Sequence[str]) -> dict[str, list[str]]:
+    """Take over the trained parameters of another run, and say how many; the differences that ``allow`` accepted."""
+    trained = read_trained(source, built.config.foundation)
+    accepted = check_foundation(f"init_from {source}", trained.recorded, built, allow)
+    fresh = checkpoint.copy_parameters(f"init_from {source}", built.model.trainable_parameters(), trained.values)
+    log.info("init_from %s: %d parameters taken over, %d start anew", source, len(trained.values), len(fresh))
     for name in fresh:
         log.info("  starts anew: %s", name)
+    return accepted
 
 
 def trainable_counts(users: dict[str, tuple[str, ...]], parameters: dict[str, nn.Parameter]) -> dict[str, int]:

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from rb.core.config import RunConfig
 from rb.core.files import write_json, write_whole
+from rb.core.fingerprints import PREFIX
 from rb.core.install import git_commit
 from rb.core.locks import FileLock
 from rb.core.run_file import load_run, with_defaults
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
-from rb.core.run_paths import resolve_paths
+from rb.core.run_paths import resolve_paths, run_places
 from rb.tracking.tracker import flatten
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
@@ -103,7 +104,8 @@ def saved_run(path: Path, overrides: list[str]) -> RunConfig:
     file = path / RUN_CONFIG
     if not file.is_file():
         raise ValueError(f"--resume {path}: no run there ({file} is missing); start it with --run FILE")
-    return resolve_paths(load_run(file, overrides), path, init_from=False)
+    config = load_run(file, overrides)
+    return resolve_paths(config, *run_places(path.resolve(), config), init_from=False)
 
 
 def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identities: Mapping[str, Any]) -> None:
@@ -129,7 +131,7 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     ]
     was, are = flatten(meta["identities"]), flatten(identities)
     changed += [
-        f"contents of {key}: {str(was.get(key))[:12]} -> {str(are.get(key))[:12]}"
+        f"contents of {key}: {_short(was.get(key))} -> {_short(are.get(key))}"
         for key in sorted(was.keys() | are.keys())
         if was.get(key) != are.get(key)
     ]
@@ -139,6 +141,10 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
             + "; ".join(changed)
             + ". Undo the change, or start a new run with init_from"
         )
+
+
+def _short(digest: object) -> str:
+    return str(digest).removeprefix(PREFIX)[:12]
 
 
 def package_versions() -> dict[str, str]:

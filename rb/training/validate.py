@@ -27,9 +27,9 @@ from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value
 from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_scores
-from rb.inference.generate import caption_examples, example_transform
-from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import text_processor
+from rb.inference.generate import caption_examples
+from rb.inference.load import Loaded, example_transform
+from rb.model.weights.build import Built
 from rb.pages.validation_page import Shown, choose_examples, write_samples_page
 from rb.training.schedule import Turn
 
@@ -65,14 +65,14 @@ class Validation:
     Args:
         config: of the run.
         data: from ``open_validation_data``; unused, and may be empty, where ``validation.every`` is 0.
-        model: the one that trains.
+        built: the model that trains, and what was read with it.
         best: what ``record`` gave when the checkpoint was written that this run continues from.
     """
 
     def __init__(
-        self, config: RunConfig, data: dict[str, TrainingData], model: RegionBLIP, best: dict[str, Any] | None = None
+        self, config: RunConfig, data: dict[str, TrainingData], built: Built, best: dict[str, Any] | None = None
     ) -> None:
-        self.settings, self._config, self._data, self._model = config.validation, config, data, model
+        self.settings, self._config, self._data, self._model = config.validation, config, data, built.model
         found = Best(**best) if best else None
         self.best = found if found and found.name == self.settings.keep_best else None
         # By modality, on rank 0: which examples (manifest, number) were captioned, predictions by (manifest, id), what is shown of them.
@@ -80,9 +80,10 @@ class Validation:
         self._predictions: dict[str, dict[tuple[int, str], str]] = {}
         self._shown: dict[str, list[Shown]] = {}
         if self.settings.every:
-            self._text = text_processor(config.model)
-            self._transform = example_transform(config.model, model, SEED)
-            self._caption_transform = example_transform(config.model, model, SEED, config.decode.image_size)
+            self._text = built.text
+            self._transform = example_transform(built, SEED)
+            captioned_as = example_transform(built, SEED, config.decode.image_size)
+            self._loaded = Loaded(built, captioned_as, config.decode, SEED)
 
     def due(self, done: int, last: bool) -> bool:
         """Whether to validate after so many steps."""
@@ -191,15 +192,13 @@ class Validation:
             dataset = PredictDataset(
                 reader,
                 modality,
-                self._caption_transform,
+                self._loaded.transform,
                 batch_size=self._config.train.micro_batch_size,
                 rank=dist.rank(),
                 world_size=dist.world_size(),
                 limit=chosen,
             )
-            made = caption_examples(
-                self._model, self._text, dataset, modality, self._config.decode, self._config.data.num_workers, False
-            )
+            made = caption_examples(self._loaded, dataset, modality, self._config.data.num_workers, bar_stays=False)
             # The same region may stand in two manifests (RefCOCO and RefCOCO+): both count.
             rows += [(number, row.id, row.prediction, row.references) for row in made]
             before = after

@@ -12,7 +12,7 @@ import torch
 from eval import score as score_command
 from eval import table as table_command
 from rb.cli import main as rb
-from rb.core.config import DecodeConfig, FoundationConfig, RunConfig
+from rb.core.config import DecodeConfig, FoundationConfig
 from rb.data.index import ManifestReader
 from rb.data.pipeline import PredictDataset, View
 from rb.data.predictions import Prediction, read_predictions, write_predictions
@@ -20,7 +20,8 @@ from rb.data.samples import SampleTransform
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.evaluation.scoring import score_file
 from rb.evaluation.verdicts import VERDICTS, shares
-from rb.inference.predicting import Job, predict
+from rb.inference.predicting import BLIND, SHUFFLED, WHOLE, Job, predict
+from rb.model.weights.build import build_model
 from rb.pages.report_scores import scores_section
 from rb.sources.images import ImageTransform
 from rb.toy.world.judge import toy_judge
@@ -28,6 +29,7 @@ from rb.toy.world.rooms import descriptions, make_room, room_truth
 from rb.toy.world.scenes import cloud_captions, make_cloud, make_scene, region_expressions, whole_captions
 from rb.toy.world.truth import scene_truth, singles_out, true_region
 from tests.support import tiny
+from tests.support.loading import as_loaded
 
 SCENES = {f"coco/{i}": make_scene(3, "test", i) for i in range(40)}
 CLOUDS = {f"objaverse/{i}": make_cloud(3, "test", i) for i in range(20)}
@@ -252,31 +254,27 @@ def test_shuffled_boxes_are_others_of_the_same_source_and_nothing_else_changes(w
 def test_controls_by_prediction(world: Path, foundation: FoundationConfig, tmp_path: Path) -> None:
     """The base model of images ignores boxes, so it says the same with others; the regional parts of clouds do not."""
     config = tiny.model_config(foundation, train_modalities=("image_region", "point_cloud_region"))
-    decode = DecodeConfig(num_beams=1, max_new_tokens=6)
+    built = build_model(config, seed=0)
+    for name, value in built.model.named_parameters():
+        if ".pafe." in name:
+            value.data.mul_(20)
+    loaded = as_loaded(built, DecodeConfig(num_beams=1, max_new_tokens=6))
 
-    def captions(modality: str, data: str, **control: bool) -> tuple[dict[str, str], dict]:
-        job = Job(RunConfig(model=config), world / data, modality, decode, **control)
-        predict(job, strengthen, tmp_path / "said.jsonl")
+    def captions(modality: str, data: str, view: str = WHOLE) -> tuple[dict[str, str], dict]:
+        predict(Job(ManifestReader(world / data), modality, view), loaded, tmp_path / "said.jsonl")
         rows, meta = read_predictions(tmp_path / "said.jsonl")
         return {one.id: one.prediction for one in rows}, meta
 
-    def strengthen(model: torch.nn.Module) -> None:
-        for name, value in model.named_parameters():
-            if ".pafe." in name:
-                value.data.mul_(20)
-
     for modality, data in (("image_region", "refcoco"), ("point_cloud_region", "scanrefer")):
         own, meta = captions(modality, data)
-        moved, moved_meta = captions(modality, data, shuffle_boxes=True)
+        moved, moved_meta = captions(modality, data, SHUFFLED)
         assert (meta["variant"], moved_meta["variant"]) == ("base", "shuffled")
         assert moved_meta["left_out"] == {"regions without another box": len(own) - len(moved)}
         assert moved.keys() <= own.keys()
         same = all(own[name] == text for name, text in moved.items())
         assert same == (modality == "image_region")
-    blind, meta = captions("image_region", "refcoco", blind=True)
+    blind, meta = captions("image_region", "refcoco", BLIND)
     assert meta["variant"] == "blind"
     assert len(set(blind.values())) == 1
-    with pytest.raises(ValueError, match="--shuffle-boxes and --blind"):
-        captions("image_region", "refcoco", blind=True, shuffle_boxes=True)
-    with pytest.raises(ValueError, match="needs a modality with boxes, not image"):
-        captions("image", "refcoco", shuffle_boxes=True)
+    with pytest.raises(ValueError, match="need a modality with boxes, not image"):
+        captions("image", "refcoco", SHUFFLED)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, MptConfig, T5Config
 
-from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig, RunConfig
+from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
+from rb.data.index import ManifestReader
 from rb.data.predictions import read_predictions
 from rb.inference.predicting import Job, predict
 from rb.model.language import Generation, caption_logits
@@ -23,6 +24,7 @@ from rb.model.weights.build import build_meta, build_model, text_processor
 from rb.model.weights.readers import CheckpointError
 from tests.model.test_model import CountSyncs
 from tests.support import tiny
+from tests.support.loading import as_loaded
 from tests.support.small_data import write_set
 
 MODALITIES = (IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION)
@@ -165,7 +167,8 @@ def test_no_host_sync_in_forward_losses_and_backward(config: ModelConfig) -> Non
 
 def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path: Path) -> None:
     """A few plain torch steps over every modality; the image stays BLIP-2; captions by the way of eval.predict."""
-    model, text = build_model(config, seed=0).model, text_processor(config)
+    built = build_model(config, seed=0)
+    model, text = built.model, built.text
     decode = DecodeConfig(num_beams=2, max_new_tokens=5)
     image = tiny.make_batch(IMAGE, text, range(3))
     before = model.generate(IMAGE, image.inputs, None, Generation.of(text, IMAGE, decode))
@@ -190,14 +193,10 @@ def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path:
     after = model.generate(IMAGE, image.inputs, None, Generation.of(text, IMAGE, decode))
     assert torch.equal(before, after)
 
-    def load(fresh: RegionBLIP) -> None:
-        for name, value in fresh.trainable_parameters().items():
-            value.data.copy_(parameters[name].detach())
-
+    loaded = as_loaded(built, decode, trained=True)
     for modality in MODALITIES:
         manifest = write_set(tmp_path / modality, modality, 3, "test")
-        job = Job(RunConfig(model=config), tmp_path / modality, modality, decode, checkpoint={"name": "tiny"})
-        count = predict(job, load, tmp_path / f"{modality}.jsonl")
+        count = predict(Job(ManifestReader(tmp_path / modality), modality), loaded, tmp_path / f"{modality}.jsonl")
         rows, _ = read_predictions(tmp_path / f"{modality}.jsonl")
         assert count == len(rows) == manifest.counts["objects" if modality_spec(modality).regional else "records"]
         assert any(row.prediction for row in rows)

@@ -11,24 +11,25 @@ import pytest
 import torch
 
 from rb.cli import main as rb
-from rb.core.config import DataSource, DecodeConfig, FoundationConfig, RunConfig
+from rb.core.config import DataSource, DecodeConfig, FoundationConfig
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.data.collate import collate
 from rb.data.formats import read_manifest, read_rejected
+from rb.data.index import ManifestReader
 from rb.data.pipeline import open_training_data
 from rb.data.predictions import read_predictions
 from rb.data.prepare import scanrefer
 from rb.data.samples import SampleTransform
 from rb.data.tars import scan_shard
 from rb.inference.predicting import Job, predict
-from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model, text_processor
+from rb.model.weights.build import build_model
 from rb.sources.points import MAX_SCENE_TURN, PointTransform, decode_points, scene_motion
 from rb.toy.pretraining.tokenizers import opt_tokenizer, qformer_tokenizer
 from rb.toy.raw.rooms import SCANREFER_KINDS
 from rb.toy.world.room_truth import parse_description, singles_out, true_region, turned
 from rb.toy.world.rooms import descriptions, make_room, room_truth
 from tests.support import tiny
+from tests.support.loading import as_loaded
 
 ROOMS = [make_room(5, "test", i) for i in range(40)]
 SAID = [(room, item, text) for room in ROOMS for item in room.objects for text in descriptions(room, item)]
@@ -278,7 +279,8 @@ def test_a_box_turns_with_its_scene() -> None:
 def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: FoundationConfig, tmp_path: Path) -> None:
     """A few plain torch steps over one batch of the converted shards; then the box changes what is said."""
     config = tiny.model_config(foundation, train_modalities=(POINT_CLOUD_REGION,), num_points=64)
-    model, text = build_model(config, seed=0).model, text_processor(config)
+    built = build_model(config, seed=0)
+    model, text = built.model, built.text
     data = open_training_data({POINT_CLOUD_REGION: [DataSource(str(world / "train"))]}, seed=0)[POINT_CLOUD_REGION]
     decoder = SampleTransform({"points": PointTransform(64)})
     samples = []
@@ -302,14 +304,9 @@ def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: Fou
     for name in ("llm", "reg"):
         assert losses[-1][name] < 0.9 * losses[0][name], (name, losses[0], losses[-1])
     # By the way of eval.predict: every described object of the held-out scenes once, with its box.
-    trained = {name: value.detach().clone() for name, value in model.trainable_parameters().items()}
-
-    def load(fresh: RegionBLIP) -> None:
-        for name, value in fresh.trainable_parameters().items():
-            value.data.copy_(trained[name])
-
-    job = Job(RunConfig(model=config), world / "test", POINT_CLOUD_REGION, DecodeConfig(num_beams=2, max_new_tokens=6))
-    assert predict(job, load, tmp_path / "said.jsonl") == read_manifest(world / "test").counts["objects"]
+    loaded = as_loaded(built, DecodeConfig(num_beams=2, max_new_tokens=6))
+    job = Job(ManifestReader(world / "test"), POINT_CLOUD_REGION)
+    assert predict(job, loaded, tmp_path / "said.jsonl") == read_manifest(world / "test").counts["objects"]
     rows, _ = read_predictions(tmp_path / "said.jsonl")
     truth = json.loads((world / "raw" / "scanrefer" / "truth.json").read_text())
     for found_row in rows:

@@ -21,7 +21,7 @@ from rb.core.run_file import load_run, to_tree
 from rb.core.text import TextProcessor
 from rb.data.index import ManifestReader
 from rb.data.predictions import read_predictions
-from rb.inference.generate import example_transform
+from rb.inference.load import example_transform
 from rb.inference.predicting import RELEASED_DECODING
 from rb.model import loss_terms
 from rb.model.language import Generation
@@ -252,8 +252,8 @@ def test_released_decoding_preset(foundation: FoundationConfig, text: TextProces
     assert eval.predict.main([*asked, "--out", str(said), "--decode", "released"]) == 0
     assert read_predictions(said)[1]["decoding"] == dataclasses.asdict(decode) | {"prompt": ""}
     # 364 pixels are read as such, and no caption ends before its 8th token.
-    model = build_model(config, seed=0).model
-    decoder = example_transform(config, model, 0, decode.image_size)
+    built = build_model(config, seed=0)
+    model, decoder = built.model, example_transform(built, 0, decode.image_size)
     loaded = ManifestReader(tmp_path / "regions" / "manifest.json").example(0)
     sample = decoder.prediction_sample(loaded, IMAGE_REGION)
     assert sample.inputs.shape == (3, 364, 364)
