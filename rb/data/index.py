@@ -128,7 +128,7 @@ class Index:
         content = np.memmap(file, np.uint8, "r")
         if verify and sha256(content.data) != manifest.index.sha256:
             raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
-        magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size])
+        magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size].tobytes())
         starts = np.cumsum([_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes])
         counted = (len(manifest.shards), manifest.counts["records"], manifest.counts["samples"], size)
         if magic != _MAGIC or (num_shards, num_records, num_samples, int(starts[3])) != counted:
