@@ -200,7 +200,7 @@ class ValidationConfig:
             given += [value_name(VAL, name, modality) for name in ranked if self.num_examples]
         if self.keep_best not in given:
             raise ValueError(
-                f"validation.keep_best: {self.keep_best!r} is no score of this run's validation; they are {', '.join(given)}"
+                f"validation.keep_best: {self.keep_best!r} is not a score of this run's validation; they are {', '.join(given)}"
             )
 
 
@@ -249,7 +249,7 @@ class RunConfig:
     output_dir: str = "runs"
     """The run folder is ``output_dir/name``."""
     init_from: str | None = None
-    """A run folder whose trained parameters this run starts from (warm start; optimizer and step start anew)."""
+    """A run folder whose trained parameters this run starts from (warm start; optimizer and step start from zero)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -110,7 +110,7 @@ class ModelConfig:
     train_modalities: tuple[str, ...] = field(
         default_factory=lambda: tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
     )
-    """Modalities with parameters of their own. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
+    """Modalities that train: each has its own parameters. ``image`` may be listed; then it is no longer bit-exact BLIP-2."""
     text_branch: str = "stage1"
     """Where the Q-Former's text branch comes from: ``stage1``, LAVIS's file, which alone has all of it; ``hub-itm``, the public matching
     model, with BERT's LM head; ``bert``, BERT as it is (the released code)."""

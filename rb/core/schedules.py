@@ -20,8 +20,8 @@ def weighted_round_robin(counts: Counts, seed: int, epoch: int) -> Order:  # noq
     """Turns in proportion to the counts, every prefix as even as can be: uint8 [sum(counts)] of modality numbers.
 
     Tijdeman's chairman assignment (R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980): at turn
-    t, of those whose share `n * t / T` is at least 1 / (2k - 2) ahead of what they got, the one whose deadline is nearest
-    is served. Then every modality has, after every t turns, less than one turn more or less than its share, for any
+    t, of those whose share `n * t / T` is at least 1 / (2k - 2) ahead of their turns so far, the one whose deadline is nearest
+    gets the turn. Then every modality has, after every t turns, less than one turn more or less than its share, for any
     number k of modalities. Integers only: the same everywhere.
     """
     present = [index for index, count in enumerate(counts) if count > 0]
@@ -41,7 +41,7 @@ def weighted_round_robin(counts: Counts, seed: int, epoch: int) -> Order:  # noq
             due = (served[index] + 1) * slack - 1
             if chosen < 0 or due * counts[chosen] < chosen_due * count:
                 chosen, chosen_due = index, due
-        assert chosen >= 0, "chairman assignment: nobody to serve"
+        assert chosen >= 0, "chairman assignment: no modality is due"
         served[chosen] += 1
         order[turn - 1] = chosen
     return order

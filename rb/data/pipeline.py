@@ -1,7 +1,7 @@
 """Loaders: batches of a training run from any step on, and every example of a manifest exactly once for prediction.
 
 What a batch holds is a function of (configuration, step, micro-step, rank), so worker processes only decide how fast it comes. The schedule
-is handed in; this file does not know which orders there are.
+is an argument; this file does not know which orders exist.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class PredictDataset(Dataset[PredictionBatch]):
 
 
 def _start_worker(_worker: int) -> None:
-    """Make a worker process outlive the signals that tell the trainer to stop: it still needs data to finish and save its step.
+    """Make a worker process ignore the signals that ask the trainer to stop: it still needs data to finish and save its step.
 
     Launchers send SIGINT and SIGTERM to the whole process group. Only the trainer's own SIGTERM, sent when it leaves, ends a worker; if the
     trainer dies, torch's watchdog in the worker notices.

@@ -80,7 +80,7 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
     """Every record of a tar, in order.
 
     Raises:
-        FormatError: a member that is no plain file or no part of a record, members of one key apart from each other, a tar that ends
+        FormatError: a member that is not a plain file or not part of a record, members of one key apart from each other, a tar that ends
             early or holds more after its end (Python's reader, and WebDataset's, silently stop at a damaged header).
     """
     path = Path(path)

@@ -40,7 +40,7 @@ class CaptionScores:
         spice_details: id to precision, recall and f per category of tuples; empty where SPICE was skipped.
         attainable: CIDEr and BLEU-4 that a perfect captioner reaches on this set (see ``attainable_scores``).
         skipped: metric to reason and remedy, one line each.
-        tokeniser: ``ptb``, or ``simple`` where there is no Java; scores of the two are not comparable.
+        tokeniser: ``ptb``, or ``simple`` without Java; scores of the two are not comparable.
         versions: of what computed the scores.
     """
 
@@ -119,7 +119,7 @@ def score_captions(
 
 
 def attainable_scores(references: Tokenised) -> dict[str, float]:
-    """CIDEr and BLEU-4 of a captioner that answers each id with that one of its references (of the first 5) that scores highest.
+    """CIDEr and BLEU-4 of a captioner that returns for each id the one of its references (of the first 5) that scores highest.
 
     Short captions cannot reach the metrics' nominal maxima: one of three words has no 4-grams, so it gets at most 7.5 of CIDEr's 10 and
     nothing of BLEU-4; and no caption equals all of several different references.

@@ -1,4 +1,4 @@
-"""A tokeniser and scores that need no Java: for validation while training, and where there is no Java.
+"""A tokeniser and scores that need no Java: for validation while training, and for machines without Java.
 
 Lower-case tokens joined by spaces, punctuation removed, as Stanford's PTB tokeniser gives them for COCO's evaluation. Scores of one
 tokeniser are not compared with scores of the other.
@@ -35,7 +35,7 @@ _TOKEN = re.compile(
 
 
 def simple_tokenise(texts: Sequence[str]) -> list[str]:
-    """A stand-in without Java: equal to PTB on plain captions, not on rare forms (fractions, currency signs, emoticons, addresses)."""
+    """A tokeniser without Java: equal to PTB on plain captions, not on rare forms (fractions, currency signs, emoticons, addresses)."""
     tokenised = []
     for text in texts:
         line = one_line(text).lower()

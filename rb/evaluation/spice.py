@@ -1,7 +1,7 @@
 """SPICE 1.0 as a separate process, on Java 8 to 25.
 
 The wheel of ``pycocoevalcap`` brings SPICE's jar (AGPL-3) and most of its libraries; Stanford CoreNLP 3.6.0 and its models (GPL-3) are the
-user's to fetch, found through ``RB_SPICE_JARS``. None of them is part of this project. What is ours: ``spice_engine/``, the stand-in
+user's to fetch, found through ``RB_SPICE_JARS``. None of them is part of this project. What is ours: ``spice_engine/``, the replacement
 for the JavaScript engine that Java 15 removed and that SPICE prints through. Rebuild it (any JDK), in that folder, with
 
     javac --release 8 -d out JsonPassthrough.java && mkdir -p out/META-INF/services

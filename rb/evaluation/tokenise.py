@@ -1,4 +1,4 @@
-"""Tokenises captions for the metrics: Stanford's PTB tokeniser as COCO's evaluation runs it, or a stand-in where there is no Java.
+"""Tokenises captions for the metrics: Stanford's PTB tokeniser as COCO's evaluation runs it, or a simple one without Java.
 
 Both give lower-case tokens joined by spaces, punctuation removed. Scores of one tokeniser are not compared with scores of the other,
 so whoever tokenises records which it was.

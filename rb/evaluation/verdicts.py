@@ -1,6 +1,6 @@
-"""Shares of captions of which something is true, with their standard error: means of yes and no, per example judged elsewhere.
+"""Shares of correct captions with their standard error: means of yes-or-no verdicts, one per example, from a judge.
 
-A judge is handed in by whoever knows the truth (the toy world does: rb/toy/world/judge.py); this file and rb/evaluation/scoring.py know no scene.
+The judge is an argument: it knows the scenes (for the toy world: rb/toy/world/judge.py); this file and rb/evaluation/scoring.py do not.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from rb.core.seeding import generator
 from rb.data.predictions import Prediction
 
 RESAMPLES = 1000
-# What a judge may say of an example -> what it means. A name that it does not give for an example does not count there.
+# A judge's verdict on an example -> what it means. A verdict that the judge does not give for an example does not count there.
 VERDICTS = {
-    "true": "everything said holds in the scene",
-    "true_elsewhere": "control: the same caption holds in another scene of the file",
-    "true_of_box": "everything said holds of the boxed object",
-    "right_object": "it holds of the boxed object and of no other",
-    "true_of_box_hard": "everything said holds of the boxed object, where another one is of its kind",
-    "right_object_hard": "it holds of the boxed object and of no other, where another one is of its kind",
-    "hard": "share of the regions where another object is of the same kind (shape, and colour where there is one)",
+    "true": "the whole caption is true of the scene",
+    "true_elsewhere": "control: the same caption is true of another scene of the file",
+    "true_of_box": "the whole caption is true of the boxed object",
+    "right_object": "it is true of the boxed object and of no other",
+    "true_of_box_hard": "the whole caption is true of the boxed object, in regions where another object is of the same kind",
+    "right_object_hard": "it is true of the boxed object and of no other, in regions where another object is of the same kind",
+    "hard": "share of the regions where another object is of the same kind (shape, and colour if it has one)",
 }
 Judge = Callable[[Sequence[Prediction]], list[dict[str, bool]]]
 

@@ -22,7 +22,7 @@ def own_column(table: Tensor, row_offset: int) -> Tensor:
 def duplicate_mask(
     object_keys: Tensor, caption_keys: Tensor, all_object_keys: Tensor, all_caption_keys: Tensor, row_offset: int
 ) -> Tensor:
-    """[B, W] bool: other samples that show the same object or have the same caption, so are no negatives.
+    """[B, W] bool: other samples that show the same object or have the same caption, so they are not negatives.
 
     Never true for the row's own column. Keys are int64, [B] here and [W] gathered; equal keys mean the same.
     """

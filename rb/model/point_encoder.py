@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class PointBert(nn.Module):
-    """The encoder. Always in eval mode: its two BatchNorms keep their stored statistics whatever `train()` is told.
+    """The encoder. Always in eval mode: its two BatchNorms keep their stored statistics whatever `train()` is called with.
 
     Args:
         config: sizes.
@@ -211,7 +211,7 @@ class PointBert(nn.Module):
         position = self.pos_embed(centres)
         position = torch.cat((self.cls_pos_embed.expand(len(position), -1, -1).to(position.dtype), position), dim=1)
         for block in self.blocks:
-            tokens = block(tokens + position)  # added anew before every block, as in the original
+            tokens = block(tokens + position)  # added again before every block, as in the original
         return self.norm(tokens)
 
 
@@ -320,7 +320,7 @@ def from_original(checkpoint: Mapping[str, Any], config: PointBertConfig | None 
         own[name] = value.squeeze(-1) if _POINTWISE.fullmatch(name) and value.ndim == 3 else value
     for norm in ("bn1", "bn2"):  # a counter that older files lack and that eval mode never reads
         own.setdefault(f"patch_embed.{norm}.num_batches_tracked", torch.tensor(0))
-    found = infer_config(own, groups_and_heads=(1, 1, 1))  # only what shapes tell
+    found = infer_config(own, groups_and_heads=(1, 1, 1))  # only what shapes show
     if config is not None:
         wrong = [
             f"{name} {getattr(found, name)} (not {getattr(config, name)})"

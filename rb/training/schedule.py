@@ -56,7 +56,7 @@ class Schedule:
         self.samples_per_epoch = dict(samples_per_epoch)
         self.global_batch_size = global_batch_size
         self.seed = seed
-        # Loops ask step after step: the epoch at hand, and the next one that workers fetch ahead, are kept.
+        # Loops ask for one step after another: the current epoch, and the next one that workers fetch ahead, are kept.
         self._turns_of_epoch = lru_cache(maxsize=4)(self._build_epoch)
 
     def __reduce__(self) -> tuple[type[Schedule], tuple[str, dict[str, int], int, int]]:

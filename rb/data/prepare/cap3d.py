@@ -52,7 +52,7 @@ def _open(text: str) -> bool:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """(number of its first line, text) of every row; a row goes on while a quote is open, but not over the start of another."""
+    """(number of its first line, text) of every row; a row continues while a quote is open, but not past the start of another row."""
     pending, start = "", 0
     for number, line in enumerate(lines, 1):
         if pending and _ROW_START.match(line):

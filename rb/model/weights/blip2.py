@@ -33,7 +33,7 @@ _FP32 = ("qformer.", "query_tokens", "language_projection.")  # never rounded to
 
 
 def folder_of(config: ModelConfig) -> HubFolder:
-    """The BLIP-2 folder of a configuration; ``CheckpointError`` where there is none."""
+    """The BLIP-2 folder of a configuration; ``CheckpointError`` if there is none."""
     if not config.foundation.blip2:
         raise CheckpointError(f"{OPTION} is not set; name a Hugging Face BLIP-2 folder in the run file")
     return open_folder(Path(config.foundation.blip2), OPTION)
@@ -45,7 +45,7 @@ def llm_kind(config: Blip2Config) -> str:
 
 
 def blip2_config(folder: Path, llm: str) -> Blip2Config:
-    """The folder's config; an error where it is no BLIP-2, or its LLM not of the kind that ``model.llm`` asks for."""
+    """The folder's config; an error if it is not a BLIP-2, or its LLM not of the kind that ``model.llm`` asks for."""
     tree = read_json(folder / "config.json")
     if tree.get("model_type") != "blip-2":
         raise CheckpointError(f"{folder}/config.json describes a {tree.get('model_type')!r} model, not 'blip-2'")

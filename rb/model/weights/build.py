@@ -35,7 +35,7 @@ PUBLIC_QFORMER_VOCABULARY = 30523  # bert-base-uncased and [DEC]
 
 @dataclass
 class Built:
-    """A model and what else was read of its foundation, so that nobody reads it again.
+    """A model and what else was read of its foundation, so that nothing is read twice.
 
     Attributes:
         ledger: where every weight came from.

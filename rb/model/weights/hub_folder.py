@@ -55,14 +55,14 @@ class HubFolder:
             if twice:
                 raise CheckpointError(
                     f"{shard} repeats {len(twice)} weights of other shards: {listing(twice)}; "
-                    f"files of two checkpoints may be mixed in {self.path}: download it anew"
+                    f"files of two checkpoints may be mixed in {self.path}: download it again"
                 )
             found |= {name: (shard, tensor) for name, tensor in tensors.items()}
         if self.index:
             lost = sorted(self.listed - set(found))
             if lost:
                 raise CheckpointError(
-                    f"{self.index} lists {len(lost)} weights that its shards do not hold: {listing(lost)}; download them anew"
+                    f"{self.index} lists {len(lost)} weights that its shards do not have: {listing(lost)}; download them again"
                 )
         return found
 
@@ -74,7 +74,7 @@ def open_folder(path: Path, option: str) -> HubFolder:
         CheckpointError: no folder, no ``config.json``, no weights, or shards missing; says what to do.
     """
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{option}: {path} is no Hugging Face model folder (it holds no config.json)")
+        raise CheckpointError(f"{option}: {path} is not a Hugging Face model folder (it has no config.json)")
     name = next((name for name in _NAMES if (path / name).is_file()), None)
     if name is None:
         raise CheckpointError(f"{option}: {path} holds none of {', '.join(_NAMES)}; download its weights")

@@ -1,4 +1,4 @@
-"""The loader's book: for every weight of the model, from which file or named rule it came. Nothing twice, nothing left out."""
+"""Records where each weight of the model came from: a file or a named rule; every weight exactly once."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ NEW_STD = 0.02  # BERT's own initializer_range: cross-attention, the queries' fe
 
 
 def point_qformer_start(model: RegionBLIP, config: ModelConfig, seed: int, ledger: Ledger, reader: Reader) -> Weights:
-    """Target name -> (tensor, origin) of every weight of the second Q-Former but its LoRA; empty where there is none.
+    """Target name -> (tensor, origin) of every weight of the second Q-Former but its LoRA; empty if there is none.
 
     Raises:
         CheckpointError: no BERT where one is asked for, or one without these weights.

@@ -1,6 +1,6 @@
 """The point encoder from a file: Point-BERT's own containers, ULIP and ULIP-2 (xyz or coloured), PointLLM. Used by ``build.py``.
 
-What the tensors are called is ``rb/model/point_encoder.py``'s business; here are files, sizes that leave no trace in shapes, and the book.
+The tensors' names are in ``rb/model/point_encoder.py``. Here: files, sizes that cannot be seen in shapes, and the ledger.
 """
 
 from __future__ import annotations

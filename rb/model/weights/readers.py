@@ -50,7 +50,7 @@ class _Ignored:
         pass
 
 
-# Point-BERT and ULIP files hold these; the names are resolved to the stand-in above, so that nothing of theirs is called.
+# Point-BERT and ULIP files hold these; the names are resolved to the empty class above, so that no code of theirs is called.
 _HARMLESS: list[Any] = [
     (_Ignored, name)
     for name in (
@@ -147,7 +147,7 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ``CheckpointError`` names the file where there is none."""
+    """A JSON object from a file; ``CheckpointError`` names the file if it does not hold one."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check model.foundation in the run file")
     try:

@@ -1,7 +1,7 @@
 """Reads the released RegionBLIP checkpoints (``regionblip_opt-2.7b.pth`` and its siblings) into a model with the released variants.
 
 Those files hold what was trained, and with it buffers and tied copies of frozen weights; BLIP-2, the LLM and Point-BERT come from the
-foundation. Every key has a place in this model or a reason to be left out; copies of frozen weights are held against the foundation.
+foundation. Every key has a place in this model or a reason to be left out; copies of frozen weights are compared with the foundation.
 Who uses it: ``rb/training/import_released.py``, which writes the result as a run folder.
 """
 
@@ -169,7 +169,7 @@ def place_of(key: str) -> str | None:
 
 
 def _idle(model: RegionBLIP, key: str) -> str:
-    """Why a known weight has no place in this model, empty where there is no good reason."""
+    """Why a known weight has no place in this model, empty if there is no good reason."""
     found = re.search(rf"_{_M}(\.(weight|bias))?$", key)
     modality = MODALITY[found["m"]] if found else ""
     of_images = modality in (IMAGE, IMAGE_REGION)

@@ -254,4 +254,4 @@ def test_the_command_says_what_is_wrong_in_one_line(
     assert "missing: none" in said
     assert "  image_region: " in said
     assert main(["weights", "check", "--run", str(run), "model.text_branch=hub-itm"]) == 2
-    assert "is no Hugging Face model folder" in capsys.readouterr().err
+    assert "is not a Hugging Face model folder" in capsys.readouterr().err
