@@ -1,20 +1,38 @@
-"""Cards of a gallery: a picture, the predictions with their model, the references. Used by every page that shows examples."""
+"""Cards of a gallery: a picture, the captions predicted for it, the references. Used by every page that shows examples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rb.drawing.page import Html, esc
+from rb.drawing.page import Html, esc, note
 
 MAX_REFERENCES = 5
 BOXES = Html('<label class="boxes"><input type="checkbox" checked>boxes</label>')  # hides and shows a group's boxes
 
 
-def switch(views: Sequence[tuple[str, str, str]]) -> Html:
-    """Buttons of a ``.group`` that show the cards with ``data-VIEW`` (its order); the first is on. (view, button, sentence) each.
+def group(
+    title: str, views: Sequence[tuple[str, str, str]], cards: str, boxes: bool, about: str = "", problem: str = ""
+) -> Html:
+    """Cards under a title, with the controls that choose among them.
 
-    The sentence goes into the group's ``.which``.
+    Args:
+        title: of the group.
+        views: (view, button, sentence) each: the button shows the cards with ``data-VIEW``, in its order, under the sentence. The first
+            is on at the start, so cards of the others only start hidden. Several get buttons.
+        cards: of ``card``.
+        boxes: whether there are boxes to hide and show.
+        about: follows the sentence.
+        problem: why pictures are missing.
     """
+    controls = (BOXES if boxes else "") + (_switch(views) if len(views) > 1 else "")
+    return Html(
+        f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
+        f'<p class="soft"><span class="which">{esc(views[0][2])}</span> {esc(about)}</p>'
+        f'{note(problem, warn=True) if problem else ""}<div class="cards">{cards}</div></div>\n'
+    )
+
+
+def _switch(views: Sequence[tuple[str, str, str]]) -> Html:
     buttons = "".join(
         f'<button type="button" data-view="{esc(view)}" data-which="{esc(which)}" aria-pressed="{"false" if k else "true"}">'
         f"{esc(label)}</button>"
@@ -23,28 +41,33 @@ def switch(views: Sequence[tuple[str, str, str]]) -> Html:
     return Html(f'<div class="switch" role="group" aria-label="which examples">{buttons}</div>')
 
 
-def voice(who: str, text: str, score: float | None, faint: bool = False) -> Html:
-    """One prediction: which model made it, its CIDEr (0 to 10; shown times 100), its text."""
+def prediction(model: str, text: str, score: float | None, faint: bool = False) -> Html:
+    """One predicted caption: which model made it, its CIDEr (0 to 10; shown times 100), the text."""
     shown = "" if score is None else f"CIDEr {100 * score:.0f}"
     return Html(
-        f'<div><div class="who"><span>{esc(who)}</span><span>{shown}</span></div>'
-        f'<div class="said{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'
+        f"<div>{caption_line(model, shown)}"
+        f'<div class="prediction{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'
     )
 
 
-def card(shown: Html, said: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
-    """Picture, predictions (HTML), references, id."""
+def caption_line(left: str, right: str = "") -> Html:
+    """The small line above a text: what it is, and a number or box."""
+    return Html(f'<div class="who"><span>{esc(left)}</span><span>{esc(right)}</span></div>')
+
+
+def card(picture: Html, texts: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
+    """Picture, texts (HTML; predictions), references, id."""
     different = list(dict.fromkeys(references))
     more = len(different) - MAX_REFERENCES
     listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
     listed += f"<li>and {more} more</li>" if more > 0 else ""
     return Html(
-        f'<article class="card" {attributes}><div class="media">{shown}</div>'
-        f'<div class="words">{said}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
+        f'<article class="card" {attributes}><div class="media">{picture}</div>'
+        f'<div class="words">{texts}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
         f'<div class="id mono">{esc(sample_id)}</div></article>'
     )
 
 
 def missing(why: str) -> Html:
-    """A sentence in place of a picture."""
+    """What stands in a picture's place."""
     return Html(f'<div class="missing">{esc(why)}</div>')

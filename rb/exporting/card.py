@@ -130,7 +130,7 @@ def score_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
             if value is not None:
                 lines.append(
                     f"| {result['dataset']} | {result['split']} | {result['num_examples']} | {metric.label} | {100 * value:.1f} | "
-                    f"{result.get('reference_policy') or 'not said'} | {result['tokeniser']} | {decoding or 'not said'} |"
+                    f"{result.get('reference_policy') or 'unknown'} | {result['tokeniser']} | {decoding or 'unknown'} |"
                 )
     return lines
 

@@ -12,14 +12,13 @@ from typing import Any
 from rb.core.metrics import COMPARISON, shown_in
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_PREDICTIONS
-from rb.drawing.cards import BOXES, card, missing, switch, voice
+from rb.drawing.cards import card, group, prediction
 from rb.drawing.intervals import interval_chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
 from rb.evaluation.comparing import read_side
 from rb.evaluation.paper import printed, read_paper, table1_rows
-from rb.pages.pictures import load_examples, picture
+from rb.pages.pictures import LEFT_OUT, PICTURE_BUDGET, load_examples, picture
 
-PICTURE_BUDGET = 6_000_000  # bytes of cards on a page
 _ABSENT = Html('<span class="soft">-</span>')
 
 
@@ -195,24 +194,19 @@ def _apart(names: tuple[str, str], first: str, other: Mapping[str, Any], budget:
     for view in shown:
         for place, one in enumerate(groups[view]):
             row = side.rows[one["id"]]
-            seen = (
-                picture(row.modality, sources.get(row.id), row.box, row.id)
-                if len(cards) < budget
-                else missing("left out to keep the page small")
-            )
-            said: str = voice(names[1], one["predictions"][1], one["CIDEr"][1])
-            said += voice(names[0], one["predictions"][0], one["CIDEr"][0], faint=True)
+            inside = len(cards) < budget
+            seen = picture(row.modality, sources.get(row.id), row.box, row.id) if inside else LEFT_OUT
+            texts: str = prediction(names[1], one["predictions"][1], one["CIDEr"][1])
+            texts += prediction(names[0], one["predictions"][0], one["CIDEr"][0], faint=True)
             hidden = "" if view == shown[0] else " hidden"
-            cards += card(seen, said, one["references"], one["id"], f'data-{view}="{place}"{hidden}')
-    sentences = {
-        view: f"{len(groups[view])} examples in which {names[1]} {view} most CIDEr against {names[0]}."
+            cards += card(seen, texts, one["references"], one["id"], f'data-{view}="{place}"{hidden}')
+    views = [
+        (
+            view,
+            view.capitalize(),
+            f"{len(groups[view])} examples in which {names[1]} {view} most CIDEr against {names[0]}.",
+        )
         for view in shown
-    }
-    controls = switch([(view, view.capitalize(), sentences[view]) for view in shown])
-    if modality_spec(other["modality"]).regional:
-        controls = Html(BOXES + controls)
-    return Html(
-        f'<div class="group"><div class="bar"><h3>{esc(names[1])} against {esc(names[0])}: the examples furthest apart</h3>'
-        f'<div class="controls">{controls}</div></div><p class="soft"><span class="which">{esc(sentences[shown[0]])}</span></p>'
-        f'{note(problem, warn=True) if problem else ""}<div class="cards">{cards}</div></div>\n'
-    )
+    ]
+    title = f"{names[1]} against {names[0]}: the examples furthest apart"
+    return group(title, views, cards, modality_spec(other["modality"]).regional, problem=problem)

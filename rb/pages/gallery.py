@@ -1,6 +1,6 @@
 """The report's gallery: examples of a run's predictions as cards, as in the paper's figures 2 to 5.
 
-A card holds the picture, what is said of it after and before training, and the references; per set a switch shows random examples, the
+A card holds the picture, the captions predicted after and before training, and the references; per set a switch shows random examples, the
 best or the worst. Reads `RUN_DIR/predictions/*.jsonl` and the scores per example where there are any.
 """
 
@@ -17,14 +17,13 @@ from rb.core.run_layout import RUN_METRICS, RUN_PREDICTIONS
 from rb.core.seeding import generator
 from rb.data.formats import Prediction, read_predictions
 from rb.data.index import Loaded
-from rb.drawing.cards import BOXES, card, missing, switch, voice
-from rb.drawing.page import Html, esc, note
+from rb.drawing.cards import card, group, prediction
+from rb.drawing.page import Html, note
 from rb.evaluation.scoring import VARIANTS, examples_path
 from rb.evaluation.table import ROW_NAMES
-from rb.pages.pictures import load_examples, picture
+from rb.pages.pictures import LEFT_OUT, PICTURE_BUDGET, load_examples, picture
 from rb.sources.table import source_of
 
-PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
 VIEWS = {"random": "Random", "best": "Best", "worst": "Worst"}
 
 
@@ -51,7 +50,7 @@ class PredictionFile:
 
     @property
     def label(self) -> str:
-        """Who speaks: the row of the table, and the checkpoint's step."""
+        """Which model made it: the row of the table, and the checkpoint's step."""
         checkpoint = self.meta.get("checkpoint") or {}
         name = ROW_NAMES.get((self.variant, bool(checkpoint)), self.variant)
         step = checkpoint.get("step")
@@ -59,7 +58,7 @@ class PredictionFile:
 
     @property
     def rank(self) -> tuple[int, int, str]:
-        """Trained models speak first, controls last."""
+        """Trained models stand first, controls last."""
         order = ("checkpoint", *VARIANTS)
         return ["after", "before", "control"].index(self.when), order.index(self.variant), self.path.name
 
@@ -128,18 +127,8 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
         cards.append(card)
     spec = modality_spec(next(iter(lead.rows.values())).modality)
     entries = [(view, VIEWS[view], _which(view, views, lead)) for view in views]
-    controls = switch(entries) if len(entries) > 1 else Html("")
-    if spec.regional:
-        controls = Html(BOXES + controls)
-    about = [
-        _before(files),
-        source_of(spec.name).page_hint,
-    ]
-    return Html(
-        f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
-        f'<p class="soft"><span class="which">{esc(_which("random", views, lead))}</span> {esc(" ".join(filter(None, about)))}</p>'
-        f'{note(problem, warn=True) if problem else ""}<div class="cards">{"".join(cards)}</div></div>\n'
-    )
+    about = " ".join(filter(None, [_before(files), source_of(spec.name).page_hint]))
+    return group(title, entries, "".join(cards), spec.regional, about, problem)
 
 
 def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:
@@ -166,8 +155,8 @@ def _card(
     loaded: Loaded | None,
     with_picture: bool,
 ) -> Html:
-    said = "".join(
-        voice(
+    predictions = "".join(
+        prediction(
             f"{file.when} · {file.label}",
             file.rows[row.id].prediction,
             file.scores.get(row.id),
@@ -176,8 +165,6 @@ def _card(
         for file in files
         if row.id in file.rows
     )
-    shown = (
-        picture(row.modality, loaded, row.box, row.id) if with_picture else missing("left out to keep the page small")
-    )
+    shown = picture(row.modality, loaded, row.box, row.id) if with_picture else LEFT_OUT
     data = " ".join(f'data-{view}="{place}"' for view, place in places.items())
-    return card(shown, said, row.references, row.id, data + ("" if "random" in places else " hidden"))
+    return card(shown, predictions, row.references, row.id, data + ("" if "random" in places else " hidden"))

@@ -16,6 +16,9 @@ from rb.drawing.cards import missing
 from rb.drawing.page import Html
 from rb.sources.table import source_of
 
+PICTURE_BUDGET = 6_000_000  # bytes of cards on a page; a browser opens 10 MB pages at once
+LEFT_OUT = missing("left out to keep the page small")  # in a picture's place beyond the budget
+
 
 def load_examples(
     path: Path, rows: Mapping[str, Prediction], meta: Mapping[str, Any], ids: Sequence[str]

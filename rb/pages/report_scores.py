@@ -106,7 +106,7 @@ def _truth_table(metrics: Sequence[Mapping[str, Any]]) -> Html:
 
 def _set_line(one: Mapping[str, Any]) -> str:
     parts = [f"{one['num_examples']:,} captions", f"{one.get('num_references', '?')} references"]
-    parts.append(f"reference policy: {one.get('reference_policy') or 'not said'}")
+    parts.append(f"reference policy: {one.get('reference_policy') or 'unknown'}")
     parts.append(f"set {str(one['set_sha256'])[:12]}")
     if one["tokeniser"] != "ptb":
         parts.append("tokenised without Java, not comparable with published scores")
@@ -129,12 +129,12 @@ def _percent(value: object) -> str:
 def _decoding(value: object) -> str:
     """The settings that matter most, in words; all of them stand in the metrics file."""
     if not isinstance(value, dict):
-        return str(value or "not said")
-    said = [f"beam {value['num_beams']}"] if "num_beams" in value else []
+        return str(value or "unknown")
+    shown = [f"beam {value['num_beams']}"] if "num_beams" in value else []
     if "max_new_tokens" in value:
-        said.append(f"{value.get('min_new_tokens', 1)}-{value['max_new_tokens']} tokens")
+        shown.append(f"{value.get('min_new_tokens', 1)}-{value['max_new_tokens']} tokens")
     if value.get("image_size"):
-        said.append(f"{value['image_size']} px")
+        shown.append(f"{value['image_size']} px")
     if value.get("length_penalty", 1.0) != 1.0:
-        said.append(f"length penalty {value['length_penalty']}")
-    return ", ".join(said) or ", ".join(f"{k} {v}" for k, v in value.items())
+        shown.append(f"length penalty {value['length_penalty']}")
+    return ", ".join(shown) or ", ".join(f"{k} {v}" for k, v in value.items())

@@ -1,4 +1,4 @@
-"""``rb data show``: a page of a manifest's examples, each with its picture or cloud, its box, and all that is said of it.
+"""``rb data show``: a page of a manifest's examples, each with its picture or cloud, its box, and all its captions.
 
 For looking at data before training on them. Every record shown is checked against its digest as it is when training reads it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
-from rb.drawing.cards import BOXES, card
+from rb.drawing.cards import BOXES, caption_line, card
 from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
@@ -66,8 +66,8 @@ def _card(reader: ManifestReader, number: int) -> Html:
     loaded = reader.example(number)
     box = loaded.item.box if loaded.item else None
     numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
-    said = Html(f'<div><div class="who"><span>example {number}</span><span>{esc(numbers)}</span></div></div>')
-    return card(picture(reader.manifest.modality, loaded, box, loaded.id), said, loaded.references, loaded.id)
+    head = Html(f"<div>{caption_line(f'example {number}', numbers)}</div>")
+    return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, loaded.references, loaded.id)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from rb.core.metrics import while_training
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_VALIDATION
 from rb.data.index import Loaded, ManifestReader
-from rb.drawing.cards import card, voice
+from rb.drawing.cards import card, prediction
 from rb.drawing.page import Html, esc, section, write_page
 from rb.pages.pictures import picture
 
@@ -56,15 +56,16 @@ def write_samples_page(
     Args:
         run_dir: the run folder.
         step: after how many steps.
-        samples: per modality the examples and what was said of them.
+        samples: per modality the examples and their predicted captions.
         scores: the validation's values by metric name.
     """
     html = f"<header><h1>{esc(run_dir.name)}, validation after step {step:,}</h1></header>"
-    for modality, said in samples.items():
+    for modality, predicted in samples.items():
         shown = [f"{m.label} {100 * scores[value_name(VAL, m.name, modality)]:.1f}" for m in while_training()]
         title = ", ".join([modality.replace("_", " "), *shown])
         cards = "".join(
-            card(one.picture, voice("caption", caption, None), one.references, one.id) for one, caption in said
+            card(one.picture, prediction("caption", caption, None), one.references, one.id)
+            for one, caption in predicted
         )
         html += section(modality, title, f'<div class="cards">{cards}</div>')
     folder = run_dir / RUN_VALIDATION

@@ -174,7 +174,7 @@ def test_a_panel_per_term_and_a_curve_per_modality(report: Page, run_dir: Path) 
     assert "no finite values" in panels["gradient norm"]
 
 
-def test_gallery_shows_boxes_clouds_and_all_voices(report: Page) -> None:
+def test_gallery_shows_boxes_clouds_and_all_predictions(report: Page) -> None:
     # 5 images, 7 regions of 5 images, 5 clouds, 7 regions of clouds
     assert len(report.all("article", "card")) == 24
     images = [a["href"] or "" for a in report.all("image")]

@@ -192,7 +192,7 @@ def test_the_samples_are_the_captions_of_prediction(runs: Path, tmp_path: Path) 
     assert len(shown) == 4
     for card in shown:
         row = predicted[next(iter(ids_of(card)))]
-        assert f'<div class="said">{html.escape(row.prediction)}</div>' in card
+        assert f'<div class="prediction">{html.escape(row.prediction)}</div>' in card
         assert all(f"<li>{html.escape(reference)}</li>" in card for reference in row.references)
 
 
