@@ -1,4 +1,13 @@
-"""Shared fixtures: offline, one CPU thread per process, one tiny foundation for the whole session."""
+"""Shared fixtures: offline, one CPU thread per process, one tiny foundation for the whole session.
+
+What tests share, so that none makes it again:
+    ``foundation`` (here)              a tiny random BLIP-2, text branch and Point-BERT on disk; ``support.tiny`` makes configurations and batches
+    ``support.small_data``             tiny shards of every modality
+    ``support.exported.make_run``      a run folder with random trained parameters, without training
+    ``support.processes``              ranks and jobs as real processes in 0.1 s: forks of one server that has imported the libraries
+    ``support.browser``                a headless Chromium
+    ``support.weights_files``          checkpoint files in every public layout
+"""
 
 from __future__ import annotations
 
@@ -39,3 +48,9 @@ def seeded() -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries under test may draw from it)
     torch.manual_seed(seed)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files come first, then those that start processes: `make test` gives each file to one of two workers, none slow may be last."""
+    slow, dist = ({item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "dist"))
+    items.sort(key=lambda item: 0 if item.path in slow else 1 if item.path in dist else 2)

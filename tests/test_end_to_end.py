@@ -106,6 +106,7 @@ def predicted(world: Path, run_file: Path, run_dir: Path) -> Callable[[str, bool
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_image_captions_are_the_same_before_and_after_training(predicted: Callable[[str, bool], Path]) -> None:
     (before, _), (after, meta) = (read_predictions(predicted("image", trained)) for trained in (False, True))

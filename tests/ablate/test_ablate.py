@@ -59,6 +59,7 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory, foundation: FoundationCo
     return folder / "plan.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # seven processes that each start torch: slow on a busy machine
 def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = plan_file.parent / "out"

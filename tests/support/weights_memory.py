@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from tests.support import tiny
+from tests.support.processes import finish, start
 
 WIDTH, LAYERS_PER_GB = 1024, 18  # 12.6 million numbers, 50 MB in fp32, a layer
 
@@ -55,17 +55,8 @@ def write_checkpoint(folder: Path, gigabytes: float, num_shards: int) -> tuple[i
 
 def measure(folder: Path, num_ranks: int = 2) -> list[dict[str, int]]:
     """Load on all ranks at once; for each the bytes at the start and at the peak. In a process of its own, from which the ranks fork."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.weights_memory",
-        "--ranks-of",
-        str(folder),
-        "--ranks",
-        str(num_ranks),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=900, check=True)
-    found: list[dict[str, int]] = json.loads(done.stdout.strip().splitlines()[-1])
+    output = finish(start("tests.support.weights_memory", "--ranks-of", folder, "--ranks", num_ranks), timeout=900)
+    found: list[dict[str, int]] = json.loads(output.strip().splitlines()[-1])
     return found
 
 

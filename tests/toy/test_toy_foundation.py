@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import rb.toy
 from rb.model.point_encoder import PointBert, PointBertConfig, from_original
-from rb.toy import pretraining as pretrain
+from rb.toy.pretraining import __main__ as pretrain
 from rb.toy.pretraining.data import SEED, to_pixels
 from rb.toy.pretraining.export import SEEING, SPEAKING
 from rb.toy.pretraining.score import captions_of, load_foundation
@@ -126,6 +126,7 @@ def test_point_bert_loads_from_its_original_names():
     assert tokens.std(dim=1).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_pretraining_runs_whole_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(pretrain, "STAGES", dict.fromkeys(pretrain.STAGES, (2, 130)))
     for stage in ("vision", "language", "points", "t5_language"):

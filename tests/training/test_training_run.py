@@ -104,6 +104,7 @@ def final_state(run_dir: Path) -> checkpoint.TrainState:
     return checkpoint.load_state(found)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     config = open_run(run_file)

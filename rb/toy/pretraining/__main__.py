@@ -49,7 +49,8 @@ _ALONE: dict[str, Callable[[int, int], tuple[dict[str, Tensor], dict[str, float]
     "t5_language": train_t5_language,
 }
 _AFTER = ("bridge", "settle", "speech", "t5_settle")  # each needs those before it
-_LEAST = 300  # scenes, documents or clouds: whole batches and held-out rows
+_LEAST = 128  # scenes or clouds: two whole batches
+_LEAST_DOCUMENTS = 300  # of which 200 are held out
 _TIED = "lm_head.weight"  # OPT's output matrix is its embedding, T5's is not
 
 
@@ -92,7 +93,8 @@ def _run_after(stage: str, work: Path, steps: int, amount: int) -> tuple[dict[st
 def run_stage(stage: str, work: Path, scale: float) -> None:
     """One stage, unless it is there already."""
     torch.set_num_threads(1)
-    steps, amount = round(STAGES[stage][0] * scale) or 1, max(_LEAST, round(STAGES[stage][1] * scale))
+    least = _LEAST_DOCUMENTS if stage.endswith("language") else _LEAST
+    steps, amount = round(STAGES[stage][0] * scale) or 1, max(least, round(STAGES[stage][1] * scale))
     if _finished(work, stage, steps):
         return
     began = time.monotonic()
