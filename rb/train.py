@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _complete_environment(args.local_rank)
     from rb.core import dist
     from rb.core.run_paths import open_run
-    from rb.training.loop import train
+    from rb.training.loop import finish, prepare, start_tracking, take_steps
     from rb.training.run_folder import saved_run
 
     dist.init()
@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run)
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
-        code = train(config, args.resume, stop, args.allow)
+        run = prepare(config, args.resume, args.allow)
+        with start_tracking(run, resumed=args.resume is not None) as tracker:
+            code = take_steps(run, tracker, stop)
+            finish(run, tracker, code)
     except FailedElsewhereError:
         return WRONG_REQUEST
     except (ValueError, OSError) as error:

@@ -59,30 +59,18 @@ class Run:
     meta: dict[str, Any]
 
 
-def train(config: RunConfig, resume: Path | None, stop: StopRequest, allow: Sequence[str] = ()) -> int:
-    """Train to the end, or until asked to stop. Returns the exit code: FINISHED, STOPPED or ABORTED.
+def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -> Run:
+    """Open the data, claim the folder, build the model, put it under the engine, take over a checkpoint.
 
     Args:
         config: the run.
         resume: the run folder to continue; none starts a new one.
-        stop: the signals that ask to stop.
         allow: "foundation" accepts an ``init_from`` that was trained on another foundation.
 
     Raises:
-        ValueError: anything a user can put right, named.
+        ValueError: a user error; the message says how to fix it.
     """
     logging.getLogger("rb.training").addHandler(logging.NullHandler())  # ranks other than 0 say nothing
-    run = prepare(config, resume, allow)
-    with start_tracking(run, resumed=resume is not None) as tracker:
-        code = take_steps(run, tracker, stop)
-        tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
-    run.engine.close()
-    dist.barrier()  # nobody leaves while rank 0 still writes: a launcher takes the first that leaves for the end
-    return code
-
-
-def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -> Run:
-    """Open the data, claim the folder, build the model, put it under the engine, take over a checkpoint."""
     if config.train.num_threads:
         torch.set_num_threads(config.train.num_threads)
     device = dist.device()
@@ -120,7 +108,10 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
 
 
 def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
-    """The loop: one optimizer step after another, metrics and checkpoints in between."""
+    """The loop: one optimizer step after another, metrics and checkpoints in between, to the end or until asked to stop.
+
+    Returns the exit code: FINISHED, STOPPED or ABORTED.
+    """
     train_config, engine = run.config.train, run.engine
     batches = open_batches(run)
     window, bad_in_a_row = Window(train_config.global_batch_size, run.device), 0
@@ -165,6 +156,13 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             return STOPPED
     bar.close()
     return FINISHED
+
+
+def finish(run: Run, tracker: Tracker, code: int) -> None:
+    """Close what ``prepare`` and ``start_tracking`` opened, once the loop has returned its exit code. Collective."""
+    tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
+    run.engine.close()
+    dist.barrier()  # nobody leaves while rank 0 still writes: a launcher takes the first that leaves for the end
 
 
 def open_batches(run: Run) -> Iterator[Batch]:

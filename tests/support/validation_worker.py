@@ -13,10 +13,11 @@ import torch
 
 from rb.checkpoints import checkpoint
 from rb.core import dist
+from rb.core.config import RunConfig
 from rb.core.exit_codes import leave
 from rb.core.run_file import load_run
 from rb.training.agree import StopRequest
-from rb.training.loop import FINISHED, STOPPED, train
+from rb.training.loop import FINISHED, STOPPED, finish, prepare, start_tracking, take_steps
 from rb.training.run_folder import saved_run
 
 ON = ("validation.every=3",)
@@ -34,6 +35,15 @@ class StopAfter(StopRequest):
         if self.left == 0:
             self.reason = "the test"
         return super().agreed(device)
+
+
+def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
+    """As rb/train.py does."""
+    run = prepare(config, resume)
+    with start_tracking(run, resumed=resume is not None) as tracker:
+        code = take_steps(run, tracker, stop)
+        finish(run, tracker, code)
+    return code
 
 
 def main(run_file: Path, held_out: Path) -> None:
