@@ -34,7 +34,7 @@ LLM_TARGETS = (
     ("query", "value"),  # BERT's kind
     ("qkv_proj",),  # Phi-3
     ("c_attn",),  # GPT-2 (Conv1D)
-    ("query_key_value",),  # GPT-NeoX, BLOOM, Falcon
+    ("query_key_value",),  # BLOOM, Falcon
 )
 
 

@@ -13,8 +13,12 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
     LlamaConfig,
     OPTConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -132,6 +136,14 @@ def text_config(llm: str, vocabulary: int) -> dict[str, object]:
     sizes = {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
     if llm == "llama":
         return LlamaConfig(intermediate_size=24, num_key_value_heads=1, **sizes, **ids).to_dict()
+    if llm == "phi3":  # query, key and value in one layer, qkv_proj
+        return Phi3Config(intermediate_size=24, num_key_value_heads=1, **sizes, **ids).to_dict()
+    if llm == "gpt2":  # the same, c_attn, whose weight is stored transposed (Conv1D)
+        return GPT2Config(n_embd=20, n_layer=2, n_head=2, n_positions=64, n_inner=24, **ids).to_dict()
+    if llm == "bloom":  # the same, query_key_value
+        return BloomConfig(hidden_size=20, n_layer=2, n_head=2, **ids).to_dict()
+    if llm == "gemma2":  # bounds its attention logits, which sdpa cannot
+        return Gemma2Config(intermediate_size=24, num_key_value_heads=1, head_dim=10, **sizes, **ids).to_dict()
     return OPTConfig(word_embed_proj_dim=20, ffn_dim=24, **sizes, **ids).to_dict()
 
 

@@ -224,6 +224,11 @@ def _module(
         if (folder.path / "generation_config.json").is_file():
             blip2.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
+        if "scaled_dot_product_attention" in str(error) and llm_attention != "eager":
+            llm = settings.text_config.model_type
+            raise CheckpointError(
+                f"model.attention: {config.attention!r} is not available for the {llm} LLM of {folder.path}; set model.attention=eager"
+            ) from error
         raise CheckpointError(f"transformers cannot load {folder.path}: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
