@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box
+from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box, points_in_box
 from rb.sources.images import decode_image
 
 BOX_FORMATS = ("pixels", "normalised")
@@ -128,7 +128,7 @@ def image_box(box: Sequence[float], size: tuple[int, int], box_format: str, wher
 
 
 def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: str) -> None:
-    """``InputError`` where a box (min xyz, max xyz in the cloud's own units) is empty or does not touch the cloud."""
+    """``InputError`` where a box (min xyz, max xyz in the cloud's own units) is empty or holds none of the cloud's points."""
     if cloud_box_problem(box) is not None:
         raise InputError(f"{where}: {list(box)} is empty or not finite; it must be min x y z, max x y z with min < max")
     low, high = points[:, :3].min(axis=0), points[:, :3].max(axis=0)
@@ -137,6 +137,8 @@ def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: st
         raise InputError(
             f"{where}: {list(box)} lies outside the cloud, which reaches from {extent}; boxes are in the cloud's own units"
         )
+    if not points_in_box(points, box):
+        raise InputError(f"{where}: {list(box)} holds none of the cloud's {len(points)} points; give a box that does")
 
 
 def check_box_format(box_format: str | None) -> str:

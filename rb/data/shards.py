@@ -67,7 +67,9 @@ class _Collector:
             raise FormatError(
                 f"{where}: split {record.split!r} in a set of {self.split!r}; one manifest holds one split"
             )
-        source.check(Stored(media, record.size, where))
+        stored = Stored(media, record.size, where)
+        source.check(stored)
+        source.check_regions(stored, [item.box for item in record.objects])
 
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""

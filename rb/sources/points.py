@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rb.core.boxes import cloud_box_problem, frame_to_unit, released_corners, transform_cloud_box
+from rb.core.boxes import cloud_box_problem, frame_to_unit, points_in_box, released_corners, transform_cloud_box
 from rb.core.model_config import CLOUD_BOX_DIMS, ModelConfig
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError
@@ -219,6 +219,18 @@ class PointSource(Source[PointTransform]):
     def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:  # noqa: ARG002 (a cloud has none)
         """Without volume."""
         return cloud_box_problem(box)
+
+    def check_regions(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> None:
+        """Every box holds points: boxes of another coordinate frame than the points' are wrong without any other sign."""
+        if not boxes:
+            return
+        points = decode_points(stored.media, stored.where)
+        for i, box in enumerate(boxes):
+            if not points_in_box(points, box):
+                raise FormatError(
+                    f"{stored.where}: objects[{i}]: box {list(box)} holds none of the {len(points)} points; are box and points in the same "
+                    "coordinate frame? Reject the object if so"
+                )
 
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> PointTransform:
         """The run's number of points, frame and form of boxes."""

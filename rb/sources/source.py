@@ -114,6 +114,12 @@ class Source(ABC, Generic[Transform]):
     def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:
         """Why a record's box cannot be used, in a few words; none if it can."""
 
+    def check_regions(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> None:
+        """``FormatError`` unless something of the media lies in each of a record's boxes; ``check`` and ``box_problem`` found no fault.
+
+        Nothing to do for a source whose media fill their whole extent, as images do.
+        """
+
     @abstractmethod
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> Transform:
         """How this model wants its inputs."""

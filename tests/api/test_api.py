@@ -80,7 +80,7 @@ def test_each_image_is_encoded_once_and_the_texts_are_those_of_single_calls(
     encoded.clear()
     cloud = clouds(1)[0]
     low, high = cloud.min(0), cloud.max(0)
-    cloud_boxes = [[*low, *high], [*low, *(low + high) / 2], [*(low + high) / 2, *high]]
+    cloud_boxes = [[*low, *high], [*low, *(low + 2 * high) / 3], [*(2 * low + high) / 3, *high]]
     texts = model.caption_points(cloud, cloud_boxes)
     assert encoded == [1]
     assert texts == [model.caption_points(cloud, box) for box in cloud_boxes]
@@ -171,6 +171,7 @@ def test_errors_say_what_is_wrong_and_what_would_be_right(model: RegionBLIP) -> 
     image, cloud = pictures(1)[0], clouds(1)[0]
     bad = cloud.copy()
     bad[7, 1] = np.nan
+    low = cloud.min(axis=0)
     cases = {
         r"box_format: None; say 'pixels' or 'normalised'": lambda: model.caption(image, BOXES[0]),
         r"boxes\[0\]\[1\]: .*leans out of the image of 23 x 17": lambda: model.caption(
@@ -190,6 +191,7 @@ def test_errors_say_what_is_wrong_and_what_would_be_right(model: RegionBLIP) -> 
         r"points\[0\]: 1 of 40 points are not finite.*first 7": lambda: model.caption_points(bad),
         r"points\[0\]: shape \(40, 2\)": lambda: model.caption_points(cloud[:, :2]),
         r"lies outside the cloud": lambda: model.caption_points(cloud, [50, 50, 50, 60, 60, 60]),
+        r"holds none of the cloud's 40 points": lambda: model.caption_points(cloud, [*low, *(low + 1e-3)]),
         r"min x y z, max x y z with min < max": lambda: model.caption_points(cloud, [1, 1, 1, 0, 2, 2]),
         r"give \[6\] or \[n, 6\]": lambda: model.caption_points(cloud, BOXES[0]),
     }

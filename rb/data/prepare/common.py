@@ -34,6 +34,7 @@ class Reason:
     BOXES_UNREADABLE = "boxes_unreadable"
     BOX_EMPTY = "box_empty"
     BOX_OUTSIDE_CLOUD = "box_outside_cloud"
+    BOX_WITHOUT_POINTS = "box_without_points"
     BOX_OUTSIDE_IMAGE = "box_outside_image"
     DUPLICATE_SOURCE = "duplicate_source"
     EMPTY_CAPTION = "empty_caption"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rb.core.boxes import cloud_box_problem
+from rb.core.boxes import cloud_box_problem, points_in_box
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
@@ -144,6 +144,7 @@ def read_scene(folder: Path, scene_id: str, colours: bool, min_points: int) -> S
                 Reason.BOXES_UNREADABLE, f"{files['bbox']}: objectId {row[7]} is no whole number, or comes twice"
             )
         boxes[str(int(row[7]))] = [*(row[:3] - row[3:6] / 2).tolist(), *(row[:3] + row[3:6] / 2).tolist()]
+    _check_aligned(points, boxes, str(files["bbox"]))
     return Scene(points, boxes)
 
 
@@ -167,13 +168,26 @@ def _box(scene: Scene, row: _Json) -> list[float]:
     problem = cloud_box_problem(box)
     if problem:
         raise RejectedError(problem, f"{row['where']}: box {box} has no volume, or numbers that are not finite")
-    low, high = scene.points[:, :3].min(0), scene.points[:, :3].max(0)
-    if (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any():
+    if not points_in_box(scene.points, box):
+        low, high = scene.points[:, :3].min(0), scene.points[:, :3].max(0)
+        outside = (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any()
         raise RejectedError(
-            Reason.BOX_OUTSIDE_CLOUD,
-            f"{row['where']}: box {box} lies outside the points; is it from the scene unaligned?",
+            Reason.BOX_OUTSIDE_CLOUD if outside else Reason.BOX_WITHOUT_POINTS,
+            f"{row['where']}: box {box} {'lies outside' if outside else 'holds none of'} the points; is it from the scene unaligned?",
         )
     return box
+
+
+def _check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], where: str) -> None:
+    """``RejectedError`` where most boxes hold no point, as boxes of the unaligned scene do; the rest hold points by chance only."""
+    real = [box for box in boxes.values() if cloud_box_problem(box) is None]
+    without = sum(not points_in_box(points, box) for box in real)
+    if without > 1 and 2 * without > len(real):
+        raise RejectedError(
+            Reason.SCENE_NOT_ALIGNED,
+            f"{where}: {without} of {len(real)} boxes hold none of the scene's points, so boxes and points are not in the same coordinate "
+            "frame; prepare both with the scene's axisAlignment",
+        )
 
 
 def _write(conversion: Conversion, scene_id: str, scene: Scene | RejectedError, rows: list[_Json], split: str) -> None:
