@@ -1,0 +1,109 @@
+"""The one door to a trained model: what is read, what is refused, and what an override leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval.predict
+from rb.api import RegionBLIP
+from rb.cli import main as cli
+from rb.core.modality import IMAGE_REGION
+from rb.data.predictions import read_predictions
+from rb.inference.load import check_foundation, load_trained, read_trained
+from rb.model.weights.build import build_model
+from tests.support import exported, tiny
+from tests.support.small_data import write_set
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``foundation/``, a run and shards in one folder; files an hour old, so that their digests are kept."""
+    folder = tmp_path_factory.mktemp("door")
+    exported.make_run(folder / "runs", tiny.write_foundation(folder / "foundation"))
+    write_set(folder / "shards", IMAGE_REGION, 2)
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    return folder
+
+
+def options(world: Path, out: Path) -> list[str]:
+    run, data = str(world / "runs" / "tiny"), str(world / "shards")
+    return ["--checkpoint", run, "--data", data, "--modality", IMAGE_REGION, "--out", str(out)]
+
+
+def test_each_file_is_opened_once_loaded_once_and_hashed_once(world: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.opened_files", str(world), str(tmp_path / "found.json")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([*command, *options(world, tmp_path / "p.jsonl")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads((tmp_path / "found.json").read_text())
+    for found in (first, second):
+        assert set(found["loaded"].values()) == {1}, found["loaded"]
+        assert set(found["hashed"].values()) == {1}, found["hashed"]
+    state = "runs/tiny/checkpoints/step_0000007/state.safetensors"
+    assert set(second["hashed"]) == {f"file_sha256 {state}"}, "the foundation was hashed the first time"
+    assert set(second["ours"].values()) == {1}, second["ours"]
+    hashed = [name.removeprefix("file_sha256 ") for name in first["hashed"]]
+    assert {name for name, count in first["ours"].items() if count > 1} <= set(hashed) - {state}
+    assert max(first["ours"].values()) <= 2, "once to use it, once to hash it on this machine"
+
+
+def altered(world: Path, tmp_path: Path) -> Path:
+    """A copy of the foundation with one weight's last bit flipped."""
+    copy = shutil.copytree(world / "foundation", tmp_path / "altered")
+    with (copy / "blip2-opt" / "model.safetensors").open("r+b") as file:
+        file.seek(-200, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-200, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    return copy
+
+
+def test_an_altered_foundation_is_refused_or_recorded(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other, out = world / "runs" / "tiny", altered(world, tmp_path), tmp_path / "p.jsonl"
+    moved = [*options(world, out), "--foundation", str(other)]
+    assert eval.predict.main(moved) == 2
+    assert "was trained on another foundation: the contents of blip2 (" in capsys.readouterr().err
+    assert eval.predict.main([*moved, "--allow", "foundation"]) == 0
+    assert read_predictions(out)[1]["allowed"] == {"foundation": ["blip2"]}
+    for refused in (
+        lambda: RegionBLIP.from_pretrained(run, other),
+        lambda: check_foundation(
+            "init_from X",
+            read_trained(run).recorded,
+            build_model(read_trained(run, other).model, 0),
+        ),
+    ):
+        with pytest.raises(ValueError, match="--allow foundation"):
+            refused()
+    assert cli(["export", str(run), "--out", str(tmp_path / "no"), "--foundation", str(other)]) == 2
+    assert not (tmp_path / "no").exists()
+    asked = ["export", str(run), "--out", str(tmp_path / "yes"), "--foundation", str(other), "--allow", "foundation"]
+    assert cli(asked) == 0
+    assert json.loads((tmp_path / "yes" / "export.json").read_text())["allowed"] == {"foundation": ["blip2"]}
+    with pytest.raises(ValueError, match="--allow everything: not one of foundation"):
+        load_trained(run, allow=["everything"])
+
+
+def test_a_moved_run_finds_its_foundation_by_option(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("foundation", "runs", "shards"):
+        shutil.copytree(world / part, tmp_path / "there" / part)
+    config = tmp_path / "there" / "runs" / "tiny" / "config.yaml"
+    config.write_text(config.read_text().replace(str(world), "/nowhere"))
+    asked = options(tmp_path / "there", tmp_path / "p.jsonl")
+    assert eval.predict.main(asked) == 2
+    assert "/nowhere/foundation/blip2-opt does not exist" in capsys.readouterr().err
+    assert eval.predict.main([*asked, "--foundation", str(tmp_path / "there" / "foundation")]) == 0
