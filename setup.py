@@ -37,6 +37,7 @@ setup(
         "pillow>=10",
         "pyyaml>=6",
         "safetensors>=0.4",
+        "shtab>=1.7,<2",
         "tqdm>=4.60",
     ],
     extras_require={

@@ -1,1 +1,1 @@
-"""Thin commands: ``python -m eval.predict``, ``eval.score``, ``eval.table``, ``eval.report``; the logic is in ``rb/evaluation``."""
+"""Former names of commands: ``python -m eval.predict | score | table | report | compare`` are ``rb predict`` and so on."""

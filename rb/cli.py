@@ -1,61 +1,210 @@
-"""The ``rb`` command: ``train prepare data toy track metrics weights``. Parses and hands over; all logic lives elsewhere."""
+"""The ``rb`` command. One table says which room holds which command; a room is imported when its command is asked for.
+
+Parses, hands over, and catches what a user can cause; all logic lives in the rooms. A room's function in ``commands.py`` fills in its
+command's parser and sets ``run``, which gets the parsed arguments and returns an exit code. Neither torch nor transformers is imported
+before ``run``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import rb
+from rb.core.exit_codes import guarded, leave
+from rb.core.verbosity import add_options, set_verbosity
+from rb.data.prepare import DATASETS, add_prepare
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands; each room adds its own."""
-    import rb.data.commands as data_commands
-    import rb.exporting.commands as export_commands
-    import rb.model.weights.commands as weights_commands
-    from rb.ablate import commands as ablate_commands
-    from rb.api import commands as api_commands
-    from rb.data import prepare
-    from rb.evaluation import doctor
-    from rb.pages import show_data
-    from rb.toy import commands as toy_commands
-    from rb.tracking import commands as tracking_commands
-    from rb.training import config_commands, import_released
+def lazy(place: str) -> Callable[..., Any]:
+    """The function ``module:name``, whose module is imported when the function is called."""
+    module, name = place.split(":")
 
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **options)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: as it is typed, ``score`` or ``data verify``.
+        help: its line in ``rb --help``.
+        fill: adds its arguments to a parser and sets ``run``.
+        hands: what the command gets from above its room, by the name under which it finds it in its arguments.
+    """
+
+    name: str
+    help: str
+    fill: Callable[[argparse.ArgumentParser], None]
+    hands: Mapping[str, Any] = field(default_factory=dict)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The command's own parser."""
+        made = argparse.ArgumentParser(prog=f"rb {self.name}", description=f"{self.help[0].upper()}{self.help[1:]}.")
+        self.fill_in(made)
+        return made
+
+    def fill_in(self, parser: argparse.ArgumentParser) -> None:
+        """Arguments of the command, and those that every command has."""
+        self.fill(parser)
+        add_options(parser)
+        parser.set_defaults(**self.hands)
+
+
+# How a command starts other commands: handed down to those that do.
+RB = {"rb": (sys.executable, "-m", "rb.cli")}
+GROUPS = {
+    "bench": "measure speed",
+    "config": "run files: show, compare, list the keys",
+    "data": "shards: adopt, verify, look at",
+    "metrics": "check the caption metrics",
+    "prepare": "raw data sets to shards",
+    "runs": "the run files that come with the project",
+    "toy": "the toy world: raw files in the real layouts, and the demo",
+    "track": "journals and MLflow",
+    "weights": "checkpoints: check and convert",
+}
+COMMANDS = (
+    *(Command(f"prepare {name}", row.help, partial(add_prepare, name)) for name, row in DATASETS.items()),
+    Command("data index", "write index and manifest for WebDataset tars", lazy("rb.data.commands:add_index")),
+    Command("data verify", "compare every file of a set with its sha256", lazy("rb.data.commands:add_verify")),
+    Command("data show", "a page of examples with their boxes drawn", lazy("rb.pages.commands:add_show")),
+    Command("weights check", "account for every weight of a run's model", lazy("rb.model.weights.commands:add_check")),
+    Command("weights convert", "write a LAVIS set as a BLIP-2 folder", lazy("rb.model.weights.commands:add_convert")),
+    Command("import-released", "a released checkpoint as a run folder", lazy("rb.training.commands:add_import")),
+    Command("config show", "print a run's configuration, every key", lazy("rb.training.config_commands:add_show")),
+    Command("config diff", "list the keys in which two runs differ", lazy("rb.training.config_commands:add_diff")),
+    Command("config keys", "list every key, its default and meaning", lazy("rb.training.config_commands:add_keys")),
+    Command("runs list", "list the shipped run files and ablation plans", lazy("rb.core.commands:add_runs_list")),
+    Command("runs show", "print a shipped run file or plan", lazy("rb.core.commands:add_runs_show")),
+    Command("runs copy", "copy a shipped run file or plan, to edit it", lazy("rb.core.commands:add_runs_copy")),
+    Command("train", "start or continue a training run", lazy("rb.train:add_train")),
+    Command("track sync", "copy to MLflow what it lacks; safe to repeat", lazy("rb.tracking.commands:add_sync")),
+    Command("predict", "caption every example of a data set", lazy("rb.inference.commands:add_predict")),
+    Command(
+        "score",
+        "compute caption metrics of prediction files",
+        lazy("rb.evaluation.commands:add_score"),
+        {"judge_of": lazy("rb.toy.world.judge:toy_judge")},
+    ),
+    Command("table", "print the paper's Table 1 from a run's scores", lazy("rb.evaluation.commands:add_table")),
+    Command("compare", "compare prediction files or run folders", lazy("rb.pages.commands:add_compare")),
+    Command("report", "write a run's page: curves, scores, gallery", lazy("rb.pages.commands:add_report")),
+    Command("metrics doctor", "run every metric once; say what is missing", lazy("rb.evaluation.commands:add_doctor")),
+    Command("ablate", "train and score variants of a run over seeds", lazy("rb.ablate.commands:add_ablate"), RB),
+    Command("caption", "caption an image or boxes in it", lazy("rb.api.commands:add_caption")),
+    Command("export", "write a run's adapters for transformers and peft", lazy("rb.exporting.commands:add_export")),
+    Command("push", "upload an export to the hub", lazy("rb.exporting.commands:add_push")),
+    Command("bench captions", "many boxes in one call against one by one", lazy("rb.bench.commands:add_captions")),
+    Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),
+    Command("toy demo", "the whole chain on the toy world", lazy("rb.toy.commands:add_demo"), RB),
+    Command("completion", "print a completion script for a shell", lazy("rb.cli:add_completion")),
+)
+
+
+def overview(filled: bool = False) -> argparse.ArgumentParser:
+    """All commands as one parser: for ``rb --help`` with their names only, for completion filled in."""
     parser = argparse.ArgumentParser(prog="rb", description="RegionBLIP: prepare data, train, evaluate.")
+    parser.add_argument("--version", action="version", version=f"rb {rb.__version__}")
+    add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("train", help="start a training run under the deepspeed launcher", add_help=False)
-    show_data.add_command(data_commands.add_commands(commands))
-    for room in (
-        prepare,
-        toy_commands,
-        tracking_commands,
-        weights_commands,
-        import_released,
-        config_commands,
-        doctor,
-        ablate_commands,
-        export_commands,
-        api_commands,
-    ):
-        room.add_commands(commands)
+    groups: dict[str, Any] = {}
+    for command in COMMANDS:
+        *group, name = command.name.split()
+        for part in group:
+            if part not in groups:
+                made = commands.add_parser(part, help=GROUPS[part], description=GROUPS[part])
+                groups[part] = made.add_subparsers(dest="action", required=True, metavar="ACTION")
+        made = (groups[group[0]] if group else commands).add_parser(name, help=command.help)
+        if filled:
+            command.fill_in(made)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; what a user can cause ends in one line on stderr and exit code 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv[:1] == ["train"]:
-            # The launcher's own options pass through untouched, so this one is not parsed here.
-            from rb import train
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """``rb completion``."""
+    parser.description = 'Print a completion script. For bash: eval "$(rb completion bash)" in ~/.bashrc.'
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.set_defaults(run=_complete)
 
-            return train.launch(argv[1:])
-        args = build_parser().parse_args(argv)
-        return int(args.run(args) or 0)
-    except (ValueError, OSError) as error:
-        print(f"rb: error: {error}", file=sys.stderr)
-        return 2
+
+def _complete(args: argparse.Namespace) -> int:
+    import shtab
+
+    sys.stdout.write(shtab.complete(overview(filled=True), args.shell) + "\n")
+    return 0
+
+
+def _find(words: Sequence[str]) -> Command | None:
+    return next((c for c in COMMANDS if c.name.split() == list(words[: len(c.name.split())])), None)
+
+
+def _check_known(words: Sequence[str]) -> None:
+    """``ValueError`` with the nearest name where ``words`` begin with no command and no group."""
+    rows = [command.name.split() for command in COMMANDS]
+    for depth, word in enumerate(words[:2]):
+        known = list(dict.fromkeys(row[depth] for row in rows if row[:depth] == list(words[:depth]) and row[depth:]))
+        if known and word not in known:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            group = " ".join(["rb", *words[:depth]])
+            raise ValueError(f"unknown command {word!r}; {hint}`{group} --help` lists them")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what a user can cause ends in one line on stderr and exit code 2.
+
+    Options and ``key=value`` settings may stand in any order, ``-q`` and ``-v`` before the command too.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    before, words = argv[:first], argv[first:]
+    command = _find(words)
+    if command is None:
+        return guarded("rb", partial(_explain, argv, words))
+    return guarded(f"rb {command.name}", partial(_run, command, [*before, *words[len(command.name.split()) :]]))
+
+
+def _run(command: Command, arguments: list[str]) -> int:
+    args = command.parser().parse_intermixed_args(arguments)
+    args.argv = arguments  # for a command that starts itself again, as ranks
+    set_verbosity(args.verbosity)
+    return int(args.run(args))
+
+
+def _explain(argv: Sequence[str], words: Sequence[str]) -> int:
+    """Help, version, or what is wrong with the command's name."""
+    _check_known(words)
+    overview().parse_args(argv)
+    raise AssertionError(f"{argv} names no command, yet it was parsed")
+
+
+def main_of(command: str, argv: Sequence[str] | None = None) -> int:
+    """``main`` of one command, which is not in ``argv``."""
+    return main([command, *(sys.argv[1:] if argv is None else argv)])
+
+
+def entry(*command: str) -> NoReturn:
+    """The process ``rb [command] ARGUMENTS``: runs it and ends with its exit code; also as one rank under a launcher."""
+    # By default SIGTERM would leave child processes running (Java); as an exit it unwinds and takes them along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    code = main([*command, *sys.argv[1:]])
+    if "RANK" in os.environ:
+        leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -13,42 +13,82 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rb.core.exit_codes import WRONG_REQUEST, leave
+from rb.core.exit_codes import FINISHED, USER_ERRORS, WRONG_REQUEST, guarded, leave, wrong_request
+from rb.core.output import say, say_json
+from rb.core.verbosity import add_options, set_verbosity
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of the training process itself."""
-    made = argparse.ArgumentParser(prog="rb.train", description="Train RegionBLIP. Exit codes: 0 finished, 75 stopped.")
-    what = made.add_mutually_exclusive_group(required=True)
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """``rb train``."""
+    parser.description = (
+        "Train RegionBLIP. Exit codes: 0 finished, 75 stopped (saved; --resume goes on), 2 wrong request."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--run",
-        type=Path,
-        metavar="FILE",
-        help="run file (YAML), or the name of one of the project's own, e.g. toy_opt",
+        "--run", type=Path, metavar="FILE", dest="run_file", help="run file (YAML), or a name from rb runs list"
     )
     what.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue the run in this folder")
-    made.add_argument(
+    parser.add_argument(
         "--allow", action="append", default=[], choices=["foundation"], help="accept init_from of another foundation"
     )
-    made.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher's
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
-    return made
+    parser.add_argument("--ranks", type=int, help="processes; default: one for each GPU, or one")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the run would do, from headers alone; write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
+    parser.set_defaults(run=launch)
+
+
+def launch(args: argparse.Namespace) -> int:
+    """`rb train`: the ranks of this host, started by the deepspeed launcher. Returns the exit code."""
+    from rb.core.launcher import launch_ranks
+
+    if args.ranks is not None and args.ranks < 1:
+        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
+    if args.dry_run:
+        return _dry_run(args)
+    if args.json:
+        raise ValueError("--json: goes with --dry-run only")
+    what = ["--run", str(args.run_file)] if args.run_file else ["--resume", str(args.resume)]
+    what += [option for allowed in args.allow for option in ("--allow", allowed)]
+    return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Print the plan of the run; one process whatever the number of ranks."""
+    import torch
+
+    from rb.core.run_paths import open_run
+    from rb.training.dry_run import describe, plan_run
+    from rb.training.run_folder import saved_run
+
+    config = saved_run(args.resume, args.overrides) if args.resume else open_run(args.run_file, args.overrides)
+    plan = plan_run(config, args.ranks or max(1, torch.cuda.device_count()), args.resume)
+    if args.json:
+        say_json(plan)
+    else:
+        say(describe(plan, config).rstrip("\n"))
+    return FINISHED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One rank of a training run."""
-    args = parser().parse_intermixed_args(argv)
+    """One rank of a training run; with ``--ranks N`` the launcher of N of them, as `rb train`."""
+    parser = argparse.ArgumentParser(prog="rb.train")
+    add_train(parser)
+    add_options(parser)
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    args = parser.parse_intermixed_args(argv)
+    set_verbosity(args.verbosity)
+    if args.ranks is not None or args.dry_run:
+        return guarded("rb train", partial(launch, args))
     from rb.training.agree import FailedElsewhereError, StopRequest, together
 
     stop = StopRequest()
-    for module in ("transformers", "torch.distributed"):  # peft and DeepSpeed use their old names
-        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     _complete_environment(args.local_rank)
     from rb.core import dist
     from rb.core.run_paths import open_run
@@ -57,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dist.init()
     try:
-        read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run)
+        read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run_file)
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
         run = prepare(config, args.resume, args.allow)
@@ -66,52 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             finish(run, tracker, code)
     except FailedElsewhereError:
         return WRONG_REQUEST
-    except (ValueError, OSError) as error:
-        prefix = f"rank {dist.rank()}: " if dist.rank() else ""
-        print(f"rb train: {prefix}error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-        return WRONG_REQUEST
+    except USER_ERRORS as error:
+        return wrong_request(f"rb train: rank {dist.rank()}" if dist.rank() else "rb train", error)
     dist.shutdown()
     return code
-
-
-def launch(argv: Sequence[str]) -> int:
-    """`rb train`: the same options and `--ranks N`, through the deepspeed launcher on this host. Returns the exit code."""
-    from rb.core.launcher import launch_ranks
-
-    made = parser()
-    made.prog = "rb train"
-    made.add_argument("--ranks", type=int, default=None, help="processes; default: one for each GPU, or one")
-    made.add_argument(
-        "--dry-run", action="store_true", help="print what the run would do, from headers alone; write nothing"
-    )
-    made.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
-    args = made.parse_intermixed_args(argv)
-    if args.ranks is not None and args.ranks < 1:
-        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
-    if args.dry_run:
-        return _dry_run(args)
-    if args.json:
-        raise ValueError("--json: goes with --dry-run only")
-    what = ["--run", str(args.run)] if args.run else ["--resume", str(args.resume)]
-    what += [option for allowed in args.allow for option in ("--allow", allowed)]
-    return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
-
-
-def _dry_run(args: argparse.Namespace) -> int:
-    """Print the plan of the run; one process whatever the number of ranks."""
-    import json
-
-    import torch
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
-    from rb.core.run_paths import open_run
-    from rb.training.dry_run import describe, plan_run
-    from rb.training.run_folder import saved_run
-
-    config = saved_run(args.resume, args.overrides) if args.resume else open_run(args.run, args.overrides)
-    plan = plan_run(config, args.ranks or max(1, torch.cuda.device_count()), args.resume)
-    sys.stdout.write(json.dumps(plan, indent=1) + "\n" if args.json else describe(plan, config))
-    return 0
 
 
 def _complete_environment(local_rank: int | None) -> None:

@@ -90,6 +90,6 @@ def test_a_t5_checkpoint_given_to_an_opt_run(opt_run: tuple[Path, FoundationConf
     capsys.readouterr()
     assert predict_command.main(["--checkpoint", str(run_dir), *data, *swapped]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("eval.predict: error: ")
+    assert error.startswith("rb predict: error: ")
     assert "step_" in error
     assert not (tmp_path / "p.jsonl").exists()

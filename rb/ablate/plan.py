@@ -15,8 +15,10 @@ from typing import Any
 import yaml
 
 from rb.core.config import RunConfig
+from rb.core.install import ABLATIONS, find_file, find_shipped
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree, load_run
+from rb.core.run_paths import find_run_file
 
 STAGES = "stages"
 
@@ -114,11 +116,16 @@ def read_plan(path: Path) -> Plan:
             ``train.max_steps`` open.
     """
     raw, variants = _read(path)
-    plan = Plan(path, Path(raw.run), variants, raw.evaluate, raw.overrides, raw.seeds, raw.decode, raw.reach)
+    plan = Plan(path, find_run_file(raw.run), variants, raw.evaluate, raw.overrides, raw.seeds, raw.decode, raw.reach)
     for variant in plan.variants:
         for stage in range(len(variant.stages)):
             _check(plan, variant, stage)
     return plan
+
+
+def find_plan(path: Path) -> Path:
+    """The plan file that a path or the name of one of the project's own plans means; ``path`` itself if there is none."""
+    return find_file(path) or find_shipped(str(path), ABLATIONS) or path
 
 
 def _read(path: Path) -> tuple[_PlanFile, tuple[Variant, ...]]:

@@ -41,8 +41,9 @@ class FailedError(Exception):
 class Processes:
     """Runs commands, each with its output in a log file, and stops the running ones together."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, rb: Sequence[str]) -> None:
         self._logs, self._lock = logs, threading.Lock()
+        self.rb = tuple(rb)  # how the command rb is started
         self._running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
         logs.mkdir(parents=True, exist_ok=True)
@@ -65,9 +66,7 @@ class Processes:
                 if self.stopped:
                     raise StoppedError
                 # A session of its own, so that Ctrl-C reaches it once, through ``stop``.
-                process = subprocess.Popen(
-                    [sys.executable, *command], stdout=file, stderr=file, env=environment, start_new_session=True
-                )
+                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
                 self._running.add(process)
             code = process.wait()
         with self._lock:
@@ -118,7 +117,7 @@ def _train(plan: Plan, variant: Variant, seed: int, stage: int, out: Path, ranks
             return
     what = ["--resume", str(run_dir)] if begun else ["--run", str(plan.run), *overrides]
     # One rank needs no launcher, which takes some seconds to start.
-    entry = ["-m", "rb.train"] if ranks == 1 else ["-m", "rb.cli", "train", "--ranks", str(ranks)]
+    entry = [sys.executable, "-m", "rb.train", *(["--ranks", str(ranks)] if ranks > 1 else [])]
     processes.run(config.name, [*entry, *what])
 
 
@@ -134,7 +133,16 @@ def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir:
     """The predictions file of one question, made where it is missing."""
     said = run_dir / RUN_PREDICTIONS / f"{modality}{SHUFFLED if shuffled else ''}.jsonl"
     if not _predicted(said, question, run_dir):
-        command = ["-m", "eval.predict", "--checkpoint", str(run_dir), "--data", question.data, "--modality", modality]
+        command = [
+            *processes.rb,
+            "predict",
+            "--checkpoint",
+            str(run_dir),
+            "--data",
+            question.data,
+            "--modality",
+            modality,
+        ]
         command += ["--out", str(said), "--threads", "1"]
         command += ["--limit", str(question.limit)] if question.limit is not None else []
         command += ["--shuffle-boxes"] if shuffled else []
@@ -150,7 +158,7 @@ def _score(answers: Mapping[Path, Question], run_dir: Path, processes: Processes
         truths = dict.fromkeys(str(answers[said].truth) for said in files) if judged else {}
         options = ["--no-java", "--no-mlflow", "--metrics", "CIDEr", *(o for t in truths for o in ("--truth", t))]
         if files:
-            processes.run(run_dir.name, ["-m", "eval.score", *map(str, files), *options])
+            processes.run(run_dir.name, [*processes.rb, "score", *map(str, files), *options])
 
 
 def _predicted(said: Path, question: Question, run_dir: Path) -> bool:

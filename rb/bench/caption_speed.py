@@ -1,4 +1,4 @@
-"""``python -m rb.bench.caption_speed``: many boxes of few images in one call of the Python API against one call for each box.
+"""``rb bench captions``: many boxes of few images in one call of the Python API against one call for each box.
 
 Says the time of both, their processor time (which other work on the machine hardly lengthens), the quotients, and whether the texts are
 equal (exit code 1 if not). Boxes are random; images are the first files of a folder, or noise (then a model says little, mostly the same).
@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from rb.api import RegionBLIP
+from rb.core import progress
+from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.seeding import generator
 from rb.inference.load import load_base
 from rb.sources.images import decode_image
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m rb.bench.caption_speed", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
-    source.add_argument("--run", type=Path, help="run file: its model before any training")
-    parser.add_argument("--foundation", type=Path, help="where --checkpoint is an export")
-    parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--boxes", type=int, default=200, help="over all images")
-    parser.add_argument("--pictures", type=Path, help="folder of images; without it they are noise")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"), help="of the noise"
-    )
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.boxes % args.images:
         raise ValueError(f"--boxes {args.boxes}: must be a multiple of --images {args.images}")
-    if args.run is not None:
-        model = RegionBLIP(load_base(args.run, args.device))
+    if args.run_file is not None:
+        model = RegionBLIP(load_base(args.run_file, args.device))
     else:
         model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device)
     rng = generator("caption speed")
@@ -65,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     pairs = [(image, box) for image, rows in zip(images, boxes, strict=True) for box in rows]
     start, start_cpu = time.perf_counter(), time.process_time()
     single = [
-        model.caption(image, box, box_format="normalised")
-        for image, box in tqdm(pairs, desc="single calls", mininterval=1)
+        model.caption(image, box, box_format="normalised") for image, box in progress.bar(pairs, desc="single calls")
     ]
     calls, calls_cpu = time.perf_counter() - start, time.process_time() - start_cpu
     equal = [text for texts in together for text in texts] == single
@@ -76,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"one call {one_call:.2f} s, {args.boxes} calls {calls:.2f} s: {calls / one_call:.2f} times faster")
     print(f"processor time {one_call_cpu:.2f} s and {calls_cpu:.2f} s: {calls_cpu / one_call_cpu:.2f} times less")
     print(f"texts equal: {'yes' if equal else 'NO'} ({len(set(single))} different ones)")
-    return 0 if equal else 1
+    return FINISHED if equal else FAILED
 
 
 def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.Image]:
@@ -88,16 +66,3 @@ def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.
     if len(files) < args.images:
         raise ValueError(f"--pictures {args.pictures}: holds {len(files)} images, fewer than --images {args.images}")
     return [decode_image(path.read_bytes(), str(path)) for path in files[: args.images]]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """What a user can cause ends in one line and exit code 2."""
-    try:
-        return run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"rb.bench.caption_speed: error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,16 @@ ABORTED = 3  # training: too many bad steps in a row
 STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command continues
 
 
+USER_ERRORS = (ValueError, OSError)  # what a user can cause
+
+
+def wrong_request(name: str, error: Exception) -> int:
+    """Say on stderr, in one line, what a user caused with the command ``name``; returns the exit code WRONG_REQUEST."""
+    sys.stderr.write(f"{name}: error: {error}\n")
+    sys.stderr.flush()
+    return WRONG_REQUEST
+
+
 def guarded(name: str, work: Callable[[], int]) -> int:
     """``work()``'s exit code; what a user can cause (``ValueError``, ``OSError``) ends in one line on stderr and WRONG_REQUEST.
 
@@ -27,10 +37,8 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     """
     try:
         return work()
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        sys.stderr.flush()
-        return WRONG_REQUEST
+    except USER_ERRORS as error:
+        return wrong_request(name, error)
 
 
 def leave(code: int) -> NoReturn:

@@ -26,7 +26,7 @@ import yaml
 
 from rb.core.config import RunConfig
 from rb.core.files import sha256
-from rb.core.install import project_file
+from rb.core.install import RUNS, project_file
 from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _find_base(base: str, path: Path) -> Path:
     name = _expand(base, f"run file {path}: base")
-    own = project_file(f"launch/runs/{name}")
+    own = project_file(f"{RUNS}/{name}")
     places = [path.parent / name, *([own] if own is not None else [])]
     for place in places:
         if place.is_file():

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig
-from rb.core.install import RUNS, find_shipped, project_file
+from rb.core.install import RUNS, find_file, find_shipped, project_file
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
 
@@ -40,8 +40,8 @@ def find_run_file(name: str | Path) -> Path:
     path = Path(name)
     if path.is_dir() and (path / RUN_CONFIG).is_file():
         return path / RUN_CONFIG
-    found = path if path.is_file() else find_shipped(str(name), RUNS)
-    if found is None:
+    found = path if path.is_file() else find_file(path) or find_shipped(str(name), RUNS)
+    if found is None or not found.is_file():
         raise ValueError(
             f"{name}: no run file, run folder or name of one of the project's runs; `rb runs list` shows those"
         )

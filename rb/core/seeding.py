@@ -7,9 +7,12 @@ parameter initialisation.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _digest(parts: tuple[object, ...]) -> bytes:
@@ -35,4 +38,6 @@ def generator(*parts: object) -> np.random.Generator:
 
 def torch_generator(*parts: object) -> torch.Generator:
     """A CPU torch generator seeded by ``parts``."""
+    import torch  # here: commands that only parse need not wait for it
+
     return torch.Generator().manual_seed(hash_key(*parts) & 0x7FFF_FFFF_FFFF_FFFF)

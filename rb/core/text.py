@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from rb.core.modality import modality_spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS = 50  # BLIP's caption processor
@@ -137,6 +135,8 @@ class TextProcessor:
 
     def encode_prompt(self, modality: str) -> Tensor:
         """The context between soft prompt and caption, [1, Tp] int64."""
+        import torch  # here: commands that only parse need not wait for it
+
         if self.llm_kind == "encoder_decoder":
             text = self.prompt or modality_spec(modality).t5_prefix
             ids = [
@@ -154,6 +154,8 @@ class TextProcessor:
 
         The budget is ``max_text_tokens`` with the prompt counted (decoders), so a sequence never outgrows the released code's.
         """
+        import torch  # here: commands that only parse need not wait for it
+
         budget = self.max_text_tokens - 1
         if self.llm_kind == "decoder":
             budget -= self.encode_prompt("image").shape[1]

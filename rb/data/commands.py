@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rb.core.exit_codes import FINISHED
 from rb.core.modality import MODALITIES
-from rb.data.formats import MANIFEST_FILE, Manifest, find_manifest
+from rb.core.output import add_json, say, say_json
+
+if TYPE_CHECKING:
+    from rb.data.formats import Manifest
 
 
-def add_commands(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    """``rb data index`` and ``rb data verify``; returns where rooms above add theirs (``rb data show``)."""
-    data = commands.add_parser("data", help="shards: adopt, verify, look at").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    index = data.add_parser(
-        "index", help="write index and manifest for WebDataset tars (docs/formats.md says what must be in them)"
-    )
-    index.add_argument("folder", type=Path, help="the folder of the .tar files")
-    index.add_argument("--modality", required=True, choices=tuple(MODALITIES), help="what the set is for")
-    index.add_argument("--name", help="of the set; the folder's name where not given")
-    index.add_argument("--overwrite", action="store_true", help="replace an index and a manifest that are there")
-    index.set_defaults(run=_index)
-    verify = data.add_parser("verify", help="compare every file of a set with its sha256")
-    verify.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
-    verify.set_defaults(run=_verify)
-    return data
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """``rb data index``."""
+    parser.description = "Write index and manifest for WebDataset tars (docs/formats.md says what must be in them)."
+    parser.add_argument("folder", type=Path, help="the folder of the .tar files")
+    parser.add_argument("--modality", required=True, choices=tuple(MODALITIES), help="what the set is for")
+    parser.add_argument("--name", help="name of the set (default: the folder's name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing index and manifest")
+    add_json(parser)
+    parser.set_defaults(run=run_index)
 
 
-def _index(args: argparse.Namespace) -> int:
+def run_index(args: argparse.Namespace) -> int:
+    """Adopt the tars of a folder."""
+    from rb.data.formats import MANIFEST_FILE
     from rb.data.shards import adopt
 
-    _say(adopt(args.folder, args.modality, args.name, args.overwrite), args.folder / MANIFEST_FILE)
-    return 0
+    _say(adopt(args.folder, args.modality, args.name, args.overwrite), args.folder / MANIFEST_FILE, args.json)
+    return FINISHED
 
 
-def _verify(args: argparse.Namespace) -> int:
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """``rb data verify``."""
+    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    add_json(parser)
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Compare every byte of a set with its digests."""
+    from rb.data.formats import find_manifest
     from rb.data.shards import verify_shards
 
-    _say(verify_shards(args.manifest), find_manifest(args.manifest), "; every byte is as written")
-    return 0
+    _say(verify_shards(args.manifest), find_manifest(args.manifest), args.json, "; every byte is as written")
+    return FINISHED
 
 
-def _say(manifest: Manifest, path: Path, more: str = "") -> None:
+def _say(manifest: Manifest, path: Path, as_json: bool, more: str = "") -> None:
+    if as_json:
+        about = {"manifest": str(path), "name": manifest.name, "modality": manifest.modality, "split": manifest.split}
+        say_json(about | {"counts": manifest.counts, "shards": len(manifest.shards)})
+        return
     counts = ", ".join(f"{count:,} {what}" for what, count in manifest.counts.items())
-    sys.stdout.write(
-        f"{path}: {manifest.name}, {manifest.modality}, {manifest.split}: {counts} in {len(manifest.shards)} shards{more}\n"
+    say(
+        f"{path}: {manifest.name}, {manifest.modality}, {manifest.split}: {counts} in {len(manifest.shards)} shards{more}"
     )

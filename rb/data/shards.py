@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from tqdm import tqdm
 from webdataset import TarWriter
 
+from rb.core import progress
 from rb.core.files import file_sha256, whole_folder, write_whole
 from rb.core.modality import modality_spec
 from rb.data.check_record import check_record
@@ -266,7 +266,7 @@ def adopt(folder: Path, modality: str, name: str | None = None, overwrite: bool 
     if (folder / MANIFEST_FILE).exists() and not overwrite:
         raise ValueError(f"{folder / MANIFEST_FILE}: exists already; remove it to index the folder again")
     collector = _Collector(modality, None)
-    for path in tqdm(tars, desc="indexing", unit="shard", delay=5):
+    for path in progress.bar(tars, desc="indexing", unit="shard", delay=5):
         collector.add_shard(path, checked=False)
     return collector.finish(folder, name or folder.resolve().name, {})
 
@@ -277,7 +277,7 @@ def verify_shards(path: Path) -> Manifest:
     manifest = read_manifest(path)
     total = sum(entry.bytes for entry in manifest.shards) + manifest.index.bytes
     wrong = []
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, delay=5) as bar:
+    with progress.bar(total=total, desc="verifying", unit="B", unit_scale=True, delay=5) as bar:
         for name, sha256 in [(e.file, e.sha256) for e in manifest.shards] + [
             (manifest.index.file, manifest.index.sha256)
         ]:

@@ -1,7 +1,7 @@
 """Which other box each region gets when boxes are shuffled: a control for whether a model looks where its box points.
 
 A model that ignores its box says the same with another box of the same source; one that reads it speaks of the other object. Used by
-prediction jobs (``eval.predict --shuffle-boxes``). Reads the index only, no shard.
+prediction jobs (``rb predict --shuffle-boxes``). Reads the index only, no shard.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compares prediction files of one set: what differs in how they were made, scores with paired bootstrap intervals, the examples apart.
 
-Used by ``python -m eval.compare``. Files that are not comparable are refused with the difference's name; an allowed one is part of the
-result. Every file is compared with the first. What needs no Java is computed here; SPICE is taken from where ``eval.score`` wrote it. As text:
+Used by ``rb compare``. Files that are not comparable are refused with the difference's name; an allowed one is part of the
+result. Every file is compared with the first. What needs no Java is computed here; SPICE is taken from where ``rb score`` wrote it. As text:
 ``rb/evaluation/comparison_text.py``; as a page: ``comparison_page.py``.
 """
 
@@ -191,7 +191,7 @@ class _Values:
 def _values(
     metric: Metric, sides: Sequence[Side], scored: Sequence[CaptionScores], ids: Sequence[str]
 ) -> list[_Values | None]:
-    """One metric of every file: computed here, or where that takes a Java program read from where ``eval.score`` wrote it."""
+    """One metric of every file: computed here, or where that takes a Java program read from where ``rb score`` wrote it."""
     found: list[_Values | None] = []
     for side, one in zip(sides, scored, strict=True):
         if not metric.per_example:
@@ -206,7 +206,7 @@ def _values(
 
 
 def read_scored(side: Side, metric: str, ids: Sequence[str]) -> NDArray[np.float64] | None:
-    """A metric of each example [N] as ``eval.score`` wrote it for exactly this file; none where it did not, or was skipped."""
+    """A metric of each example [N] as ``rb score`` wrote it for exactly this file; none where it did not, or was skipped."""
     scores = metrics_path(side.path)
     if not scores.is_file() or not examples_path(scores).is_file():
         return None

@@ -1,4 +1,4 @@
-"""A comparison (rb/evaluation/comparing.py) as plain text. Used by ``python -m eval.compare``."""
+"""A comparison (rb/evaluation/comparing.py) as plain text. Used by ``rb compare``."""
 
 from __future__ import annotations
 

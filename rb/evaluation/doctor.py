@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from pathlib import Path
 
 from rb.core.metrics import METRICS
@@ -58,21 +56,3 @@ def diagnose(meteor: Meteor | None = None, spice_cache: Path | None = None) -> l
             remedy = "reinstall pycocoevalcap" + (" and fetch the jars again" if name == "SPICE" else "")
             report.append((False, name, f"gave {value:.3f} where {metric.perfect:.3f} is right; {remedy}"))
     return report
-
-
-def run_doctor(_: argparse.Namespace) -> int:
-    """Prints the report; exit code 1 if anything does not work."""
-    report = diagnose()
-    for works, what, answer in report:
-        sys.stdout.write(f"{'ok     ' if works else 'MISSING'} {what:<14} {answer}\n")
-    return 0 if all(works for works, _, _ in report) else 1
-
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb metrics doctor``."""
-    metrics = commands.add_parser("metrics", help="check the caption metrics")
-    actions = metrics.add_subparsers(dest="action", required=True, metavar="ACTION")
-    doctor = actions.add_parser(
-        "doctor", help="run two captions through every metric; say what is missing and how to get it"
-    )
-    doctor.set_defaults(run=run_doctor)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
+from rb.core import progress
 
 HOW_TO_GET_JAVA = (
     "install a Java runtime, 17 to 25 (Debian, Ubuntu: apt-get install default-jre-headless), or point JAVA_HOME at one"
@@ -105,7 +105,7 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with started(command, name, stdin=None, stdout=out, stderr=err) as process:
-            clock = tqdm(desc=show, bar_format="{desc}: {elapsed}", delay=5, disable=not show)
+            clock = progress.bar(desc=show, bar_format="{desc}: {elapsed}", delay=5, disable=not show)
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     raise JavaToolError(

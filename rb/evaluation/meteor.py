@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from pycocoevalcap.meteor.meteor import METEOR_JAR
-from tqdm import tqdm
 
+from rb.core import progress
 from rb.core.text import one_line
 from rb.evaluation.java import Java, JavaToolError, coco_jars, java_command, read_back, started
 
@@ -91,7 +91,7 @@ def _converse(
     )
     writer = threading.Thread(target=_write, args=(process.stdin, requests), daemon=True)
     writer.start()
-    counts = [_read(process.stdout) for _ in tqdm(predictions, desc="METEOR", unit=" captions", delay=5)]
+    counts = [_read(process.stdout) for _ in progress.bar(predictions, desc="METEOR", unit=" captions", delay=5)]
     writer.join()
     # Second round: the counts of all captions give the score of each and, pooled, that of the corpus.
     process.stdin.write(f"EVAL ||| {' ||| '.join(counts)}\n".encode())

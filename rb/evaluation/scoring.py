@@ -1,6 +1,6 @@
 """Scores a predictions file: reads it, computes its caption metrics, writes ``metrics.json``, logs to MLflow.
 
-Used by ``python -m eval.score``. Needs no model, no GPU and no data but the file. One file is one set: one modality, one dataset, one
+Used by ``rb score``. Needs no model, no GPU and no data but the file. One file is one set: one modality, one dataset, one
 split; the metrics mean nothing over a mixture (CIDEr weighs words by the set they come from), so a mixed file is an error.
 """
 

@@ -1,6 +1,6 @@
 """The paper's Table 1 from ``metrics.json`` files: rows *base*, *base on crops*, *RegionBLIP*; per set its scores, times 100.
 
-Below it, where captions were judged, what was true of them. Used by ``python -m eval.table`` and the report page. A column is one set,
+Below it, where captions were judged, what was true of them. Used by ``rb table`` and the report page. A column is one set,
 told apart by its digest: scores of unequal sets never share a column, but for a control that says which examples of the set it had to
 leave out, which gets a note. What else the scores depend on stands in the notes below the table.
 """
@@ -60,9 +60,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     folder = Path(run_dir) / RUN_METRICS
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise ValueError(
-            f"{folder}: no metrics there; `python -m eval.score {run_dir}/predictions/*.jsonl` writes them"
-        )
+        raise ValueError(f"{folder}: no metrics there; `rb score {run_dir}/predictions/*.jsonl` writes them")
     found = []
     for path in paths:
         metrics = parse(path.read_bytes(), str(path))

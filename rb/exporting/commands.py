@@ -6,31 +6,31 @@ import argparse
 import sys
 from pathlib import Path
 
-from rb.checkpoints.export_folder import ExportError, is_export
 
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Both commands."""
-    export = commands.add_parser("export", help="write a run's adapters as folders for plain transformers and peft")
-    export.add_argument(
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """``rb export``."""
+    parser.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="run folder (newest), or in it checkpoints/best or step_*"
     )
-    export.add_argument("--out", type=Path, required=True, help="new folder")
-    export.add_argument("--base", help="hub id of the foundation's BLIP-2; by default told by its folder's name")
-    export.add_argument("--merge", action="store_true", help="also fold LoRA into whole BLIP-2 folders")
-    export.add_argument(
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--base", help="hub id of the foundation's BLIP-2 (default: inferred from the folder name)")
+    parser.add_argument("--merge", action="store_true", help="also fold LoRA into whole BLIP-2 folders")
+    parser.add_argument(
         "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
     )
-    export.add_argument(
+    parser.add_argument(
         "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
     )
-    export.set_defaults(run=run_export)
-    push = commands.add_parser("push", help="upload an export to the hub")
-    push.add_argument("folder", type=Path, metavar="DIR", help="an export, or one modality's folder of it")
-    push.add_argument("--repo", required=True, help="OWNER/NAME on the hub")
-    push.add_argument("--private", action="store_true", help="make a private repository")
-    push.add_argument("--dry-run", action="store_true", help="only list what would go")
-    push.set_defaults(run=run_push)
+    parser.set_defaults(run=run_export)
+
+
+def add_push(parser: argparse.ArgumentParser) -> None:
+    """``rb push``."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="an export, or one modality's folder of it")
+    parser.add_argument("--repo", required=True, help="OWNER/NAME on the hub")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
+    parser.set_defaults(run=run_push)
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -68,6 +68,8 @@ def export_files(folder: Path) -> list[Path]:
     Raises:
         ExportError: not an export.
     """
+    from rb.checkpoints.export_folder import ExportError, is_export
+
     if not is_export(folder):
         raise ExportError(
             f"{folder}: no export; make one with rb export RUN_DIR --out DIR, and push that or one of its folders"

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from tqdm import tqdm
-
-from rb.core import dist
+from rb.core import dist, progress
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.data.pipeline import PredictDataset, predict_loader
@@ -37,12 +35,11 @@ def caption_examples(
     model, text, device = loaded.model, loaded.text, loaded.model.device
     how = Generation.of(text, read_as, loaded.generation, device)
     rows: list[Prediction] = []
-    for batch in tqdm(
+    for batch in progress.bar(
         predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),
         desc=f"{dataset.modality} captions",
         unit="batch",
         disable=not dist.is_main(),
-        mininterval=1.0,
         leave=bar_stays,
     ):
         boxes = batch.boxes if modality_spec(read_as).regional else None

@@ -1,6 +1,6 @@
 """A comparison (rb/evaluation/comparing.py) as one self-contained page: scores with intervals, what differs, the examples furthest apart.
 
-Used by ``python -m eval.compare --html FILE``. Pictures come from the manifests that the files' metas name.
+Used by ``rb compare --html FILE``. Pictures come from the manifests that the files' metas name.
 """
 
 from __future__ import annotations

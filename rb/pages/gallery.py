@@ -84,7 +84,7 @@ def gallery(run_dir: Path, count: int) -> Html:
         budget -= len(html)
         parts.append(html)
     if not groups:
-        parts.append(note(f"No predictions yet: python -m eval.predict --checkpoint {run_dir} writes them."))
+        parts.append(note(f"No predictions yet: rb predict --checkpoint {run_dir} writes them."))
     return Html("".join(parts))
 
 

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page from what its folder holds: journal, scores, predictions, configuration.
 
-Used by ``python -m eval.report RUN_DIR``, during a run as after it. The page names what is missing or broken and shows the rest.
+Used by ``rb report RUN_DIR``, during a run as after it. The page names what is missing or broken and shows the rest.
 """
 
 from __future__ import annotations

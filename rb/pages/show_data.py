@@ -5,8 +5,6 @@ For looking at data before training on them. Every record shown is checked again
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 from rb.data.formats import find_manifest
@@ -15,21 +13,8 @@ from rb.drawing.cards import BOXES, caption_line, card
 from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
-DEFAULT_COUNT = 24
 
-
-def add_command(data: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb data show``, below the other ``rb data`` commands."""
-    parser = data.add_parser("show", help="a page of examples with their boxes drawn, to open in a browser")
-    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
-    parser.add_argument("--out", type=Path, required=True, help="the page to write, e.g. page.html")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--index", type=int, metavar="N", help="only example N, counted from 0")
-    which.add_argument("--count", type=int, default=DEFAULT_COUNT, help=f"evenly spread (default: {DEFAULT_COUNT})")
-    parser.set_defaults(run=_run)
-
-
-def show_data(manifest: Path, out: Path, index: int | None = None, count: int = DEFAULT_COUNT) -> int:
+def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 24) -> int:
     """Write the page; returns how many examples it shows.
 
     Args:
@@ -68,9 +53,3 @@ def _card(reader: ManifestReader, number: int) -> Html:
     numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
     head = Html(f"<div>{caption_line(f'example {number}', numbers)}</div>")
     return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, loaded.references, loaded.id)
-
-
-def _run(args: argparse.Namespace) -> int:
-    shown = show_data(args.manifest, args.out, args.index, args.count)
-    sys.stdout.write(f"{args.out}: {shown} examples, open it in a browser\n")
-    return 0

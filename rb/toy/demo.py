@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rb.core.install import import_path
 from rb.core.run_layout import RUN_PREDICTIONS, RUN_REPORT
 
-LLMS = ("opt", "t5")
 # Data set, and the splits that Table 1 needs of it.
 DATA_SETS = (
     ("coco", ("test",)),
@@ -47,12 +45,14 @@ class Demo:
     folder: Path
     llm: str
     steps: int | None
-    started: float
+    scale: str
+    rb: Sequence[str]
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def run_file(self) -> str:
-        """The run file of this LLM."""
-        return f"launch/runs/toy_{self.llm}.yaml"
+        """The shipped run file of this LLM."""
+        return f"toy_{self.llm}"
 
     @property
     def run_dir(self) -> Path:
@@ -63,23 +63,23 @@ class Demo:
         """Announce and run one command; a failure ends the demo with that command's exit code."""
         shown = " ".join(shlex.quote(part) for part in command)
         print(f"\n== [{time.monotonic() - self.started:4.0f} s] {title}\n   $ {shown}", flush=True)
-        actual = [sys.executable if part == "python" else part for part in command]
-        if actual[0] == "rb":
-            actual[:1] = [sys.executable, "-m", "rb.cli"]
         environment = {
-            **os.environ,
+            **import_path(),
             "RB_DEMO": str(self.folder),
             "DS_ACCELERATOR": "cpu",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        code = subprocess.run(actual, env=environment, check=False).returncode
+        code = subprocess.run([*self.rb, *command[1:]], env=environment, check=False).returncode
         if code:
             raise SystemExit(f"demo stopped: '{shown}' ended with exit code {code}")
 
     def prepare(self) -> None:
         """Raw files as the real data sets have them, then shards."""
         raw, shards = self.folder / "raw", self.folder / "shards"
-        self.run("a small world, written in the real data sets' raw formats", "rb", "toy", "raw", "--out", f"{raw}")
+        small = [] if self.scale == "demo" else ["--scale", self.scale]
+        self.run(
+            "a small world, written in the real data sets' raw formats", "rb", "toy", "raw", "--out", f"{raw}", *small
+        )
         for name, splits in DATA_SETS:
             for split in splits:
                 places = ("--raw", f"{raw}/{name}", "--out", f"{shards}/{name}_{split}", "--split", split)
@@ -97,43 +97,32 @@ class Demo:
             model = ("--checkpoint", f"{run}") if trained else ("--run", self.run_file)
             out = f"{run / RUN_PREDICTIONS / name}.jsonl"
             places = ("--data", f"{self.folder}/shards/{data}", "--modality", modality, "--out", out)
-            self.run(f"captions: {name}", "python", "-m", "eval.predict", *model, *options, *places)
+            self.run(f"captions: {name}", "rb", "predict", *model, *options, *places)
         files = [f"{run / RUN_PREDICTIONS / name}.jsonl" for name, *_ in PREDICTIONS]
         truths = [f"--truth={self.folder}/raw/{name}/truth.json" for name, _ in DATA_SETS]
-        self.run("scores, and what is true of the captions", "python", "-m", "eval.score", *files, *truths)
-        self.run("the report", "python", "-m", "eval.report", f"{run}")
-        self.run("the paper's Table 1, on the toy world", "python", "-m", "eval.table", f"{run}")
+        self.run("scores, and what is true of the captions", "rb", "score", *files, *truths)
+        self.run("the report", "rb", "report", f"{run}")
+        self.run("the paper's Table 1, on the toy world", "rb", "table", f"{run}")
 
+    def run_all(self) -> int:
+        """The whole chain.
 
-def run_demo(args: argparse.Namespace) -> int:
-    """``rb toy demo``: everything into ``--out``, which must be new or an earlier demo."""
-    folder = Path(args.out)
-    marker = folder / ".demo"
-    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
-        raise ValueError(
-            f"{folder} is not empty and no earlier demo; name another folder with --out (make demo DEMO=...)"
-        )
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    marker.touch()
-    demo = Demo(folder, args.llm, args.steps, time.monotonic())
-    demo.prepare()
-    demo.train()
-    demo.evaluate()
-    report = demo.run_dir / RUN_REPORT
-    print(
-        f"\n== done in {time.monotonic() - demo.started:.0f} s. Report: {report}  MLflow: mlflow ui --backend-store-uri sqlite:///{folder.resolve()}/runs/mlflow.db"
-    )
-    return 0
-
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb toy demo``."""
-    parser = commands.add_parser("demo", help="the whole chain on the toy world, about 12 minutes on 2 cores")
-    parser.add_argument("--llm", choices=LLMS, default="opt", help="LLM of the foundation (opt)")
-    parser.add_argument("--out", default="demo", help="folder for everything it makes")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="fewer training steps than the run file's, for a quick look"
-    )
-    parser.set_defaults(run=run_demo)
+        Raises:
+            ValueError: the folder holds something else than an earlier demo.
+        """
+        folder, marker = self.folder, self.folder / ".demo"
+        if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+            raise ValueError(
+                f"{folder} is not empty and no earlier demo; name another folder with --out (make demo DEMO=...)"
+            )
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        marker.touch()
+        self.prepare()
+        self.train()
+        self.evaluate()
+        took, store = time.monotonic() - self.started, f"sqlite:///{folder.resolve()}/runs/mlflow.db"
+        report = self.run_dir / RUN_REPORT
+        print(f"\n== done in {took:.0f} s. Report: {report}  MLflow: mlflow ui --backend-store-uri {store}")
+        return 0

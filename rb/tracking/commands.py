@@ -13,16 +13,11 @@ from rb.tracking.journal import Journal, read_rows
 from rb.tracking.mlflow_store import TrackingError
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``track``."""
-    track = subparsers.add_parser("track", help="journals and MLflow")
-    actions = track.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command = actions.add_parser("sync", help="copy what MLflow lacks; safe to repeat")
-    command.add_argument("run_dir", type=Path, help="run folder")
-    command.add_argument(
-        "--store", type=Path, default=None, help="folder of mlflow.db (default: the run folder's parent)"
-    )
-    command.set_defaults(run=_sync)
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """``rb track sync``."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder")
+    parser.add_argument("--store", type=Path, default=None, help="folder of mlflow.db (default: RUN_DIR's parent)")
+    parser.set_defaults(run=_sync)
 
 
 def _sync(args: argparse.Namespace) -> int:

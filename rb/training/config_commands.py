@@ -6,28 +6,33 @@ import argparse
 import json
 import sys
 
+from rb.core.output import add_json
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb config`` with its three actions."""
-    actions = commands.add_parser("config", help="run files: show, compare, list the keys").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    run = "run file, run folder, or name of one of the project's runs (toy_opt)"
-    show = actions.add_parser("show", help="print a run's configuration, every key written out")
-    show.add_argument("run_name", metavar="RUN", help=run)
-    show.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
-    show.set_defaults(run=_show)
-    diff = actions.add_parser(
-        "diff", help="list the keys in which two runs differ; exit code 0: none, 1: some, 2: an error (as diff)"
-    )
-    diff.add_argument("first", metavar="A", help=run)
-    diff.add_argument("second", metavar="B", help=run)
-    diff.set_defaults(run=_diff)
-    keys = actions.add_parser("keys", help="list every key with its default and meaning")
-    keys.add_argument("prefix", nargs="?", default="", help="only keys that begin with this, e.g. model.lora")
-    keys.set_defaults(run=_keys)
-    for action in (show, diff, keys):
-        action.add_argument("--json", action="store_true", help="print JSON")
+RUN = "run file, run folder, or name of one of the project's runs (toy_opt)"
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """``rb config show``."""
+    parser.add_argument("run_name", metavar="RUN", help=RUN)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.max_steps=100")
+    add_json(parser)
+    parser.set_defaults(run=_show)
+
+
+def add_diff(parser: argparse.ArgumentParser) -> None:
+    """``rb config diff``."""
+    parser.description = "List the keys in which two runs differ; exit code 0: none, 1: some, 2: an error (as diff)."
+    parser.add_argument("first", metavar="A", help=RUN)
+    parser.add_argument("second", metavar="B", help=RUN)
+    add_json(parser)
+    parser.set_defaults(run=_diff)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """``rb config keys``."""
+    parser.add_argument("prefix", nargs="?", default="", help="only keys that begin with this, e.g. model.lora")
+    add_json(parser)
+    parser.set_defaults(run=_keys)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -6,9 +6,6 @@ any other, and a run starts from it by ``init_from``. What goes where is in ``rb
 
 from __future__ import annotations
 
-import argparse
-import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -19,33 +16,11 @@ from rb.core.config import RunConfig
 from rb.core.fingerprints import fingerprint
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
-from rb.core.run_paths import open_foundation
 from rb.model.weights.build import build_model
 from rb.model.weights.ledger import FROM
 from rb.model.weights.readers import read_tensors
 from rb.model.weights.released import import_released
 from rb.training.run_folder import RunFolder, environment, package_versions
-
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb import-released``."""
-    command = commands.add_parser("import-released", help="a released RegionBLIP checkpoint as a run folder")
-    command.add_argument("file", type=Path, help="regionblip_opt-2.7b.pth or a sibling")
-    command.add_argument(
-        "--run", type=Path, required=True, metavar="FILE", dest="run_file", help="launch/runs/released_opt_2.7b.yaml"
-    )
-    command.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="the run folder to make")
-    command.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", dest="overrides", help="e.g. model.foundation.blip2=FOLDER"
-    )
-    command.set_defaults(run=_import)
-
-
-def _import(args: argparse.Namespace) -> int:
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
-    for line in import_run(args.file, open_foundation(args.run_file, args.overrides), args.out):
-        sys.stdout.write(line + "\n")
-    return 0
 
 
 def import_run(file: Path, config: RunConfig, out: Path) -> list[str]:
@@ -82,4 +57,4 @@ def import_run(file: Path, config: RunConfig, out: Path) -> list[str]:
     numbers = sum(tensors[key].numel() for key in account.origins.values())
     lines = [f"{file}: {len(tensors)} keys", f"read: {len(account.origins)} ({numbers:,} numbers)"]
     lines += [f"left out: {count} ({reason})" for reason, count in Counter(account.left_out.values()).items()]
-    return [*lines, f"run folder {out}: caption with python -m eval.predict --checkpoint {out}"]
+    return [*lines, f"run folder {out}: caption with rb predict --checkpoint {out}"]

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from rb.checkpoints import checkpoint
-from rb.core import dist
+from rb.core import dist, progress
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
@@ -115,7 +114,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     train_config, engine = run.config.train, run.engine
     batches = open_batches(run)
     window, bad_in_a_row = Window(train_config.global_batch_size, run.device), 0
-    bar = tqdm(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main(), mininterval=1)
+    bar = progress.bar(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main())
     for step in range(run.start, run.total_steps):
         turn = run.schedule.at(step)
         rate = rate_at(step, run.config.optim, run.total_steps)
@@ -292,7 +291,7 @@ def report_bad_step(done: int, turn: Turn, result: StepResult) -> None:
         )
 
 
-def show(bar: tqdm, done: int, total: int, values: dict[str, float]) -> None:
+def show(bar: Any, done: int, total: int, values: dict[str, float]) -> None:
     """The newest values: totals on the bar, everything in the log file. Rank 0."""
     if not dist.is_main():
         return

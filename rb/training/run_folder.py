@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from rb.core import progress
 from rb.core.config import RunConfig
 from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
@@ -25,6 +24,7 @@ from rb.core.locks import FileLock
 from rb.core.run_file import load_run, with_defaults
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
+from rb.core.verbosity import QUIET, VERBOSE, verbosity
 from rb.tracking.tracker import flatten
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
@@ -88,7 +88,8 @@ class RunFolder:
         root.setLevel(logging.INFO)
         root.addHandler(file)
         console = _AboveTheBar()
-        console.addFilter(lambda record: record.name != STEP_LOG)
+        console.addFilter(lambda record: record.name != STEP_LOG or verbosity() == VERBOSE)
+        console.setLevel(logging.ERROR if verbosity() == QUIET else logging.INFO)
         root.addHandler(console)
 
 
@@ -96,7 +97,7 @@ class _AboveTheBar(logging.Handler):
     """Log lines to the error stream without tearing the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        progress.write(self.format(record))
 
 
 def saved_run(path: Path, overrides: list[str]) -> RunConfig:

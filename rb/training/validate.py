@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from rb.core import dist
+from rb.core import dist, progress
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
 from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value_name
@@ -144,9 +143,7 @@ class Validation:
         """Mean of every loss term over the batches and ranks, as the training's metrics have them."""
         sums: dict[str, Tensor] = {}
         loader, count = self._loss_batches(modality)
-        bar = tqdm(
-            loader, f"{modality} validation", unit="batch", disable=not dist.is_main(), mininterval=1, leave=False
-        )
+        bar = progress.bar(loader, desc=f"{modality} validation", unit="batch", disable=not dist.is_main(), leave=False)
         for batch in bar:
             found = self._model(batch.to(self._model.device))
             for term, value in found.with_total().items():

@@ -65,8 +65,7 @@ def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.Ca
     out = plan_file.parent / "out"
     command = ["ablate", "--plan", str(plan_file), "--out", str(out), "--jobs", "2"]
     assert rb(command) == 0
-    said = capsys.readouterr().out
-    assert "[2/2]" in said
+    assert "[2/2]" in capsys.readouterr().err
     assert "| two stages | 1 |" in (out / "table.md").read_text()
     steps = {run.name: checkpoint.require(run).step for run in (out / "runs").iterdir()}
     assert steps == {"full_model-seed4": STEPS, "two_stages-seed4-stage1": 1, "two_stages-seed4": STEPS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rb.cli import main as rb
 from rb.evaluation import doctor
 from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_scores, score_captions
 from rb.evaluation.java import Java, JavaMissingError, JavaToolError, find_java, run_tool
@@ -249,10 +249,7 @@ def test_the_doctor_names_what_is_missing(
     no_java: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(JARS_VARIABLE, raising=False)
-    parser = argparse.ArgumentParser()
-    doctor.add_commands(parser.add_subparsers())
-    args = parser.parse_args(["metrics", "doctor"])
-    assert args.run(args) == 1
+    assert rb(["metrics", "doctor"]) == 1
     lines = {line[8:22].strip(): line for line in capsys.readouterr().out.splitlines()}
     missing = {what for what, line in lines.items() if line.startswith("MISSING")}
     assert missing == {"Java", "SPICE's jars", "tokeniser", "METEOR", "SPICE"}

@@ -320,7 +320,7 @@ def test_two_trained_models_are_told_apart_and_two_claims_refused() -> None:
 
 def test_table_command(tmp_path: Path, capsys) -> None:
     assert table.main([str(tmp_path)]) == 2
-    assert "no metrics there; `python -m eval.score" in capsys.readouterr().err
+    assert "no metrics there; `rb score" in capsys.readouterr().err
     write(tmp_path / "predictions" / "a.jsonl")
     assert score.main([str(tmp_path / "predictions" / "a.jsonl"), "--no-java", "--no-mlflow"]) == 0
     capsys.readouterr()

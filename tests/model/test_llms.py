@@ -166,7 +166,7 @@ def test_no_host_sync_in_forward_losses_and_backward(config: ModelConfig) -> Non
 
 
 def test_all_losses_train_and_the_result_predicts(config: ModelConfig, tmp_path: Path) -> None:
-    """A few plain torch steps over every modality; the image stays BLIP-2; captions by the way of eval.predict."""
+    """A few plain torch steps over every modality; the image stays BLIP-2; captions by the way of rb predict."""
     built = build_model(config, seed=0)
     model, text = built.model, built.text
     decode = DecodeConfig(num_beams=2, max_new_tokens=5)

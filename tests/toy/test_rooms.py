@@ -303,7 +303,7 @@ def test_regions_of_rooms_are_learned_and_captioned(world: Path, foundation: Fou
         losses.append({name: float(value.detach()) for name, value in found.terms.items()})
     for name in ("llm", "reg"):
         assert losses[-1][name] < 0.9 * losses[0][name], (name, losses[0], losses[-1])
-    # By the way of eval.predict: every described object of the held-out scenes once, with its box.
+    # By the way of rb predict: every described object of the held-out scenes once, with its box.
     loaded = as_loaded(built, DecodeConfig(num_beams=2, max_new_tokens=6))
     job = Job(ManifestReader(world / "test"), POINT_CLOUD_REGION)
     assert predict(job, loaded, tmp_path / "said.jsonl") == read_manifest(world / "test").counts["objects"]

@@ -15,7 +15,7 @@ from rb.core.run_file import load_run, to_tree
 from rb.core.text import TextProcessor
 from rb.model.language import Generation
 from rb.model.weights.build import build_model, text_processor
-from rb.toy.demo import LLMS
+from rb.toy.commands import LLMS
 from rb.toy.pretraining.data import SEED, to_pixels
 from rb.toy.pretraining.score import captions_of, load_foundation
 from rb.toy.world.scenes import make_cloud, make_scene, whole_captions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from rb.cli import main as rb
 from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking import Journal, Tracker, log_evaluation, metric_points
-from rb.tracking.commands import add_commands, sync
+from rb.tracking.commands import sync
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import OFFSET_TAG, TrackingError, clean_name, run_identity
 from rb.tracking.tracker import flatten
@@ -246,11 +246,8 @@ def test_dead_server_never_blocks_a_step(
         away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
         with pytest.raises(TrackingError, match="cannot be reached"):
             sync(run_dir)
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
-    args = parser.parse_args(["track", "sync", str(run_dir)])
     for _ in range(2):
-        assert args.run(args) == 0
+        assert rb(["track", "sync", str(run_dir)]) == 0
     client = client_of(tmp_path)
     assert all_points(client, run_id_of(run_dir)) == {(name, s): 1 for name in losses(0) for s in range(400)}
     assert client.get_run(run_id_of(run_dir)).info.status == "FINISHED"

@@ -7,58 +7,54 @@ reason in ``rejected.jsonl``, and counted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from rb.data.prepare import coco, objaverse, refcoco, scanrefer
-from rb.data.prepare.common import default_workers
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One row: its line of help, the raw layout, its options, its command (returns the exit code)."""
+    """One row.
+
+    Attributes:
+        help: its line of help.
+        module: the converter's file, imported when it is asked for. It has ``LAYOUT`` (the raw folder), ``add_arguments`` and ``run``.
+    """
 
     help: str
-    layout: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
+
+    def converter(self) -> Any:
+        """The converter's module."""
+        return importlib.import_module(self.module)
 
 
 DATASETS: dict[str, Dataset] = {
-    "coco": Dataset("COCO captions, Karpathy's split: whole images", coco.LAYOUT, coco.add_arguments, coco.run),
-    "refcoco": Dataset(
-        "RefCOCO, RefCOCO+, RefCOCOg: regions of images", refcoco.LAYOUT, refcoco.add_arguments, refcoco.run
-    ),
+    "coco": Dataset("COCO captions, Karpathy's split: whole images", "rb.data.prepare.coco"),
+    "refcoco": Dataset("RefCOCO, RefCOCO+, RefCOCOg: regions of images", "rb.data.prepare.refcoco"),
     "objaverse": Dataset(
-        "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects",
-        objaverse.LAYOUT,
-        objaverse.add_arguments,
-        objaverse.run,
+        "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"
     ),
-    "scanrefer": Dataset(
-        "ScanRefer on ScanNet: regions of scenes, with 3D boxes",
-        scanrefer.LAYOUT,
-        scanrefer.add_arguments,
-        scanrefer.run,
-    ),
+    "scanrefer": Dataset("ScanRefer on ScanNet: regions of scenes, with 3D boxes", "rb.data.prepare.scanrefer"),
 }
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     """``rb prepare NAME``."""
-    prepare = commands.add_parser("prepare", help="raw data sets to shards")
-    names = prepare.add_subparsers(dest="dataset", required=True, metavar="DATASET")
-    for name, dataset in DATASETS.items():
-        parser = names.add_parser(
-            name,
-            help=dataset.help,
-            description=f"{dataset.help}.\n\n{dataset.layout}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
-        parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
-        parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
-        parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
-        dataset.add_arguments(parser)
-        parser.set_defaults(run=dataset.run)
+    dataset = DATASETS[name]
+    converter = dataset.converter()
+    parser.description = f"{dataset.help}.\n\n{converter.LAYOUT}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
+    parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
+    parser.add_argument("--workers", type=int, default=_default_workers(), help="threads that read and decode")
+    converter.add_arguments(parser)
+    parser.set_defaults(run=converter.run)
+
+
+def _default_workers() -> int:
+    """Threads that read and decode: Pillow and NumPy release Python's lock while they do."""
+    return min(8, os.cpu_count() or 1)

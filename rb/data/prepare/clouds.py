@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.data.prepare.common import Reason, RejectedError
-from rb.sources.points import PointsError, cloud_frame
 
 MAX_BYTES = 1 << 28  # a cloud of ten million coloured points
 
@@ -41,6 +40,8 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
 
 def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np.float32]:
     """``array`` as float32. ``RejectedError``: too few points, numbers that are not finite in float32, all points in one place."""
+    from rb.sources.points import PointsError, cloud_frame  # loads torch, which parsers need not wait for
+
     if len(array) < min_points:
         raise RejectedError(Reason.TOO_FEW_POINTS, f"{where}: {len(array)} points, fewer than {min_points}")
     with np.errstate(over="ignore"):

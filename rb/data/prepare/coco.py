@@ -27,7 +27,6 @@ from rb.data.prepare.common import (
     require,
     safe_path,
 )
-from rb.data.shards import ShardWriter
 
 NAME = "coco"
 SPLITS = ("train", "val", "test")
@@ -55,6 +54,8 @@ def convert(
     Raises:
         ValueError: a raw file or folder is missing or another than expected, no item could be used, ``out`` is not empty.
     """
+    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
+
     file = require(raw / "dataset_coco.json", LAYOUT)
     root = images or raw
     if split not in SPLITS:

@@ -6,21 +6,20 @@ Knows no data set; each has its own file beside this one.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tqdm import tqdm
-
+from rb.core import progress
 from rb.core.text import clean_caption, one_line
 from rb.data.formats import MANIFEST_FILE
-from rb.data.shards import ShardWriter
-from rb.sources.images import ImageError, decode_image
+
+if TYPE_CHECKING:
+    from rb.data.shards import ShardWriter
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -199,6 +198,8 @@ class CheckedImage:
 
 def read_image(path: Path) -> CheckedImage:
     """An image, decoded in full once to know that it can be. ``RejectedError`` where it is missing or cannot."""
+    from rb.sources.images import ImageError, decode_image  # loads torch, which parsers need not wait for
+
     data = read_file(path, Reason.IMAGE_MISSING)
     try:
         image = decode_image(data, str(path))
@@ -220,7 +221,7 @@ def attempt(
         except RejectedError as error:
             return error
 
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=title, delay=5) as bar:
+    with ThreadPoolExecutor(workers) as pool, progress.bar(total=total, desc=title, delay=5) as bar:
         waiting: deque[tuple[_Item, Any]] = deque()
         for item in items:
             waiting.append((item, pool.submit(one, item)))
@@ -231,8 +232,3 @@ def attempt(
         for first, future in waiting:
             yield first, future.result()
             bar.update()
-
-
-def default_workers() -> int:
-    """Threads that read and decode: Pillow and NumPy release Python's lock while they do."""
-    return min(8, os.cpu_count() or 1)

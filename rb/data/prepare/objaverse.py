@@ -23,8 +23,6 @@ from rb.data.formats import Record
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
-from rb.data.shards import ShardWriter
-from rb.sources.points import EXTENSION, encode_points
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")
@@ -56,6 +54,9 @@ def convert(
     Raises:
         ValueError: a raw file is missing or damaged, a uid is in two lists, no item could be used, ``out`` is not empty.
     """
+    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
+    from rb.sources.points import EXTENSION, encode_points
+
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:

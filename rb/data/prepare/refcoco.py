@@ -31,7 +31,6 @@ from rb.data.prepare.common import (
     safe_path,
 )
 from rb.data.prepare.safe_pickle import load_plain_pickle
-from rb.data.shards import ShardWriter
 
 NAMES = ("refcoco", "refcoco+", "refcocog")
 SPLITS_BY = ("google", "unc", "umd")
@@ -77,6 +76,8 @@ def convert(
     Raises:
         ValueError: a raw file is missing, damaged or unsafe, the split is unknown, no item could be used, ``out`` is not empty.
     """
+    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
+
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
     instances = read_json(require(folder / "instances.json", LAYOUT), _FIELDS)
     if not isinstance(instances, dict):

@@ -32,8 +32,6 @@ from rb.data.prepare.common import (
     report,
     require,
 )
-from rb.data.shards import ShardWriter
-from rb.sources.points import EXTENSION, encode_points
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
@@ -74,6 +72,8 @@ def convert(
     Raises:
         ValueError: a raw file is missing or damaged, no item could be used, ``out`` is not empty.
     """
+    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
+
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
@@ -192,6 +192,8 @@ def _check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], w
 
 def _write(conversion: Conversion, scene_id: str, scene: Scene | RejectedError, rows: list[_Json], split: str) -> None:
     """One scene with its objects, or all its descriptions rejected for the scene's sake."""
+    from rb.sources.points import EXTENSION, encode_points
+
     source = f"scannet/{scene_id}"
     objects: dict[str, ObjectAnnotation] = {}
     used = 0

@@ -6,6 +6,7 @@ Runs ``build_model`` on the meta device, so that what passes here is what traini
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from rb.core.config import RunConfig
 from rb.core.fingerprints import PREFIX
@@ -13,8 +14,22 @@ from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model
 
 
-def check_run(config: RunConfig) -> list[str]:
-    """The report as lines, trainable parameters last.
+@dataclass(frozen=True)
+class CheckReport:
+    """What ``rb weights check`` found: the run's name, remarks line by line, trainable numbers by the modalities that use them."""
+
+    run: str
+    remarks: list[str]
+    trainable: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """For a reader, trainable parameters last."""
+        counts = [f"  {users}: {count:,}" for users, count in self.trainable.items()]
+        return [f"run {self.run}: {self.remarks[0]}", *self.remarks[1:], "trainable parameters:", *counts]
+
+
+def check_run(config: RunConfig) -> CheckReport:
+    """Assemble the run's model from names and shapes.
 
     Raises:
         ValueError: whatever would stop training from loading: a file, a key, a shape, a tokenizer, the image settings.
@@ -22,14 +37,12 @@ def check_run(config: RunConfig) -> list[str]:
     built = build_model(config.model, config.seed, "meta")
     side = built.images["size"]
     expected = built.model.blip2.config.vision_config.image_size
-    lines = [f"run {config.name}: recipe {config.model.text_branch}, numerics {config.model.numerics}"]
+    lines = [f"recipe {config.model.text_branch}, numerics {config.model.numerics}"]
     lines += built.ledger.lines(built.model)
     if side != expected:
         lines.append(f"images: the processor says {side} pixels, the encoder was trained at {expected}")
     lines += [f"{part}: {built.foundation[part].removeprefix(PREFIX)[:16]}" for part in (*built.files, "report")]
-    lines.append("trainable parameters:")
-    lines += [f"  {users}: {count:,}" for users, count in trainable_by_users(built.model).items()]
-    return lines
+    return CheckReport(config.name, lines, trainable_by_users(built.model))
 
 
 def trainable_by_users(model: RegionBLIP) -> dict[str, int]:

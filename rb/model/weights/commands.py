@@ -1,50 +1,53 @@
-"""``rb weights check --run FILE``: would this run's model load, and what of it trains. ``rb weights convert``: a LAVIS set, once."""
+"""``rb weights check --run FILE``: checks that the weights load; lists trainable parameters. ``rb weights convert``: a LAVIS set, once."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
+from dataclasses import asdict
 from pathlib import Path
 
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb weights check`` and ``rb weights convert``."""
-    weights = commands.add_parser("weights", help="checkpoints: check and convert").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    check = weights.add_parser(
-        "check", help="account for every weight of a run's model, from file headers; no training"
-    )
-    check.add_argument("--run", type=Path, required=True, metavar="FILE", help="run file (YAML)", dest="run_file")
-    check.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.text_branch=hub-itm")
-    check.set_defaults(run=_check)
-    made = weights.add_parser("convert", help="write a LAVIS .pth set as a Hugging Face BLIP-2 folder")
-    made.add_argument("--stage2", type=Path, required=True, help="blip2_pretrained_opt2.7b.pth or a sibling")
-    made.add_argument("--vit", type=Path, help="eva_vit_g.pth, unless the stage-2 file holds a ViT")
-    made.add_argument(
-        "--llm", type=Path, required=True, help="folder of the LLM: facebook/opt-2.7b, google/flan-t5-xl, ..."
-    )
-    made.add_argument("--config", type=Path, help="a BLIP-2 config.json, where the sizes are not the public ones")
-    made.add_argument("--out", type=Path, required=True, help="the folder to write")
-    made.set_defaults(run=_convert)
+from rb.core.exit_codes import FINISHED
+from rb.core.output import add_json, say, say_json
 
 
-def _check(args: argparse.Namespace) -> int:
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft uses its old names
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """``rb weights check``."""
+    parser.description = "Account for every weight of a run's model, from file headers; no training."
+    parser.add_argument("--run", type=Path, required=True, metavar="FILE", help="run file (YAML)", dest="run_file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.text_branch=hub-itm")
+    add_json(parser)
+    parser.set_defaults(run=run_check)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Print where every weight comes from and what trains."""
     from rb.core.run_paths import open_foundation
     from rb.model.weights.check import check_run
 
-    _say(check_run(open_foundation(args.run_file, args.overrides)))
-    return 0
+    report = check_run(open_foundation(args.run_file, args.overrides))
+    if args.json:
+        say_json(asdict(report))
+    else:
+        say("\n".join(report.lines()))
+    return FINISHED
 
 
-def _convert(args: argparse.Namespace) -> int:
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """``rb weights convert``."""
+    parser.description = "Write a LAVIS .pth set as a Hugging Face BLIP-2 folder."
+    parser.add_argument("--stage2", type=Path, required=True, help="blip2_pretrained_opt2.7b.pth or a sibling")
+    parser.add_argument("--vit", type=Path, help="eva_vit_g.pth, unless the stage-2 file holds a ViT")
+    parser.add_argument(
+        "--llm", type=Path, required=True, help="folder of the LLM: facebook/opt-2.7b, google/flan-t5-xl, ..."
+    )
+    parser.add_argument("--config", type=Path, help="a BLIP-2 config.json, if the sizes are not the public ones")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Write the folder."""
     from rb.model.weights.convert import convert
 
-    _say(convert(args.stage2, args.vit, args.llm, args.out, args.config))
-    return 0
-
-
-def _say(lines: list[str]) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    say("\n".join(convert(args.stage2, args.vit, args.llm, args.out, args.config)))
+    return FINISHED

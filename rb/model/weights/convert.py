@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoConfig, Blip2Config, Blip2ForConditionalGeneration
 
+from rb.core import progress
 from rb.core.files import whole_folder
 from rb.model.weights.hub_folder import open_folder
 from rb.model.weights.ledger import listing
@@ -204,7 +204,7 @@ def _language(llm: Path, settings: Blip2Config, folder: Path, written: Written) 
     tied = _TIED_TO[kind]
     kept: dict[str, Tensor] = {}
     copies: dict[str, Tensor] = {}
-    for _, tensors in tqdm(hub.read(read_tensors), total=len(hub.shards), desc="LLM", unit="shard", mininterval=1):
+    for _, tensors in progress.bar(hub.read(read_tensors), total=len(hub.shards), desc="LLM", unit="shard"):
         out = {}
         for key, tensor in tensors.items():
             name = f"language_model.{'model.' if key.startswith('decoder.') and kind == 'opt' else ''}{key}"

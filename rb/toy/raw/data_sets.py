@@ -8,21 +8,17 @@ About one item in a hundred is spoiled on purpose, in every way that a converter
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import pickle
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from rb.core import seeding
+from rb.core import progress, seeding
 from rb.toy.raw import spoil
 from rb.toy.raw.files import plan, write_file, write_json
 from rb.toy.raw.rooms import SCANREFER_KINDS, write_scanrefer
@@ -76,14 +72,14 @@ def write_raw(out_dir: Path, seed: int, sizes: Mapping[str, Mapping[str, int]]) 
         "scanrefer": SCANREFER_KINDS,
     }
     total = sum(1 for name in sizes for _ in plan(sizes[name], kinds[name]))
-    with tqdm(total=total, desc="toy world", unit="item", delay=5) as bar:
+    with progress.bar(total=total, desc="toy world", unit="item", delay=5) as bar:
         for name, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
             writers[name](folder, seed, sizes[name], bar)
     return folders
 
 
-def write_coco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
+def write_coco(folder: Path, seed: int, sizes: Mapping[str, int], bar: Any) -> None:
     """``dataset_coco.json`` and the images; val and test images lie in ``val2014``, as COCO's do."""
     images: list[dict[str, Any]] = []
     truth: dict[str, Any] = {}
@@ -122,7 +118,7 @@ def write_coco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]
     write_json(folder / "truth.json", truth)
 
 
-def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
+def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: Any) -> None:
     """``instances.json``, ``refs(google).p`` and the images, all of them COCO's ``train2014``."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -186,7 +182,7 @@ def write_refcoco(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[A
     write_json(folder / "truth.json", truth)
 
 
-def write_objaverse(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
+def write_objaverse(folder: Path, seed: int, sizes: Mapping[str, int], bar: Any) -> None:
     """Cap3D's CSV, ULIP's folders of clouds, and a list of uids for each split."""
     rows: list[list[str]] = []
     lists: dict[str, list[str]] = {split: [] for split in sizes}
@@ -223,23 +219,3 @@ def _npz(points: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, points)  # an unnamed array: "arr_0", as in ULIP's files
     return stream.getvalue()
-
-
-def run_raw(args: argparse.Namespace) -> int:
-    """``rb toy raw``."""
-    started = time.monotonic()
-    folders = write_raw(args.out, args.seed, SCALES[args.scale])
-    for name, folder in folders.items():
-        counts = ", ".join(f"{split} {count:,}" for split, count in SCALES[args.scale][name].items())
-        sys.stdout.write(f"{name}: {folder} ({counts}; about 1 % spoiled on top)\n")
-    sys.stdout.write(f"written in {time.monotonic() - started:.1f} s\n")
-    return 0
-
-
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``rb toy raw``."""
-    parser = commands.add_parser("raw", help="write the toy world as raw COCO, RefCOCO, Objaverse and ScanRefer files")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0, help="another world (default: 0)")
-    parser.add_argument("--scale", choices=tuple(SCALES), default="demo", help="how much of it (default: demo)")
-    parser.set_defaults(run=run_raw)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rb.core import seeding
 from rb.toy.raw.files import plan, write_file, write_json
@@ -37,7 +36,7 @@ _NYU40 = {"wall": 1, "floor": 2, "cube": 29, "ball": 39, "cone": 40}  # box, oth
 _Json = dict[str, Any]
 
 
-def write_scanrefer(folder: Path, seed: int, sizes: Mapping[str, int], bar: tqdm[Any]) -> None:
+def write_scanrefer(folder: Path, seed: int, sizes: Mapping[str, int], bar: Any) -> None:
     """``ScanRefer_filtered_<split>.json`` and ``scannet_data/<scene>_*.npy``; the truth's keys are ``scannet/<scene>``."""
     rows: dict[str, list[_Json]] = {split: [] for split in sizes}
     truth: dict[str, Any] = {}

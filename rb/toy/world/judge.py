@@ -1,4 +1,4 @@
-"""Judges predictions on the toy world against ``truth.json``: what ``eval.score --truth`` hands to the scorer.
+"""Judges predictions on the toy world against ``truth.json``: what ``rb score --truth`` hands to the scorer.
 
 Whether one sentence is true of one scene is in rb/toy/world/truth.py (images, clouds) and rb/toy/world/room_truth.py (rooms: entries with ``room``);
 here rows of a predictions file are brought together with their scenes. What each verdict means: ``rb.evaluation.verdicts.VERDICTS``.

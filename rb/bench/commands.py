@@ -1,0 +1,31 @@
+"""``rb bench captions``: the speed of captions, many boxes in one call against one call for each box."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_captions(parser: argparse.ArgumentParser) -> None:
+    """``rb bench captions``."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
+    source.add_argument("--run", type=Path, dest="run_file", metavar="FILE", help="run file: its model before training")
+    parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if --checkpoint is an export")
+    parser.add_argument("--images", type=int, default=20, help="number of images (20)")
+    parser.add_argument("--boxes", type=int, default=200, help="number of boxes over all images (200)")
+    parser.add_argument("--pictures", type=Path, help="folder of images; without it they are noise")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"), help="size of the noise images"
+    )
+    parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.set_defaults(run=run_captions)
+
+
+def run_captions(args: argparse.Namespace) -> int:
+    """Measure and print; FAILED if the two ways give different captions."""
+    from rb.bench.caption_speed import run
+
+    return run(args)

@@ -1,0 +1,117 @@
+"""``rb score``, ``rb table``, ``rb metrics doctor``: scores of prediction files, the table of a run, a check of the metrics."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rb.core.exit_codes import FAILED, FINISHED
+from rb.core.output import add_json, note, say, say_json
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """``rb score``."""
+    parser.add_argument("predictions", nargs="+", type=Path, help="files that rb predict wrote, one set each")
+    parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
+    parser.add_argument(
+        "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="compute only these metrics, e.g. CIDEr")
+    parser.add_argument("--no-java", action="store_true", help="without METEOR, SPICE and the PTB tokeniser")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not log the scores")
+    parser.add_argument("--spice-cache", type=Path, help="folder of SPICE's parsed captions (default: in ~/.cache)")
+    parser.add_argument("--no-spice-cache", action="store_true", help="parse all captions again for SPICE")
+    add_json(parser)
+    parser.set_defaults(run=run_score)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Score each file; several files share one METEOR process. ``args.judge_of`` makes a judge of toy captions from truth files."""
+    from rb.evaluation.caption_metrics import METRICS
+    from rb.evaluation.meteor import Meteor
+    from rb.evaluation.scoring import metrics_path, score_file
+    from rb.evaluation.spice import default_cache
+
+    if args.out and len(args.predictions) > 1:
+        raise ValueError("--out names one file, but several files are to be scored; leave it out")
+    unknown = [name for name in args.metrics or () if name not in METRICS]
+    if unknown:
+        raise ValueError(f"--metrics {unknown[0]}: unknown; choose from {', '.join(METRICS)}")
+    judge = args.judge_of(args.truth) if args.truth else None
+    results, notes = {}, set[str]()
+    with Meteor() as meteor:
+        for path in args.predictions:
+            result = score_file(
+                path,
+                out=args.out,
+                use_java=not args.no_java,
+                use_mlflow=not args.no_mlflow,
+                spice_cache=None if args.no_spice_cache else args.spice_cache or default_cache(),
+                metrics=args.metrics or METRICS,
+                meteor=meteor,
+                judge=judge,
+            )
+            out = str(args.out or metrics_path(path))
+            results[out] = result
+            if not args.json:
+                scores = "  ".join(
+                    f"{name} {value:.4f}" for name, value in result["scores"].items() if value is not None
+                )
+                say(f"{out}: {result['num_examples']:,} captions  {scores}")
+            _tell_once(result, notes)
+    if args.json:
+        say_json(results)
+    return FINISHED
+
+
+def _tell_once(result: dict[str, Any], told: set[str]) -> None:
+    """What was skipped and why, each line once, on stderr."""
+    lines = [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
+    if result["tokeniser"] != "ptb":
+        lines.append(
+            "note: tokenised without Stanford's PTB tokeniser, so scores may differ slightly from published ones"
+        )
+    for line in lines:
+        if line not in told:
+            note(line)
+            told.add(line)
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """``rb table``."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with scored predictions")
+    add_json(parser)
+    parser.set_defaults(run=run_table)
+
+
+def run_table(args: argparse.Namespace) -> int:
+    """Print the paper's Table 1 from RUN_DIR/metrics/*.json; with ``--json`` the metrics themselves."""
+    from rb.evaluation.table import format_table, format_truth, read_metrics
+
+    metrics = read_metrics(args.run_dir)
+    if args.json:
+        say_json(metrics)
+        return FINISHED
+    truth = format_truth(metrics)
+    say((format_table(metrics) + (f"\n{truth}" if truth else "")).rstrip("\n"))
+    return FINISHED
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """``rb metrics doctor``."""
+    add_json(parser)
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Run two captions through every metric and print what works; FAILED if anything does not."""
+    from rb.evaluation.doctor import diagnose
+
+    report = diagnose()
+    if args.json:
+        say_json([{"works": works, "part": part, "answer": answer} for works, part, answer in report])
+    else:
+        for works, part, answer in report:
+            say(f"{'ok     ' if works else 'MISSING'} {part:<14} {answer}")
+    return FINISHED if all(works for works, _, _ in report) else FAILED

@@ -1,0 +1,23 @@
+"""``python -m rb.inference``: one rank of ``rb predict --ranks N``, which the deepspeed launcher starts with the same arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+from rb.core.exit_codes import guarded, leave
+from rb.core.verbosity import add_options, set_verbosity
+from rb.inference.commands import add_predict, run_predict
+
+
+def main() -> int:
+    """The rank's exit code."""
+    parser = argparse.ArgumentParser(prog="rb predict")
+    add_predict(parser)
+    add_options(parser)
+    args = parser.parse_intermixed_args()
+    set_verbosity(args.verbosity)
+    return guarded("rb predict", lambda: run_predict(args))
+
+
+if __name__ == "__main__":
+    leave(main())

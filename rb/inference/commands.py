@@ -1,0 +1,97 @@
+"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rb.core.exit_codes import FINISHED
+from rb.core.modality import MODALITIES
+from rb.core.output import say
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """``rb predict``."""
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", type=Path, help="run folder (its newest), or in it checkpoints/best or checkpoints/step_*"
+    )
+    model.add_argument(
+        "--run", type=Path, dest="run_file", help="run file: its foundation without training (base model)"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="manifest.json or its folder")
+    parser.add_argument("--modality", required=True, choices=list(MODALITIES))
+    parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl to write")
+    parser.add_argument(
+        "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
+    )
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument(
+        "--crop-boxes", action="store_true", help="caption the inside of each box (the paper's BLIP-2 baseline)"
+    )
+    view.add_argument(
+        "--shuffle-boxes", action="store_true", help="control: each region gets another box of its source"
+    )
+    view.add_argument("--blind", action="store_true", help="control: the model gets a grey image or an empty cloud")
+    parser.add_argument(
+        "--crop-context", type=float, default=0.0, help="widen crops by this share of the box on every side"
+    )
+    parser.add_argument(
+        "--decode",
+        choices=["run", "released"],
+        default="run",
+        help="caption generation of the run, or the released code's",
+    )
+    parser.add_argument("--limit", type=int, help="caption only the first so many examples")
+    parser.add_argument("--batch-size", type=int, default=16, help="examples of one forward pass (16)")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--ranks", type=int, help="share the examples among so many processes; needs the launcher")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.num_beams=1")
+    parser.set_defaults(run=run_predict)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """One prediction job, or the launcher that starts its ranks."""
+    if args.ranks is not None:
+        return _launch(args)
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    from rb.core import dist
+    from rb.data.index import ManifestReader
+    from rb.inference.load import load_base, load_trained
+    from rb.inference.predicting import BLIND, CROPS, RELEASED_DECODING, SHUFFLED, WHOLE, Job, predict
+
+    dist.init()
+    view = CROPS if args.crop_boxes else SHUFFLED if args.shuffle_boxes else BLIND if args.blind else WHOLE
+    job = Job(
+        ManifestReader(args.data), args.modality, view, args.crop_context, args.limit, args.batch_size, args.workers
+    )
+    if args.checkpoint is not None:
+        loaded = load_trained(args.checkpoint, args.foundation, dist.device(), args.overrides, args.allow)
+    else:
+        loaded = load_base(args.run_file, dist.device(), args.overrides)
+    if args.decode == "released":
+        loaded = loaded.generating(RELEASED_DECODING)
+    count = predict(job, loaded, args.out)
+    if dist.is_main():
+        say(f"{count} captions in {args.out}")
+    dist.shutdown()
+    return FINISHED
+
+
+def _launch(args: argparse.Namespace) -> int:
+    """The same command as ``--ranks`` processes, each of which is ``python -m rb.inference``."""
+    from rb.core.launcher import launch_ranks
+
+    if args.ranks < 1:
+        raise ValueError(f"--ranks {args.ranks}: must be at least 1")
+    ranks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ranks.add_argument("--ranks")
+    return launch_ranks("rb.inference", ranks.parse_known_args(args.argv)[1], args.ranks)
