@@ -97,12 +97,12 @@ def train_and_ask(plan: Plan, variant: Variant, seed: int, out: Path, ranks: int
         _train(plan, variant, seed, stage, out, ranks, processes)
     name = plan.training_name(variant, seed, len(variant.stages) - 1)
     run_dir = out / "runs" / name
-    answers = {
+    asked = {
         _ask(plan, question, modality, shuffled, run_dir, processes): question
         for modality, question in plan.questions.items()
         for shuffled in ((False, True) if question.shuffle_boxes else (False,))
     }
-    _score(answers, run_dir, processes)
+    _score(asked, run_dir, processes)
     return time.monotonic() - started
 
 
@@ -131,8 +131,8 @@ def _check_same(run_dir: Path, config: RunConfig) -> None:
 
 def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir: Path, processes: Processes) -> Path:
     """The predictions file of one question, made where it is missing."""
-    said = run_dir / RUN_PREDICTIONS / f"{modality}{SHUFFLED if shuffled else ''}.jsonl"
-    if not _predicted(said, question, run_dir):
+    predictions = run_dir / RUN_PREDICTIONS / f"{modality}{SHUFFLED if shuffled else ''}.jsonl"
+    if not _predicted(predictions, question, run_dir):
         command = [
             *processes.rb,
             "predict",
@@ -143,28 +143,28 @@ def _ask(plan: Plan, question: Question, modality: str, shuffled: bool, run_dir:
             "--modality",
             modality,
         ]
-        command += ["--out", str(said), "--threads", "1"]
+        command += ["--out", str(predictions), "--threads", "1"]
         command += ["--limit", str(question.limit)] if question.limit is not None else []
         command += ["--shuffle-boxes"] if shuffled else []
         processes.run(run_dir.name, [*command, *plan.decode])
-    return said
+    return predictions
 
 
-def _score(answers: Mapping[Path, Question], run_dir: Path, processes: Processes) -> None:
+def _score(asked: Mapping[Path, Question], run_dir: Path, processes: Processes) -> None:
     """Scores of the predictions that have none yet: one process for those with a truth, one for those without."""
-    todo = [said for said, question in answers.items() if not _scored(said, question)]
+    todo = [predictions for predictions, question in asked.items() if not _scored(predictions, question)]
     for judged in (True, False):
-        files = [said for said in todo if (answers[said].truth is not None) == judged]
-        truths = dict.fromkeys(str(answers[said].truth) for said in files) if judged else {}
+        files = [predictions for predictions in todo if (asked[predictions].truth is not None) == judged]
+        truths = dict.fromkeys(str(asked[predictions].truth) for predictions in files) if judged else {}
         options = ["--no-java", "--no-mlflow", "--metrics", "CIDEr", *(o for t in truths for o in ("--truth", t))]
         if files:
             processes.run(run_dir.name, [*processes.rb, "score", *map(str, files), *options])
 
 
-def _predicted(said: Path, question: Question, run_dir: Path) -> bool:
+def _predicted(predictions: Path, question: Question, run_dir: Path) -> bool:
     """Whether the predictions are there, by the run's newest checkpoint and of as many examples as the plan says."""
-    meta_path = predictions_meta_path(said)
-    if not said.is_file() or not meta_path.is_file():
+    meta_path = predictions_meta_path(predictions)
+    if not predictions.is_file() or not meta_path.is_file():
         return False
     meta, found = parse(meta_path.read_bytes(), str(meta_path)), checkpoint.find(run_dir)
     made_by = meta.get("checkpoint") if isinstance(meta, dict) else None
@@ -172,12 +172,12 @@ def _predicted(said: Path, question: Question, run_dir: Path) -> bool:
     return found is not None and step == found.step and meta.get("limit") == question.limit
 
 
-def _scored(said: Path, question: Question) -> bool:
-    scores = metrics_path(said)
+def _scored(predictions: Path, question: Question) -> bool:
+    scores = metrics_path(predictions)
     if not scores.is_file():
         return False
     found = parse(scores.read_bytes(), str(scores))
-    same = isinstance(found, dict) and found.get("predictions_sha256") == file_sha256(said)
+    same = isinstance(found, dict) and found.get("predictions_sha256") == file_sha256(predictions)
     return same and (question.truth is None or "truth" in found)
 
 

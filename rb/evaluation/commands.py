@@ -80,15 +80,25 @@ def _tell_once(result: dict[str, Any], told: set[str]) -> None:
 
 def add_table(parser: argparse.ArgumentParser) -> None:
     """``rb table``."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with scored predictions")
+    parser.add_argument("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="run folder with scored predictions")
+    parser.add_argument("--paper", action="store_true", help="print the paper's Tables 1 to 3 instead of a run's table")
     add_json(parser)
     parser.set_defaults(run=run_table)
 
 
 def run_table(args: argparse.Namespace) -> int:
-    """Print the paper's Table 1 from RUN_DIR/metrics/*.json; with ``--json`` the metrics themselves."""
+    """Print a table like the paper's Table 1 from RUN_DIR/metrics/*.json, or the paper's own tables; as data with ``--json``."""
+    from rb.evaluation.paper import format_paper, read_paper
     from rb.evaluation.table import format_table, format_truth, read_metrics
 
+    if (args.run_dir is not None) == args.paper:
+        raise ValueError("give either RUN_DIR, a run folder with scores, or --paper for the paper's own tables")
+    if args.paper:
+        if args.json:
+            say_json(read_paper())
+        else:
+            say(format_paper().rstrip("\n"))
+        return FINISHED
     metrics = read_metrics(args.run_dir)
     if args.json:
         say_json(metrics)

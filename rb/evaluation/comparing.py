@@ -99,8 +99,7 @@ def find_differences(first: Side, other: Side) -> dict[str, str]:
     for name in ("reference_policy", "decoding"):
         changed = changes({"": first.meta.get(name)}, {"": other.meta.get(name)})
         if changed:
-            said = ", ".join(f"{key.lstrip('.') or name}: {a} against {b}" for key, (a, b) in changed.items())
-            found[name] = said
+            found[name] = ", ".join(f"{key.lstrip('.') or name}: {a} against {b}" for key, (a, b) in changed.items())
     return found
 
 

@@ -20,7 +20,7 @@ from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import log_evaluation
 
-# Who wrote the captions: the frozen model, the same on cut-out regions, a trained one; then controls: boxes of other objects, no input.
+# Which model produced the captions: the frozen one, the same on cut-out regions, a trained one; then controls: wrong boxes, empty input.
 VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind")
 
 
@@ -44,7 +44,7 @@ def score_file(
         spice_cache: folder for SPICE's parsed captions.
         metrics: names out of ``rb.core.metrics.METRICS``.
         meteor: a METEOR process that several files share.
-        judge: says what is true of each caption; its shares join the scores, their counts and errors stand under ``truth``.
+        judge: decides what is true of each caption; its shares join the scores, their counts and errors are under ``truth``.
 
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
@@ -131,7 +131,7 @@ def _one_set(rows: Sequence[Prediction], path: Path) -> tuple[str, str, str]:
 
 
 def _made_by(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Who wrote the captions, and of what not, as the meta file says; a file without one counts as a trained model's."""
+    """Which model produced the captions, and which examples were left out, by the meta file; without one, a trained model."""
     variant, checkpoint = meta.get("variant", "checkpoint"), meta.get("checkpoint")
     if variant not in VARIANTS:
         raise FormatError(f"{path}: its meta file says variant {variant!r}; known: {', '.join(VARIANTS)}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
+
+from rb.cli import main as rb
 from rb.evaluation.paper import format_paper, format_table1, read_paper
 
 # Typed from the paper's text, not from paper.json. Models in the order OPT-2.7B, OPT-6.7B, FlanT5-XL, FlanT5-XXL.
@@ -110,3 +114,12 @@ def test_the_tables_in_print() -> None:
         assert line in lines
     assert "VQAv2 val, accuracy  51.88  54.01" in format_table1("image")
     assert "Objaverse" not in format_table1("image_region")
+
+
+def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rb(["table", "--paper"]) == 0
+    assert capsys.readouterr().out == format_paper()
+    assert rb(["table", "--paper", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read_paper()
+    assert rb(["table"]) == rb(["table", "run", "--paper"]) == 2
+    assert "give either RUN_DIR" in capsys.readouterr().err

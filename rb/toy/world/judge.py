@@ -59,14 +59,14 @@ def toy_judge(paths: Sequence[Path]) -> Judge:
 
 
 def holds(caption: str, scene: Truth) -> bool:
-    """Whether everything said holds in a scene: for images and clouds of something in it, each phrase; for rooms of one solid in it."""
+    """Whether the whole caption is true of a scene: for images and clouds of something in it, each phrase; for rooms of one solid in it."""
     if true_whole(caption, scene):
         return True
     return any(true_of(caption, scene, item["object_id"]) for item in scene["objects"])
 
 
 def true_of(caption: str, scene: Truth, object_id: str) -> bool:
-    """Whether everything said holds of one object."""
+    """Whether the whole caption is true of one object."""
     return (room_truth.true_region if "room" in scene else true_region)(caption, scene, object_id)
 
 
