@@ -1,23 +1,34 @@
-"""Packaging only: the wheel carries ``rb``. ``eval/``, ``ds_configs/`` and ``launch/`` are used from a checkout."""
+"""Packaging only: the wheel carries ``rb``, ``ds_configs/``, run files and ablation plans. ``eval/`` and scripts stay in the checkout."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Folders of the checkout that travel inside the package; rb/core/install.py finds them in both places.
+SHIPPED = {
+    "rb.shipped.ds_configs": "ds_configs",
+    "rb.shipped.launch.runs": "launch/runs",
+    "rb.shipped.launch.ablations": "launch/ablations",
+}
+VERSION = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("rb").joinpath("__init__.py").read_text())[1]
+
 setup(
     name="regionblip",
-    version="0.1.0",
+    version=VERSION,
     description="RegionBLIP (arXiv 2308.02299) at scale: BLIP-2 extended to image regions, point clouds and point-cloud regions",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["rb", "rb.*"], exclude=["rb.toy.pretraining"]),
+    packages=[*find_packages(include=["rb", "rb.*"], exclude=["rb.toy.pretraining"]), *SHIPPED],
+    package_dir=SHIPPED,
     package_data={
         "rb": ["py.typed"],
         "rb.evaluation": ["*.json", "spice_engine/*"],
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
         "rb.drawing": ["*.css", "*.js"],
+        **dict.fromkeys(SHIPPED, ["*.yaml", "*.json"]),
     },
     install_requires=[
         "torch>=2.6",
@@ -57,5 +68,5 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["rb=rb.cli:main"]},
+    entry_points={"console_scripts": ["rb=rb.cli:entry"]},
 )
