@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box, points_in_box
-from rb.sources.images import decode_image
+from rb.sources.pixels import ImageError, decode_image, to_rgb
 
 BOX_FORMATS = ("pixels", "normalised")
 ImageInput = Image.Image | NDArray[Any] | Tensor | str | Path
@@ -43,12 +43,16 @@ def rgb_image(given: ImageInput, where: str) -> Image.Image:
         given: a PIL image; a file; [H, W, 3], [H, W] or (torch) [3, H, W], uint8 or floats in [0, 1].
 
     Raises:
-        InputError: another shape or type, numbers outside [0, 1] or not finite.
+        InputError: another shape or type, numbers outside [0, 1] or not finite, a PIL image of 32-bit numbers.
+        ImageError: a file that cannot be decoded.
     """
     if isinstance(given, str | Path):
         return decode_image(Path(given).read_bytes(), str(given))
     if isinstance(given, Image.Image):
-        return given.convert("RGB")
+        try:
+            return to_rgb(given, where)
+        except ImageError as error:
+            raise InputError(str(error)) from None
     if isinstance(given, Tensor):
         array = given.detach().cpu().numpy()
         if array.ndim == 3 and array.shape[0] == 3:

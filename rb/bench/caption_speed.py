@@ -19,7 +19,7 @@ from rb.core import progress
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.seeding import generator
 from rb.inference.load import load_base
-from rb.sources.images import decode_image
+from rb.sources.pixels import decode_image
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,6 +71,10 @@ class _Collector:
         source.check(stored)
         source.check_regions(stored, [item.box for item in record.objects])
 
+    def check_whole(self, record: Record, media: bytes, where: str) -> None:
+        """``FormatError`` unless the media can be read to their end."""
+        source_of(self.modality).check_whole(Stored(media, record.size, where))
+
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""
         key = int.from_bytes(hashlib.blake2b(record.source_id.encode(), digest_size=8).digest(), "little")
@@ -88,6 +92,7 @@ class _Collector:
             for found in scan_shard(path):
                 if not checked:
                     self.check(found.record, found.media, found.extension, found.where)
+                    self.check_whole(found.record, found.media, found.where)
                     self.remember(found.record, found.where)
                 self.builder.add(found.record, len(self.shards), found.offset, found.data)
                 digest.update(file.read(found.offset - end))

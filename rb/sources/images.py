@@ -6,9 +6,7 @@ to them, so an EXIF rotation is not applied.
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,54 +20,13 @@ from rb.core.model_config import ModelConfig
 from rb.core.strict_json import FormatError
 from rb.drawing.page import Html
 from rb.drawing.pictures import image_with_box
+from rb.sources.pixels import decode_image, image_size
 from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 89_478_485  # Pillow warns from here on and only refuses twice as many: a 20 kB file can claim gigabytes
-_FORMATS = ("JPEG", "PNG", "WEBP")
-
-
-class ImageError(FormatError):
-    """An image that cannot be used; the message says why."""
-
-
-def _open(data: bytes, where: str) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{where}: not a readable JPEG, PNG or WebP image ({error})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{where}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS} allowed; shrink the image"
-        )
-    return image
-
-
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(width, height) from the header alone; ``ImageError`` if there is no readable header or too many pixels."""
-    return _open(data, where).size
-
-
-def decode_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The whole image in RGB. ``size``: the (width, height) that its record claims, an error if the image has another.
-
-    Raises:
-        ImageError: unreadable, cut short, too many pixels, another size than claimed.
-    """
-    image = _open(data, where)
-    if size is not None and image.size != size:
-        raise ImageError(
-            f"{where}: the record says {size[0]} x {size[1]} pixels, the image has {image.width} x {image.height}"
-        )
-    try:
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        raise ImageError(f"{where}: the image is damaged ({error})") from None
 
 
 def crop_to_box(image: Image.Image, box: Sequence[float], context: float = 0.0) -> Image.Image:
@@ -123,6 +80,10 @@ class ImageSource(Source[ImageTransform]):
             raise FormatError(
                 f"{stored.where}: the record says {stored.size[0]} x {stored.size[1]}, the image has {width} x {height}"
             )
+
+    def check_whole(self, stored: Stored) -> None:
+        """All pixels decode."""
+        decode_image(stored.media, stored.where, stored.size)
 
     def check_size(self, size: tuple[int, int], where: str) -> None:
         """The image's own size."""

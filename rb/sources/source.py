@@ -114,6 +114,12 @@ class Source(ABC, Generic[Transform]):
     def box_problem(self, box: Sequence[float], size: tuple[int, int]) -> str | None:
         """Why a record's box cannot be used, in a few words; none if it can."""
 
+    def check_whole(self, stored: Stored) -> None:
+        """``FormatError`` unless the media can be read to their end, where ``check`` does not find out.
+
+        Called for tars that others made; a converter reads in full whatever it writes.
+        """
+
     def check_regions(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> None:
         """``FormatError`` unless something of the media lies in each of a record's boxes; ``check`` and ``box_problem`` found no fault.
 

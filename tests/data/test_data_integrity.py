@@ -17,7 +17,7 @@ from rb.data.formats import FormatError
 from rb.data.index import ManifestReader, ShardCorruptionError
 from rb.data.shards import adopt, verify_shards
 from rb.data.tars import scan_shard
-from rb.sources.images import MAX_PIXELS, ImageError, decode_image, image_size
+from rb.sources.pixels import MAX_PIXELS, ImageError, decode_image, image_size
 from rb.sources.points import PointsError, decode_points, encode_points
 from tests.support.small_data import cloud, image_bytes, media, record, write_set
 

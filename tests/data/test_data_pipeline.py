@@ -27,7 +27,8 @@ from rb.data.order import Stream, permute
 from rb.data.pipeline import PredictDataset, TrainDataset, View, open_training_data, predict_loader, train_loader
 from rb.data.samples import SampleTransform
 from rb.model.weights.build import text_processor
-from rb.sources.images import ImageTransform, decode_image
+from rb.sources.images import ImageTransform
+from rb.sources.pixels import decode_image
 from rb.sources.points import PointTransform
 from rb.training.schedule import Schedule
 from tests.support import tiny

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rb.core import progress
 from rb.core.text import clean_caption, one_line
 from rb.data.formats import MANIFEST_FILE
+from rb.sources.pixels import ImageError, decode_image
 
 if TYPE_CHECKING:
     from rb.data.shards import ShardWriter
@@ -198,8 +199,6 @@ class CheckedImage:
 
 def read_image(path: Path) -> CheckedImage:
     """An image, decoded in full once to know that it can be. ``RejectedError`` where it is missing or cannot."""
-    from rb.sources.images import ImageError, decode_image  # loads torch, which parsers need not wait for
-
     data = read_file(path, Reason.IMAGE_MISSING)
     try:
         image = decode_image(data, str(path))

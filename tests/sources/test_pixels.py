@@ -1,0 +1,157 @@
+"""Strict decoding: damaged images are refused wherever they are read, sound ones give Pillow's pixels, no conversion loses range."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rb.api.inputs import InputError, rgb_image
+from rb.core.modality import IMAGE
+from rb.data.formats import FormatError, Record, read_rejected
+from rb.data.prepare import coco
+from rb.data.shards import ShardWriter, adopt
+from rb.sources.pixels import ImageError, decode_image, to_rgb
+
+END = b"\xff\xd9"
+
+
+def photo(seed: int = 0, width: int = 123, height: int = 77) -> Image.Image:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    smooth = Image.fromarray(rng.integers(0, 255, (8, 12, 3), dtype=np.uint8)).resize((width, height))
+    noisy = np.asarray(smooth).astype(int) + rng.integers(-12, 12, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def closed_after_a_cut(data: bytes) -> bytes:
+    return data[: len(data) // 2] + END
+
+
+def zeroed(data: bytes) -> bytes:
+    return data[: len(data) // 2] + b"\0" * (len(data) // 2 - 2) + END
+
+
+def garbled(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(b * 7 + 13 & 0xFE for b in data[middle : middle + 40]) + data[middle + 40 :]
+
+
+DAMAGES = [closed_after_a_cut, zeroed, garbled]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_damage_that_pillow_turns_grey_is_an_error(damage, options: dict) -> None:
+    data = damage(saved(photo(), **options))
+    if "progressive" not in options:
+        Image.open(io.BytesIO(data)).convert("RGB")  # Pillow says nothing
+    with pytest.raises(ImageError, match=r"here: the image is damaged \(.*\); get the file again"):
+        decode_image(data, "here")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_cmyk_is_checked_too(damage) -> None:
+    data = saved(photo().convert("CMYK"))
+    pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(decode_image(data, "here")), pillow)
+    with pytest.raises(ImageError, match="here: the image is damaged"):
+        decode_image(damage(data), "here")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        {"subsampling": 1, "quality": 95},
+        {"quality": 30},
+        {"keep_rgb": True},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_sound_jpegs_give_pillow_s_pixels(mode: str, options: dict) -> None:
+    for seed, size in enumerate([(123, 77), (8, 8), (1, 33), (16, 17)]):
+        data = saved(photo(seed, *size).convert(mode), **options) + b"a tail behind the end"
+        pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(np.asarray(decode_image(data, "here", size)), pillow)
+
+
+def test_damaged_files_are_refused_when_prepared_indexed_and_captioned(tmp_path: Path) -> None:
+    good, bad = saved(photo()), closed_after_a_cut(saved(photo()))
+    raw = tmp_path / "raw"
+    (raw / "train2014").mkdir(parents=True)
+    images = [
+        {
+            "filepath": "train2014",
+            "filename": f"{k}.jpg",
+            "cocoid": k,
+            "split": "train",
+            "sentences": [{"raw": "a cube"}],
+        }
+        for k in (1, 2)
+    ]
+    (raw / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    for k, data in ((1, good), (2, bad)):
+        (raw / f"train2014/{k}.jpg").write_bytes(data)
+    assert coco.convert(raw, tmp_path / "out", "train").rejected == {"unreadable_image": 1}
+    (row,) = read_rejected(tmp_path / "out/rejected.jsonl")
+    assert "2.jpg: the image is damaged" in row.detail
+    # A tar that others made: the writer looks at headers only.
+    with ShardWriter(tmp_path / "foreign", "x", IMAGE, "train") as writer:
+        writer.write(Record("x/1", "x", "train", 123, 77, ["a cube"]), bad, "jpg")
+    with pytest.raises(FormatError, match=r"x-000000\.tar: key '000000000' at byte 0: the image is damaged"):
+        adopt(tmp_path / "foreign", IMAGE, overwrite=True)
+    with pytest.raises(ImageError, match=r"2\.jpg: the image is damaged"):
+        rgb_image(raw / "train2014/2.jpg", "images[0]")
+
+
+def test_sixteen_bits_are_scaled_not_cut_off() -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = np.asarray(decode_image(saved(Image.fromarray(grey), "PNG"), "here"))
+    expected = np.round(grey / 257).astype(np.uint8)
+    assert np.array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
+    assert len(np.unique(pixels)) == 256  # Pillow's own conversion makes nearly all of it 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_white_and_what_is_not_keeps_its_pixels(mode: str) -> None:
+    layers = photo().convert("RGBA")
+    assert np.array_equal(np.asarray(to_rgb(layers, "x")), np.asarray(photo()))
+    layers.putalpha(Image.fromarray(np.repeat(np.array([[0, 128, 255]], np.uint8), 77, 0).repeat(41, 1)))
+    data = saved(layers.convert("LA") if mode == "LA" else layers.quantize() if mode == "P" else layers, "PNG")
+    pixels = np.asarray(decode_image(data, "here")).astype(float)
+    seen = np.asarray(layers.convert("LA").convert("RGB") if mode == "LA" else layers.convert("RGB")).astype(float)
+    assert (pixels[:, :41] == 255).all()
+    slack = 30 if mode == "P" else 1  # a palette of 256 colours
+    assert np.abs(pixels[:, 41:82] - (255 * 127 + seen[:, 41:82] * 128) / 255).mean() < slack
+    assert np.abs(pixels[:, 82:] - seen[:, 82:]).mean() < slack
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_modes_without_a_certain_form_in_rgb_are_refused(mode: str) -> None:
+    image = Image.new(mode, (4, 4)) if mode == "LAB" else photo().convert(mode)
+    with pytest.raises(InputError, match=rf"images\[0\]: pixels of mode {mode} have no certain form"):
+        rgb_image(image, "images[0]")
+
+
+def test_an_unknown_format_is_named_without_an_address() -> None:
+    for data, says in (
+        (saved(photo(), "GIF"), r"starts with b'GIF8"),
+        (b"", "the file is empty"),
+        (b"<html>", "b'<html>'"),
+    ):
+        with pytest.raises(ImageError, match=says) as caught:
+            decode_image(data, "here")
+        assert "0x" not in str(caught.value)
