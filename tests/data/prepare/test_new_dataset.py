@@ -1,0 +1,61 @@
+"""A new data set is one file and one row of ``DATASETS``: the converter of docs/extending.md, by the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rb.cli import main as rb
+from rb.data.formats import read_rejected
+from rb.data.index import ManifestReader
+from rb.data.prepare import DATASETS, Dataset
+from tests.support import region_csv
+from tests.support.small_data import HEIGHT, WIDTH, image_bytes
+
+ROWS = """a.png,1,2,9,8,a red cube
+a.png,3,3,12,10,"a ball, green"
+b.png,0,0,5,5,a cone
+b.png,4,4,99,9,outside
+b.png,4,4,9,9,...
+gone.png,0,0,5,5,nothing to see
+../a.png,0,0,5,5,outside the folder
+a.png,1,2,wide
+"""
+
+
+@pytest.fixture(autouse=True)
+def _row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Dataset("Regions of images from a CSV file", region_csv.LAYOUT, region_csv.add_arguments, region_csv.run)
+    monkeypatch.setitem(DATASETS, region_csv.NAME, row)
+
+
+def test_a_new_data_set_is_one_file_and_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    (raw / "images").mkdir(parents=True)
+    (raw / "regions.csv").write_text(ROWS)
+    for i, name in enumerate(("a.png", "b.png")):
+        (raw / "images" / name).write_bytes(image_bytes(i))
+    assert rb(["prepare", "region-csv", "--raw", str(raw), "--out", str(out), "--split", "val"]) == 0
+    assert "regions read" in capsys.readouterr().out
+
+    reader = ManifestReader(out)
+    assert reader.manifest.counts == {"records": 2, "objects": 3, "samples": 3}
+    examples = [reader.example(i) for i in range(reader.num_examples)]
+    assert [one.references for one in examples] == [("a red cube",), ("a ball, green",), ("a cone",)]
+    assert examples[0].stored.size == (WIDTH, HEIGHT)
+    assert examples[0].media == image_bytes(0)
+    found = {(row.object_id, row.reason) for row in read_rejected(out / "rejected.jsonl")}
+    assert found == {
+        ("4", "box_outside_image"),
+        ("5", "no_caption"),
+        ("6", "image_missing"),
+        ("7", "unsafe_name"),
+        ("8", "malformed_row"),
+    }
+    assert sum(reader.manifest.rejected.values()) == 5  # 8 rows: 3 used, 5 listed with their reason
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rb(["prepare", "region-csv", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) != 0
+    assert "regions.csv: not found. The raw folder should look like this" in capsys.readouterr().err
