@@ -162,13 +162,13 @@ class TrainConfig:
             at_least("train.max_steps", self.max_steps, 1)
         at_least("train.timeout_s", self.timeout_s, 1)
 
-    def grad_accum_steps(self, num_ranks: int) -> int:
+    def grad_accum_steps(self, world_size: int) -> int:
         """Micro-batches of a step on each rank; ``ValueError`` names the three numbers where they do not divide."""
-        per_pass = self.micro_batch_size * num_ranks
+        per_pass = self.micro_batch_size * world_size
         if self.global_batch_size % per_pass:
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of train.micro_batch_size "
-                f"{self.micro_batch_size} x {num_ranks} ranks = {per_pass}; choose sizes that divide"
+                f"{self.micro_batch_size} x {world_size} ranks = {per_pass}; choose sizes that divide"
             )
         return self.global_batch_size // per_pass
 

@@ -8,12 +8,22 @@ from ``rb.core.seeding.generator("schedule", seed, epoch)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = Sequence[int]  # steps of each modality in this epoch, in the order of the run's modalities
 Order = NDArray[np.uint8]  # [sum(counts)], the number of the modality of each step; number i comes counts[i] times
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimizer step: the modality it trains, how many steps that modality made before, and the epoch."""
+
+    modality: str
+    modality_step: int
+    epoch: int
 
 
 def weighted_round_robin(counts: Counts, seed: int, epoch: int) -> Order:  # noqa: ARG001 (draws nothing)

@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,24 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from rb.core.batch import Batch, Sample
 from rb.core.config import DataSource
+from rb.core.schedules import Turn
 from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
 from rb.data.order import Place, Stream
 from rb.data.samples import SampleTransform, check_fits
-
-
-class Turn(Protocol):
-    """What the schedule says of a step: the modality it trains and how many steps that modality made before."""
-
-    @property
-    def modality(self) -> str:
-        """Name of the modality."""
-
-    @property
-    def modality_step(self) -> int:
-        """From 0."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,7 @@ class PredictionBatch:
 
 
 @dataclass(frozen=True)
-class View:
+class InputView:
     """What a model is given of an example; all of it by default.
 
     Attributes:
@@ -163,7 +151,7 @@ class PredictDataset(Dataset[PredictionBatch]):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        view: View = View(),
+        view: InputView = InputView(),
         limit: int | Sequence[int] | None = None,
     ) -> None:
         check_fits(reader, modality, predicting=True)

@@ -20,7 +20,7 @@ from rb.core import dist
 from rb.core.config import DecodeConfig
 from rb.core.modality import IMAGE, modality_spec
 from rb.data.index import ManifestReader
-from rb.data.pipeline import PredictDataset, View
+from rb.data.pipeline import InputView, PredictDataset
 from rb.data.predictions import write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
@@ -104,7 +104,7 @@ def _dataset(job: Job, loaded: Loaded, box_of: Mapping[int, int]) -> PredictData
         batch_size=job.batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        view=View(job.crop_context if job.view == CROPS else None, box_of, job.view == BLIND),
+        view=InputView(job.crop_context if job.view == CROPS else None, box_of, job.view == BLIND),
         limit=limit,
     )
 

@@ -113,23 +113,23 @@ def itm_row_weights(image_valid: Tensor, text_valid: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(image_valid), image_valid, text_valid))
 
 
-def itm_loss(logits: Tensor, weights: Tensor, total_rows: Tensor, num_ranks: int) -> Tensor:
+def itm_loss(logits: Tensor, weights: Tensor, total_rows: Tensor, world_size: int) -> Tensor:
     """Image-text matching: cross-entropy with class 1 = match; the plain mean where every row is valid.
 
     Args:
         logits: [3B, 2], rows [positives; text i with its negative image; image i with its negative text].
         weights: [3B], see `itm_row_weights`.
         total_rows: 0-dim, sum of the weights over all ranks.
-        num_ranks: of which this loss is averaged later.
+        world_size: of which this loss is averaged later.
     """
     num_pairs, rest = divmod(logits.shape[0], 3)
     assert rest == 0
     labels = (torch.arange(logits.shape[0], device=logits.device) < num_pairs).long()
-    return token_loss(logits, labels, weights, total_rows, num_ranks, label_smoothing=0.0)
+    return token_loss(logits, labels, weights, total_rows, world_size, label_smoothing=0.0)
 
 
 def token_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, total_tokens: Tensor, num_ranks: int, label_smoothing: float = 0.0
+    logits: Tensor, labels: Tensor, weights: Tensor, total_tokens: Tensor, world_size: int, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy of tokens: ITG (smoothing 0.1) and LLM (0.0), normalised by the number of tokens of all ranks.
 
@@ -138,13 +138,13 @@ def token_loss(
         labels: [...] int64, any valid id where the weight is 0.
         weights: [...], 1 for a token that counts, 0 for padding.
         total_tokens: 0-dim, sum of the weights over all ranks; 0 gives loss 0.
-        num_ranks: of which this loss is averaged later.
+        world_size: of which this loss is averaged later.
         label_smoothing: share of the target spread evenly over the vocabulary.
     """
     losses = F.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), reduction="none", label_smoothing=label_smoothing
     )
-    return (losses * weights.flatten()).sum() * num_ranks / total_tokens.clamp(min=1)
+    return (losses * weights.flatten()).sum() * world_size / total_tokens.clamp(min=1)
 
 
 def box_regression_loss(predicted: Tensor, boxes: Tensor) -> Tensor:

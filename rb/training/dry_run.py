@@ -35,18 +35,18 @@ NUM_TURNS = 20  # of the schedule, that are shown
 BYTES_PER_PARAMETER = 12  # of a checkpoint: the value and AdamW's two moments, fp32
 
 
-def plan_run(config: RunConfig, num_ranks: int, resume: Path | None = None) -> dict[str, Any]:
+def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> dict[str, Any]:
     """What training would do, as a tree of plain values (``rb train --dry-run --json``).
 
     Args:
         config: the run, its paths found (``open_run`` or ``saved_run``).
-        num_ranks: processes that would train.
+        world_size: processes that would train.
         resume: the run folder that would be continued; none for a new one.
 
     Raises:
         ValueError: whatever would stop training before its first step, as training says it.
     """
-    check_request(config, num_ranks)
+    check_request(config, world_size)
     data = open_training_data(config.data.train, config.seed)
     held_out = open_validation_data(config.data.val) if config.validation.every else {}
     samples = {modality: len(d.stream) for modality, d in data.items()}
@@ -65,9 +65,9 @@ def plan_run(config: RunConfig, num_ranks: int, resume: Path | None = None) -> d
         "resume_from_step": start if resume is not None else None,
         "data": {"train": _listed(config.data.train, data), "val": _listed(config.data.val, held_out)},
         "batch": {
-            "ranks": num_ranks,
+            "ranks": world_size,
             "micro_batch_size": config.train.micro_batch_size,
-            "grad_accum_steps": config.train.grad_accum_steps(num_ranks),
+            "grad_accum_steps": config.train.grad_accum_steps(world_size),
             "global_batch_size": config.train.global_batch_size,
         },
         "schedule": {

@@ -193,7 +193,7 @@ class Engine:
         return located
 
 
-def ds_settings(train: TrainConfig, optim: OptimConfig, num_ranks: int) -> dict[str, Any]:
+def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's settings: the file, with its "auto" numbers filled from the run.
 
     Raises:
@@ -217,7 +217,7 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, num_ranks: int) -> dict[
     numbers = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": train.grad_accum_steps(num_ranks),
+        "gradient_accumulation_steps": train.grad_accum_steps(world_size),
         "gradient_clipping": optim.grad_clip,
     }
     for key, value in numbers.items():

@@ -24,6 +24,7 @@ from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
 from rb.core.metric_names import EPOCH, RATE, TOTAL, TRAIN, parse_name, shown_values, value_name
 from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
 from rb.inference.load import check_foundation, comparable, example_transform, read_trained
@@ -34,7 +35,7 @@ from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
-from rb.training.schedule import Schedule, Turn
+from rb.training.schedule import Schedule
 from rb.training.validate import Validation, open_validation_data
 
 log = logging.getLogger(__name__)
@@ -239,13 +240,13 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     return tracker
 
 
-def check_request(config: RunConfig, num_ranks: int | None = None) -> None:
+def check_request(config: RunConfig, world_size: int | None = None) -> None:
     """Batch sizes divide over the ranks (none: those at hand), DeepSpeed's file and kernel are fit, every modality that trains has data.
 
     Raises:
         ValueError: names what does not fit.
     """
-    ds_settings(config.train, config.optim, num_ranks or dist.world_size())
+    ds_settings(config.train, config.optim, world_size or dist.world_size())
     choose_kernel(config.optim.kernel, dist.device())
     for modality in config.model.train_modalities:
         if modality not in config.data.train:

@@ -12,21 +12,11 @@ has S(e + 1) - S(e) steps of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from rb.core.schedules import SCHEDULES
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One optimizer step: the modality it trains, how many steps that modality made before, and the epoch."""
-
-    modality: str
-    modality_step: int
-    epoch: int
+from rb.core.schedules import SCHEDULES, Turn
 
 
 class Schedule:

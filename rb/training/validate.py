@@ -24,13 +24,13 @@ from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
 from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value_name
 from rb.core.metrics import HIGHER, METRICS, while_training
+from rb.core.schedules import Turn
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_scores
 from rb.inference.generate import caption_examples
 from rb.inference.load import Loaded, example_transform
 from rb.model.weights.build import Built
 from rb.pages.validation_page import Shown, choose_examples, write_samples_page
-from rb.training.schedule import Turn
 
 SEED = 0  # of validation's own draws (which captions, which points, which negatives): the same in runs of any seed
 

@@ -24,7 +24,7 @@ from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.index import ManifestReader, ShardCorruptionError
 from rb.data.order import Stream, permute
-from rb.data.pipeline import PredictDataset, TrainDataset, View, open_training_data, predict_loader, train_loader
+from rb.data.pipeline import InputView, PredictDataset, TrainDataset, open_training_data, predict_loader, train_loader
 from rb.data.samples import SampleTransform
 from rb.model.weights.build import text_processor
 from rb.sources.images import ImageTransform
@@ -300,7 +300,7 @@ def test_each_example_is_predicted_once_with_all_references(sources, world: int,
 def test_regions_can_be_predicted_from_crops_or_whole_images(sources) -> None:
     reader = ManifestReader(Path(sources[IMAGE_REGION][0].manifest))
     decoder = SampleTransform({"image": ImageTransform(SIDE)})
-    crop = PredictDataset(reader, IMAGE, decoder, batch_size=2, view=View(crop=0.0))[0]
+    crop = PredictDataset(reader, IMAGE, decoder, batch_size=2, view=InputView(crop=0.0))[0]
     whole = PredictDataset(reader, IMAGE, decoder, batch_size=2, limit=3)
     rec = record(IMAGE_REGION, 0)
     picture = decode_image(image_bytes(0), "x")
@@ -311,7 +311,7 @@ def test_regions_can_be_predicted_from_crops_or_whole_images(sources) -> None:
     assert crop.samples[0].raw_box == (2.0, 1.0, 9.5, 8.0)
     assert crop.samples[0].modality == IMAGE
     assert [len(whole[i].samples) for i in range(len(whole))] == [2, 1]
-    for modality, kwargs in ((IMAGE_REGION, {}), (IMAGE, {"view": View(crop=0.0)})):
+    for modality, kwargs in ((IMAGE_REGION, {}), (IMAGE, {"view": InputView(crop=0.0)})):
         with pytest.raises(ValueError, match=r"cannot serve image_region|has no box"):
             PredictDataset(ManifestReader(Path(sources[IMAGE][0].manifest)), modality, decoder, batch_size=1, **kwargs)[
                 0

@@ -14,7 +14,7 @@ from eval import table as table_command
 from rb.cli import main as rb
 from rb.core.config import DecodeConfig, FoundationConfig
 from rb.data.index import ManifestReader
-from rb.data.pipeline import PredictDataset, View
+from rb.data.pipeline import InputView, PredictDataset
 from rb.data.predictions import Prediction, read_predictions, write_predictions
 from rb.data.samples import SampleTransform
 from rb.data.shuffled_boxes import shuffle_boxes
@@ -235,18 +235,18 @@ def test_shuffled_boxes_are_others_of_the_same_source_and_nothing_else_changes(w
         given.append((loaded.record.source_id, box_of))
     assert len(set(given)) == len(given)
 
-    def first(view: View) -> PredictDataset:
+    def first(view: InputView) -> PredictDataset:
         decoder = SampleTransform({"image": ImageTransform(16)})
         return PredictDataset(reader, "image_region", decoder, batch_size=8, view=view, limit=sorted(found.box_of))
 
-    own, moved = first(View())[0], first(View(box_of=found.box_of))[0]
+    own, moved = first(InputView())[0], first(InputView(box_of=found.box_of))[0]
     assert own.boxes is not None
     assert moved.boxes is not None
     assert not (own.boxes == moved.boxes).all(dim=1).any()
     assert torch.equal(own.inputs, moved.inputs)
     for mine, other in zip(own.samples, moved.samples, strict=True):
         assert (mine.id, mine.references, mine.raw_box) == (other.id, other.references, other.raw_box)
-    assert not first(View(blind=True))[0].inputs.any()
+    assert not first(InputView(blind=True))[0].inputs.any()
     with pytest.raises(ValueError, match="no boxes to shuffle"):
         shuffle_boxes(ManifestReader(world / "objaverse"))
 

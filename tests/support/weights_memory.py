@@ -53,9 +53,9 @@ def write_checkpoint(folder: Path, gigabytes: float, num_shards: int) -> tuple[i
     return sum(files), max(files)
 
 
-def measure(folder: Path, num_ranks: int = 2) -> list[dict[str, int]]:
+def measure(folder: Path, world_size: int = 2) -> list[dict[str, int]]:
     """Load on all ranks at once; for each the bytes at the start and at the peak. In a process of its own, from which the ranks fork."""
-    output = finish(start("tests.support.weights_memory", "--ranks-of", folder, "--ranks", num_ranks), timeout=900)
+    output = finish(start("tests.support.weights_memory", "--ranks-of", folder, "--ranks", world_size), timeout=900)
     found: list[dict[str, int]] = json.loads(output.strip().splitlines()[-1])
     return found
 
@@ -68,7 +68,7 @@ def _status(name: str) -> int:
     raise RuntimeError(f"no {name} in /proc/self/status")
 
 
-def all_ranks(folder: Path, num_ranks: int) -> list[dict[str, int]]:
+def all_ranks(folder: Path, world_size: int) -> list[dict[str, int]]:
     """Everything is imported and warmed up once, then the ranks part and load as training does."""
     from rb.core.config import FoundationConfig
     from rb.model.weights.build import build_model
@@ -77,7 +77,7 @@ def all_ranks(folder: Path, num_ranks: int) -> list[dict[str, int]]:
     config = tiny.model_config(where, train_modalities=("image_region",), frozen_dtype="bfloat16")
     build_model(config, seed=0, device="meta")
     context = multiprocessing.get_context("fork")
-    together, results = context.Barrier(num_ranks), context.Queue()
+    together, results = context.Barrier(world_size), context.Queue()
 
     def one_rank() -> None:
         torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def all_ranks(folder: Path, num_ranks: int) -> list[dict[str, int]]:
         kept = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         results.put({"before": before, "peak": _status("VmHWM"), "after": _status("VmRSS"), "model": kept})
 
-    ranks = [context.Process(target=one_rank) for _ in range(num_ranks)]
+    ranks = [context.Process(target=one_rank) for _ in range(world_size)]
     for rank in ranks:
         rank.start()
     found = [results.get(timeout=600) for _ in ranks]

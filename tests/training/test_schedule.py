@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rb.core.config import TrainConfig
-from rb.core.schedules import SCHEDULES, Counts, Order, weighted_round_robin
+from rb.core.schedules import SCHEDULES, Counts, Order, Turn, weighted_round_robin
 from rb.core.seeding import generator
-from rb.training.schedule import Schedule, Turn
+from rb.training.schedule import Schedule
 
 KINDS = tuple(SCHEDULES)
 
