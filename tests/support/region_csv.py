@@ -21,7 +21,7 @@ from rb.data.prepare.common import (
     attempt,
     read_image,
     report,
-    require,
+    require_raw,
     safe_path,
 )
 from rb.data.shards import ShardWriter
@@ -34,7 +34,7 @@ LAYOUT = """  RAW/regions.csv       image,x1,y1,x2,y2,caption
 def convert(raw: Path, out: Path, split: str, overwrite: bool = False, workers: int = 1) -> Tally:
     """One record per image with its regions, original bytes kept; an item is a region."""
     regions: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-    with require(raw / "regions.csv", LAYOUT).open(encoding="utf-8", newline="") as file:
+    with require_raw(raw / "regions.csv", LAYOUT).open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.reader(file), 1):
             regions[row[0] if row else ""].append((number, row))
     with ShardWriter(out, NAME, IMAGE_REGION, split, overwrite=overwrite) as writer:

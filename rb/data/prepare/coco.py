@@ -24,7 +24,7 @@ from rb.data.prepare.common import (
     read_image,
     read_json,
     report,
-    require,
+    require_raw,
     safe_path,
 )
 
@@ -56,7 +56,7 @@ def convert(
     """
     from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
 
-    file = require(raw / "dataset_coco.json", LAYOUT)
+    file = require_raw(raw / "dataset_coco.json", LAYOUT)
     root = images or raw
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
@@ -122,7 +122,7 @@ def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
                 path = safe_path(root, folder) if folder else root
             except RejectedError:
                 continue  # its images are rejected one by one
-            require(path, LAYOUT)
+            require_raw(path, LAYOUT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

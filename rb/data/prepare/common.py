@@ -133,7 +133,7 @@ def report(tally: Tally, title: str, out: Path) -> None:
     sys.stdout.write(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it\n")
 
 
-def require(path: Path, layout: str) -> Path:
+def require_raw(path: Path, layout: str) -> Path:
     """``path`` if it exists; else a ``ValueError`` that names it and shows how the folder should look."""
     if not path.exists():
         raise ValueError(f"{path}: not found. The raw folder should look like this:\n{layout}")

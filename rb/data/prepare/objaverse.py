@@ -22,7 +22,7 @@ from rb.core.seeding import uniform
 from rb.data.formats import Record
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
-from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require
+from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require_raw
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")
@@ -109,12 +109,12 @@ def _find_captions(raw: Path) -> Path:
         raise ValueError(
             f"{raw}: several captions' files ({', '.join(f.name for f in found)}); choose one with --captions"
         )
-    return found[0] if found else require(default, LAYOUT)
+    return found[0] if found else require_raw(default, LAYOUT)
 
 
 def _find_points(raw: Path) -> Path:
     places = [raw / "objaverse_pc_parallel", raw / "8192_npy"]
-    return next((place for place in places if place.is_dir()), None) or require(places[0], LAYOUT)
+    return next((place for place in places if place.is_dir()), None) or require_raw(places[0], LAYOUT)
 
 
 def choose_uids(raw: Path, split: str, captions: Iterable[str]) -> list[str]:
@@ -162,7 +162,7 @@ class CloudFolder:
     """Finds ``<uid>[_N].npz|npy`` in ``root/<uid>/`` (ULIP) or in ``root`` itself (PointLLM; listed once, as it may hold 660,000)."""
 
     def __init__(self, root: Path) -> None:
-        self.root = require(root, LAYOUT)
+        self.root = require_raw(root, LAYOUT)
         self._flat = {re.sub(r"_\d+$", "", name.rsplit(".", 1)[0]): name for name in _cloud_names(root)}
 
     def find(self, uid: str) -> Path:

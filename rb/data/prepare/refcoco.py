@@ -27,7 +27,7 @@ from rb.data.prepare.common import (
     read_image,
     read_json,
     report,
-    require,
+    require_raw,
     safe_path,
 )
 from rb.data.prepare.safe_pickle import load_plain_pickle
@@ -79,7 +79,7 @@ def convert(
     from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
 
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
-    instances = read_json(require(folder / "instances.json", LAYOUT), _FIELDS)
+    instances = read_json(require_raw(folder / "instances.json", LAYOUT), _FIELDS)
     if not isinstance(instances, dict):
         raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
     table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
@@ -87,7 +87,7 @@ def convert(
     chosen, shared = _choose(refs, split, file)
     if drop_shared_images and split != "train":
         raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
-    root = require(images, LAYOUT) if images else _image_folder(raw, folder)
+    root = require_raw(images, LAYOUT) if images else _image_folder(raw, folder)
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
     with ShardWriter(out, dataset, IMAGE_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "references")
@@ -114,7 +114,7 @@ def _read_refs(folder: Path, split_by: str) -> tuple[Path, list[_Json]]:
     converted = folder / f"refs({split_by}).json"
     if converted.is_file():
         return converted, objects_of(read_json(converted, _REF_FIELDS), str(converted))
-    file = require(folder / f"refs({split_by}).p", LAYOUT)
+    file = require_raw(folder / f"refs({split_by}).p", LAYOUT)
     return file, objects_of(load_plain_pickle(file), str(file))
 
 
@@ -141,7 +141,7 @@ def _image_folder(raw: Path, folder: Path) -> Path:
         for inner in ("images/train2014", "images/mscoco/images/train2014")
     ]
     found = [place for place in (*places, raw / "train2014") if place.is_dir()]
-    return found[0] if found else require(places[0], LAYOUT)
+    return found[0] if found else require_raw(places[0], LAYOUT)
 
 
 def _collect(

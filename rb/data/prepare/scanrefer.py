@@ -30,7 +30,7 @@ from rb.data.prepare.common import (
     read_file,
     read_json,
     report,
-    require,
+    require_raw,
 )
 
 NAME = "scanrefer"
@@ -78,10 +78,10 @@ def convert(
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
-    file = require(raw / f"ScanRefer_filtered_{split}.json", LAYOUT)
+    file = require_raw(raw / f"ScanRefer_filtered_{split}.json", LAYOUT)
     rows = objects_of(read_json(file, _FIELDS), str(file))
     nested = raw / "data" / "scannet" / "scannet_data"
-    folder = require(scenes or (nested if nested.is_dir() else raw / "scannet_data"), LAYOUT)
+    folder = require_raw(scenes or (nested if nested.is_dir() else raw / "scannet_data"), LAYOUT)
     with ShardWriter(out, NAME, POINT_CLOUD_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "descriptions")
         by_scene = _by_scene(conversion, rows)

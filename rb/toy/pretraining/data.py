@@ -32,7 +32,7 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenObject:
     """An object of a view: class numbers, size ``IGNORE`` in crops (a crop has no scale), and its box in pixels of the view."""
 
     shape: int
@@ -46,7 +46,7 @@ class View:
     """An image [64, 64, 3] uint8, what is in it, its captions, and the fact list (empty for crops)."""
 
     image: np.ndarray
-    seen: tuple[Seen, ...]
+    seen: tuple[SeenObject, ...]
     captions: tuple[str, ...]
     facts: str
 
@@ -59,7 +59,8 @@ def scene_view(scene: ToyScene) -> View:
         Image.fromarray(image).save(stream, "JPEG", quality=92, subsampling=0)
         image = np.asarray(Image.open(stream))
     seen = tuple(
-        Seen(SHAPES.index(o.shape), COLOURS.index(str(o.colour)), _WORD_OF[o.size], _box(o.box)) for o in scene.objects
+        SeenObject(SHAPES.index(o.shape), COLOURS.index(str(o.colour)), _WORD_OF[o.size], _box(o.box))
+        for o in scene.objects
     )
     return View(image, seen, tuple(whole_captions(scene)), fact_list(scene))
 
@@ -88,7 +89,7 @@ def crop_view(scene: ToyScene, index: int) -> View:
             continue
         box = tuple(float(v) for v in (np.array([c0, d0, c1, d1]) - [left, top, left, top]) * scale)
         items.append(item)
-        seen.append(Seen(SHAPES.index(item.shape), COLOURS.index(str(item.colour)), IGNORE, _box(box)))
+        seen.append(SeenObject(SHAPES.index(item.shape), COLOURS.index(str(item.colour)), IGNORE, _box(box)))
     captions = []
     for _ in range(3):
         chosen = rng.permutation(len(items))[: int(rng.integers(2, 4))]

@@ -58,7 +58,7 @@ class _Grouped(PointBert):
 
 
 @dataclass(frozen=True)
-class Seen:
+class GroupedClouds:
     """n grouped clouds or rooms: [n, G, 3 + 3K]; of each group's owner the classes [n, G, 2], place [n, G, 6] and facts [n, G, _FACTS].
 
     Floor and walls have a shape only; facts are of rooms only. What is not there is ``_IGNORE``, or not counted.
@@ -70,7 +70,7 @@ class Seen:
     places: Tensor
     facts: Tensor
 
-    def batch(self, rows: Tensor, rng: np.random.Generator) -> Seen:
+    def batch(self, rows: Tensor, rng: np.random.Generator) -> GroupedClouds:
         """Some rows, each turned about the axis that is up and scaled by 0.85 to 1.15; solids keep their extents but for the scale."""
         angle = torch.from_numpy(rng.uniform(-1, 1, size=len(rows)) * _MAX_TURN[self.kind]).float()
         scale = torch.from_numpy(rng.uniform(0.85, 1.15, size=(len(rows), 1, 1))).float()
@@ -81,15 +81,15 @@ class Seen:
         turned = torch.einsum("bgkc,bdc->bgkd", self.groups[rows].unflatten(-1, (-1, 3)), matrix).flatten(2)
         centres = torch.einsum("bgc,bdc->bgd", self.places[rows][..., :3], matrix)
         places = torch.cat([centres, self.places[rows][..., 3:]], dim=-1) * scale
-        return Seen(self.kind, turned * scale, self.classes[rows], places, self.facts[rows])
+        return GroupedClouds(self.kind, turned * scale, self.classes[rows], places, self.facts[rows])
 
 
-def make_seen(kind: str, split: str, count: int, grouper: PointBert) -> Seen:
+def make_seen(kind: str, split: str, count: int, grouper: PointBert) -> GroupedClouds:
     """Grouped clouds or rooms of a split. A group belongs to what most of its points lie on."""
     make = make_cloud if kind == "cloud" else make_room
     rows = [_seen_row(make(SEED, split, i), kind, i, grouper) for i in tqdm(range(count), f"toy {kind}s ({split})")]
     groups, classes, places, facts = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-    return Seen(kind, groups, classes, places, facts)
+    return GroupedClouds(kind, groups, classes, places, facts)
 
 
 def _seen_row(scene: ToyCloud | ToyRoom, kind: str, index: int, grouper: PointBert) -> tuple[np.ndarray, ...]:
@@ -138,7 +138,7 @@ def _room_facts(truth: dict[str, Any]) -> np.ndarray:
     return np.array(rows, dtype=int)
 
 
-def _loss(logits: Tensor, seen: Seen) -> Tensor:
+def _loss(logits: Tensor, seen: GroupedClouds) -> Tensor:
     shape, size, place, facts = logits.split([*_CLASSES, _PLACE, _FACTS], dim=-1)
     solid = (seen.classes[..., 0] < len(SHAPES)).float()
     distance = ((place - seen.places).abs().mean(-1) * solid).sum() / solid.sum()
