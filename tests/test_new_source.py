@@ -17,7 +17,6 @@ import yaml
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from eval import predict as predict_command
 from rb.cli import main as rb
 from rb.core.boxes import image_box_problem, normalise_image_box
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
@@ -229,10 +228,10 @@ def test_a_new_source_is_one_row_and_one_file(foundation: FoundationConfig, tmp_
     (run / "config.yaml").write_text(yaml.safe_dump({"name": "run", "model": to_tree(config)}))
     out = run / "predictions" / "base.jsonl"
     asked = ["--run", str(run / "config.yaml"), "--data", str(tmp_path / "test"), "--modality", VIDEO.name]
-    assert predict_command.main([*asked, "--out", str(out)]) == 0, capsys.readouterr().err
+    assert rb(["predict", *asked, "--out", str(out)]) == 0, capsys.readouterr().err
     assert len(read_predictions(out)[0]) == 4
     cards = gallery(run, 4)
     assert cards.count("data:image/jpeg") == 4
     assert VideoSource.page_hint in cards
-    assert predict_command.main([*asked, "--out", str(out), "--crop-boxes"]) != 0
+    assert rb(["predict", *asked, "--out", str(out), "--crop-boxes"]) != 0
     assert "crops need a modality with image boxes" in capsys.readouterr().err

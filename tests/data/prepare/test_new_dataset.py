@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rb.cli import main as rb
+from rb import cli as rb_cli
 from rb.data.formats import read_rejected
 from rb.data.index import ManifestReader
 from rb.data.prepare import DATASETS, Dataset
@@ -24,13 +27,21 @@ a.png,1,2,wide
 """
 
 
-@pytest.fixture(autouse=True)
-def _row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Dataset("Regions of images from a CSV file", region_csv.LAYOUT, region_csv.add_arguments, region_csv.run)
+@pytest.fixture
+def rb(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """The command line as it is when the row stands in the file: the list of commands is made when ``rb/cli.py`` is read."""
+    row = Dataset("Regions of images from a CSV file", "tests.support.region_csv")
     monkeypatch.setitem(DATASETS, region_csv.NAME, row)
+    spec = importlib.util.spec_from_file_location("cli_with_the_row", rb_cli.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module.main
 
 
-def test_a_new_data_set_is_one_file_and_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_data_set_is_one_file_and_one_row(rb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     (raw / "images").mkdir(parents=True)
     (raw / "regions.csv").write_text(ROWS)
@@ -56,6 +67,6 @@ def test_a_new_data_set_is_one_file_and_one_row(tmp_path: Path, capsys: pytest.C
     assert sum(reader.manifest.rejected.values()) == 5  # 8 rows: 3 used, 5 listed with their reason
 
 
-def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_named(rb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rb(["prepare", "region-csv", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]) != 0
     assert "regions.csv: not found. The raw folder should look like this" in capsys.readouterr().err
