@@ -28,7 +28,7 @@ setup(
         "rb.evaluation": ["*.json", "spice_engine/*"],
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
         "rb.drawing": ["*.css", "*.js"],
-        **dict.fromkeys(SHIPPED, ["*.yaml", "*.json"]),
+        **{key: ["*.yaml", "*.json"] for key in SHIPPED},
     },
     install_requires=[
         "torch>=2.6",
