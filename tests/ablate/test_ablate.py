@@ -160,6 +160,14 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
         for v in stages.variants
     ]
     assert lengths == [400, 400, 800, 800]
+    hard = read_plan(ROOT / "launch" / "ablations" / "toy_hard_clouds.yaml")
+    hard_models = [hard.training(v, 0, 0, Path("x"))[1].model for v in hard.variants]
+    assert [(m.pafe, m.lora.shared) for m in hard_models] == [
+        (True, False),
+        (False, False),
+        (True, True),
+        (False, True),
+    ]
     lora = read_plan(ROOT / "launch" / "ablations" / "toy_lora.yaml")
     assert lora.overrides == plan.overrides  # the same runs, so that its rows stand beside those of toy.yaml
     made = [lora.training(v, 0, 0, Path("x"))[1].model.lora for v in lora.variants]
