@@ -37,6 +37,9 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     """
     try:
         return work()
+    except BrokenPipeError:  # whoever read stdout has left, as `head` does: no fault of the command
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINISHED
     except USER_ERRORS as error:
         return wrong_request(name, error)
 

@@ -26,8 +26,3 @@ def bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
 def shown() -> bool:
     """Whether this process shows bars."""
     return os.environ.get("RANK", "0") == "0" and verbosity() != QUIET and sys.stderr.isatty()
-
-
-def write(line: str) -> None:
-    """A line on stderr, above a bar that may be shown there."""
-    tqdm.write(line, file=sys.stderr)

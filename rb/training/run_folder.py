@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rb.core import progress
 from rb.core.config import RunConfig
 from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
@@ -24,7 +23,7 @@ from rb.core.locks import FileLock
 from rb.core.run_file import load_run, with_defaults
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
-from rb.core.verbosity import QUIET, VERBOSE, verbosity
+from rb.core.verbosity import show_progress_lines
 from rb.tracking.tracker import flatten
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
@@ -84,20 +83,8 @@ class RunFolder:
         """From now on the project's log goes to `log.txt`, and all but the lines of single steps to the error stream too."""
         file = logging.FileHandler(self.path / RUN_LOG, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root = logging.getLogger("rb")
-        root.setLevel(logging.INFO)
-        root.addHandler(file)
-        console = _AboveTheBar()
-        console.addFilter(lambda record: record.name != STEP_LOG or verbosity() == VERBOSE)
-        console.setLevel(logging.ERROR if verbosity() == QUIET else logging.INFO)
-        root.addHandler(console)
-
-
-class _AboveTheBar(logging.Handler):
-    """Log lines to the error stream without tearing the progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        progress.write(self.format(record))
+        logging.getLogger("rb").addHandler(file)
+        show_progress_lines(STEP_LOG)
 
 
 def saved_run(path: Path, overrides: list[str]) -> RunConfig:

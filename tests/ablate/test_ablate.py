@@ -81,7 +81,9 @@ def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.Ca
 
     # Again: nothing is left to do.
     logs = {path.name: path.read_bytes() for path in (out / "logs").iterdir()}
-    assert sum(log.count(b"$ -m ") for log in logs.values()) == 3 + 2 + 2  # trainings, predictions, scorings
+    assert (
+        sum(log.count(b"\n$ ") + log.startswith(b"$ ") for log in logs.values()) == 3 + 2 + 2
+    )  # trainings, predictions, scorings
     assert rb(command) == 0
     assert {path.name: path.read_bytes() for path in (out / "logs").iterdir()} == logs
 
