@@ -129,7 +129,7 @@ def _write_modality(folder: Path, modality: str, loaded: Loaded, common: Mapping
     settings = dataclasses.replace(
         model.adapters.peft.peft_config[adapter_name], base_model_name_or_path=str(common["base"]), inference_mode=True
     )
-    settings.save_pretrained(folder)
+    settings.save_pretrained(str(folder))
     assert (folder / ADAPTER_CONFIG).is_file()
     shutil.copyfile(Path(config.foundation.blip2) / PROCESSOR_FILE, folder / PROCESSOR_FILE)
     described = to_tree(config)

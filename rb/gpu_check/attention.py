@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from rb.core.batch import Batch
+from rb.model.blip2_config import llm_config_of
 from rb.model.region_blip import RegionBLIP
 
 # Operations of PyTorch's scaled dot product attention -> what we call them.
@@ -132,7 +133,7 @@ def implementations(model: RegionBLIP) -> list[tuple[str, str]]:
     """
     found = [(part, "eager") for part in PARTS[:3]]
     if model.device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        decoder = not model.blip2.config.text_config.is_encoder_decoder
+        decoder = not llm_config_of(model.blip2.config).is_encoder_decoder
         found += [(part, "flash_attention_2") for part in ("vision", *(["LLM"] if decoder else []))]
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from rb.core.batch import Batch
 from rb.core.config import ModelConfig
 from rb.core.modality import IMAGE_REGION, MODALITIES, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.seeding import generator, hash_key
+from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
@@ -46,13 +48,13 @@ class Size:
     scene_points: int = 40_000
 
 
-def _opt(width: int, ffn: int, layers: int = 32, heads: int = 32, **more: int) -> dict[str, object]:
-    sizes = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": ffn}
+def _opt(width: int, ffn: int, layers: int = 32, heads: int = 32, **more: Any) -> dict[str, object]:
+    sizes: dict[str, Any] = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": ffn}
     return OPTConfig(num_hidden_layers=layers, num_attention_heads=heads, **sizes, **more).to_dict()
 
 
-def _t5(width: int, heads: int, ffn: int, layers: int = 24, **more: int) -> dict[str, object]:
-    sizes = {"d_model": width, "d_ff": ffn, "num_layers": layers, "num_heads": heads, "d_kv": 64}
+def _t5(width: int, heads: int, ffn: int, layers: int = 24, **more: Any) -> dict[str, object]:
+    sizes: dict[str, Any] = {"d_model": width, "d_ff": ffn, "num_layers": layers, "num_heads": heads, "d_kv": 64}
     # As the hub's FlanT5: its own head, gated GELU (not gelu_new) as BLIP-2 trained it.
     flan = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False}
     flan |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
@@ -107,10 +109,10 @@ def build_random(size: Size, device: torch.device, dtype: torch.dtype) -> Region
     with torch.device(device):
         with _default_dtype(dtype):
             blip2 = Blip2ForConditionalGeneration(config)
-            if config.text_config.is_encoder_decoder:
-                own = torch.empty(config.text_config.vocab_size, config.text_config.d_model)
+            if llm_config_of(config).is_encoder_decoder:
+                own = torch.empty(llm_config_of(config).vocab_size, llm_config_of(config).d_model)
                 blip2.language_model.lm_head.weight = nn.Parameter(own)
-        qformer = Blip2QFormerConfig(**{**config.qformer_config.to_dict(), "vocab_size": size.vocabulary})
+        qformer = Blip2QFormerConfig(**{**qformer_config_of(config).to_dict(), "vocab_size": size.vocabulary})
         text_branch = TextBranch(qformer, size.vocabulary - 1)
         point_encoder = PointBert(size.points)
     point_encoder.cast_frozen(dtype)

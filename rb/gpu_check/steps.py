@@ -17,6 +17,7 @@ from torch import Tensor
 from rb.core.batch import Batch
 from rb.core.config import OptimConfig, TrainConfig
 from rb.gpu_check.random_models import Size, random_batch
+from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.training.engine import Engine
 from rb.training.optim import parameter_groups
@@ -158,16 +159,16 @@ def predicted_gb(model: RegionBLIP, size: Size, batch: Batch) -> float:
     trained = sum(p.numel() for p in model.trainable_parameters().values())
     config = model.blip2.config
     width, captions, prompts = (
-        config.text_config.hidden_size,
+        llm_config_of(config).hidden_size,
         batch.llm_ids.shape[1],
         size.num_queries + batch.prompt_ids.shape[1],
     )
-    if config.text_config.is_encoder_decoder:
-        llm = 37 * width * config.text_config.num_layers * (prompts + captions)
+    if llm_config_of(config).is_encoder_decoder:
+        llm = 37 * width * llm_config_of(config).num_layers * (prompts + captions)
     else:
-        llm = 22 * width * config.text_config.num_hidden_layers * (prompts + captions)
-    qformer = 165e6 * config.qformer_config.hidden_size / 768 * config.qformer_config.num_hidden_layers / 12
-    a_sample = llm + qformer + 12 * config.text_config.vocab_size * captions
+        llm = 22 * width * llm_config_of(config).num_hidden_layers * (prompts + captions)
+    qformer = 165e6 * qformer_config_of(config).hidden_size / 768 * qformer_config_of(config).num_hidden_layers / 12
+    a_sample = llm + qformer + 12 * llm_config_of(config).vocab_size * captions
     return (weights + 12 * trained + 2e9 + a_sample * len(batch)) / 1e9  # the weights count 4 of the 16 bytes
 
 

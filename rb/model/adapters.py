@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -70,11 +71,13 @@ def llm_targets(language_model: PreTrainedModel, names: tuple[str, ...] = ()) ->
 
 def _add(wrapped: PeftModel | None, root: nn.Module | None, name: str, config: LoraConfig, targets: str) -> PeftModel:
     """One more adapter around ``root``."""
-    settings = PeftLoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets)
+    alpha: Any = config.alpha  # PEFT declares an integer, but only divides by the rank
+    settings = PeftLoraConfig(r=config.r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     with warnings.catch_warnings():
         # GPT-2's Conv1D layers hold their weight transposed; PEFT sees it layer by layer and says so each time.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         if wrapped is None:
+            assert root is not None  # the first adapter of a model says what is wrapped
             return get_peft_model(root, settings, adapter_name=name)
         wrapped.add_adapter(name, settings)
     return wrapped
@@ -133,7 +136,7 @@ class Adapters:
         """A: Kaiming uniform, keyed by (seed, adapter, layer); recent transformers switch ``nn.init`` off while loading, so check it."""
         for index, layer in enumerate(self._layers):
             for name in layer.lora_A:
-                weight = layer.lora_A[name].weight
+                weight = layer.lora_A[name].get_parameter("weight")
                 if weight.is_meta:
                     continue
                 bound = 1.0 / math.sqrt(weight.shape[1])  # kaiming_uniform with a = sqrt(5)
@@ -142,7 +145,7 @@ class Adapters:
                 )
                 with torch.no_grad():
                     weight.copy_(draw)
-                    layer.lora_B[name].weight.zero_()
+                    layer.lora_B[name].get_parameter("weight").zero_()
 
     def activate(self, modality: str | None) -> None:
         """Make ``modality``'s adapter the active one; none (or a modality without adapter) is plain BLIP-2.

@@ -20,6 +20,7 @@ from rb.core.batch import Batch
 from rb.core.config import ModelConfig
 from rb.core.modality import ModalitySpec
 from rb.model import losses
+from rb.model.blip2_config import vision_config_of
 from rb.model.parts import ModalityParts, SharedHeads
 from rb.model.point_encoder import PointBert
 from rb.model.qformer import TextBranch, TextPass, query_and_text_pass, query_pass
@@ -70,7 +71,7 @@ class ModalityModel:
     def encode_images(self, images: Tensor) -> Tensor:
         """BLIP-2's vision encoder, [B, 3, H, W] to [B, P, V]; another size than its own by interpolated positions."""
         dtype = self.blip2.vision_model.embeddings.patch_embedding.weight.dtype
-        interpolate = images.shape[-1] != self.blip2.config.vision_config.image_size
+        interpolate = images.shape[-1] != vision_config_of(self.blip2.config).image_size
         return self.blip2.vision_model(images.to(dtype), interpolate_pos_encoding=interpolate).last_hidden_state
 
     def encode_points(self, points: Tensor) -> Tensor:

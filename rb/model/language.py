@@ -7,7 +7,9 @@ T caption tokens with the end token, L LLM width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def llm_kind(language_model: PreTrainedModel) -> str:
 def _context(language_model: PreTrainedModel, soft_prompt: Tensor, prompt_ids: Tensor) -> Tensor:
     """[soft prompt | prompt] as embeddings [B, Q + Tp, L]."""
     embed = language_model.get_input_embeddings()
-    soft_prompt = soft_prompt.to(embed.weight.dtype)
+    soft_prompt = soft_prompt.to(embed.get_parameter("weight").dtype)
     if prompt_ids.shape[1] == 0:
         return soft_prompt
     return torch.cat([soft_prompt, embed(prompt_ids).expand(soft_prompt.shape[0], -1, -1)], dim=1)
@@ -97,7 +99,10 @@ def generate(language_model: PreTrainedModel, soft_prompt: Tensor, how: Generati
         bos_token_id=getattr(language_model.config, "bos_token_id", None),  # T5 has none
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
-    return language_model.generate(
+    generate: Callable[..., Tensor] = cast(
+        Any, language_model
+    ).generate  # every LLM here has it; PreTrainedModel does not declare it
+    return generate(
         inputs_embeds=context,
         attention_mask=context.new_ones(context.shape[:2], dtype=torch.int64),
         generation_config=settings,

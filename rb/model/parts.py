@@ -14,6 +14,7 @@ from transformers import Blip2ForConditionalGeneration
 
 from rb.core.config import ModelConfig
 from rb.core.modality import ModalitySpec
+from rb.model.blip2_config import llm_config_of, qformer_config_of, vision_config_of
 from rb.model.pafe import BoxHead, PaFE
 
 INITIAL_TEMPERATURE = 0.07
@@ -35,9 +36,9 @@ class Sizes:
         config = blip2.config
         return cls(
             num_queries=config.num_query_tokens,
-            qformer_width=config.qformer_config.hidden_size,
-            vision_width=config.vision_config.hidden_size,
-            llm_width=config.text_config.hidden_size,
+            qformer_width=qformer_config_of(config).hidden_size,
+            vision_width=vision_config_of(config).hidden_size,
+            llm_width=llm_config_of(config).hidden_size,
             itc_width=itc_width,
         )
 

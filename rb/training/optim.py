@@ -105,7 +105,7 @@ class ModalityAdamW(ActiveGroups, torch.optim.AdamW):
 
 def torch_adamw(groups: list[dict[str, Any]], optim: OptimConfig, fused: bool) -> ModalityAdamW:
     """The default optimizer: torch's AdamW, as one fused kernel where asked."""
-    return ModalityAdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)  # type: ignore[arg-type]
+    return ModalityAdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
 
 def prefill(optimizer: torch.optim.Optimizer) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from rb.core.config import ModelConfig
+from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.weights.hub_folder import HubFolder, open_folder
 from rb.model.weights.ledger import FROM, Ledger, listing
 from rb.model.weights.readers import CheckpointError, read_json, read_tensors
@@ -41,7 +43,7 @@ def folder_of(config: ModelConfig) -> HubFolder:
 
 def llm_kind(config: Blip2Config) -> str:
     """``encoder_decoder`` or ``decoder``."""
-    return "encoder_decoder" if config.text_config.is_encoder_decoder else "decoder"
+    return "encoder_decoder" if llm_config_of(config).is_encoder_decoder else "decoder"
 
 
 def blip2_config(folder: Path, llm: str) -> Blip2Config:
@@ -52,7 +54,7 @@ def blip2_config(folder: Path, llm: str) -> Blip2Config:
     found = Blip2Config.from_pretrained(folder, local_files_only=True)
     if llm not in ("auto", llm_kind(found)):
         raise CheckpointError(
-            f"{OPTION}: {folder} holds a {found.text_config.model_type} LLM, which is of kind {llm_kind(found)!r}, "
+            f"{OPTION}: {folder} holds a {llm_config_of(found).model_type} LLM, which is of kind {llm_kind(found)!r}, "
             f"but model.llm is {llm!r}; name a folder of that kind, or change model.llm"
         )
     return found
@@ -68,21 +70,21 @@ def load_blip2(
     Raises:
         CheckpointError: weights missing, left over, of another shape, or twins that differ; names file and keys.
     """
-    settings.qformer_config.use_qformer_text_input = True
+    qformer_config_of(settings).use_qformer_text_input = True
     if config.numerics == "lavis":
         _lavis_config(settings)
     with torch.device("meta"):
         skeleton = Blip2ForConditionalGeneration(settings)
     places = skeleton.state_dict()
     text_names = {
-        name.removeprefix("blip2.") for name in stage1_names(settings.qformer_config.num_hidden_layers).values()
+        name.removeprefix("blip2.") for name in stage1_names(qformer_config_of(settings).num_hidden_layers).values()
     }
     tied = dict(skeleton.all_tied_weights_keys)
     if getattr(settings.text_config, "scale_decoder_outputs", None) is False:
         # FlanT5: its head is not its embedding, though the library would quietly put that in the head's place.
         tied.pop("language_model.lm_head.weight", None)
     shards = _compare(folder, settings, {n: t for n, t in places.items() if n not in text_names}, tied, ledger)
-    blip2 = skeleton.to(dtype) if meta else _read(folder, config, settings, places, tied, dtype)
+    blip2 = nn.Module.to(skeleton, dtype) if meta else _read(folder, config, settings, places, tied, dtype)
     if config.numerics == "lavis":
         blip2.vision_model.post_layernorm.eps = LN_VISION_EPS
     for name in blip2.state_dict():
@@ -95,7 +97,7 @@ def load_blip2(
 
 def _lavis_config(settings: Blip2Config) -> None:
     """Differences that must be settled before the module is made."""
-    text = settings.text_config
+    text = llm_config_of(settings)
     if text.model_type == "t5":
         text.dense_act_fn = "gelu"  # LAVIS blip2_t5.py:83
     elif text.model_type == "opt":
@@ -140,7 +142,7 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
 def _fits(name: str, found: Tensor, place: Tensor, settings: Blip2Config) -> bool:
     if found.shape == place.shape:
         return True
-    rows = settings.text_config.vocab_size  # only a table that LAVIS has without its padding may be longer
+    rows = llm_config_of(settings).vocab_size  # only a table that LAVIS has without its padding may be longer
     return (
         name in _OPT_TABLES
         and OPT_VOCABULARY.get(found.shape[0]) == rows == place.shape[0]
@@ -176,7 +178,7 @@ def _read(
             # A copy in any case: a mapped file must not change or vanish under the model.
             kept = torch.float32 if name.startswith(_FP32) or not tensor.is_floating_point() else dtype
             state[name] = tensor.to(kept, copy=True) if tensor.is_floating_point() else tensor.clone()
-    if settings.text_config.model_type == "t5":
+    if llm_config_of(settings).model_type == "t5":
         _merge_twins(folder, state, tied)
     exact = {name: tensor for name, tensor in state.items() if name.startswith(_FP32)}
     blip2 = _module(folder, config, settings, state, dtype)
@@ -213,7 +215,8 @@ def _module(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        blip2, info = Blip2ForConditionalGeneration.from_pretrained(
+        # With output_loading_info it returns two things, which its declared type does not say.
+        loaded: Any = Blip2ForConditionalGeneration.from_pretrained(
             None,
             config=settings,
             state_dict=state,
@@ -221,11 +224,13 @@ def _module(
             attn_implementation=attention,
             output_loading_info=True,
         )
+        blip2: Blip2ForConditionalGeneration = loaded[0]
+        info: dict[str, Any] = loaded[1]
         if (folder.path / "generation_config.json").is_file():
             blip2.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         if "scaled_dot_product_attention" in str(error) and llm_attention != "eager":
-            llm = settings.text_config.model_type
+            llm = llm_config_of(settings).model_type
             raise CheckpointError(
                 f"model.attention: {config.attention!r} is not available for the {llm} LLM of {folder.path}; set model.attention=eager"
             ) from error

@@ -18,6 +18,7 @@ from rb.core.config import ModelConfig
 from rb.core.fingerprints import fingerprint
 from rb.core.seeding import torch_generator
 from rb.core.text import TextProcessor
+from rb.model.blip2_config import qformer_config_of
 from rb.model.parts import INITIAL_TEMPERATURE
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
@@ -100,7 +101,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     folder = folder_of(config)
     settings = blip2_config(folder.path, config.llm)
     blip2 = load_blip2(folder, settings, config, dtype, ledger, meta)
-    qformer_config = blip2.config.qformer_config
+    qformer_config = qformer_config_of(blip2.config)
     branch = read_text_branch(config, qformer_config.num_hidden_layers, ledger, meta)
     text = _text_processor(config, folder.path, settings)
     llm_rows = blip2.language_model.get_input_embeddings().weight.shape[0]
@@ -135,10 +136,10 @@ def build_meta(
     qformer_vocabulary: int = PUBLIC_QFORMER_VOCABULARY,
 ) -> RegionBLIP:
     """The model of given configs on the meta device: names and shapes only, for counts and checks."""
-    hub_config.qformer_config.use_qformer_text_input = True
+    qformer_config_of(hub_config).use_qformer_text_input = True
     with torch.device("meta"):
         blip2 = Blip2ForConditionalGeneration(hub_config)
-        qformer = Blip2QFormerConfig(**{**hub_config.qformer_config.to_dict(), "vocab_size": qformer_vocabulary})
+        qformer = Blip2QFormerConfig(**{**qformer_config_of(hub_config).to_dict(), "vocab_size": qformer_vocabulary})
         text_branch = TextBranch(qformer, qformer_vocabulary - 1)
         point_encoder = PointBert(point_config) if point_config is not None else None
         return RegionBLIP(blip2, text_branch, point_encoder, config, itc_width)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rb.core.config import RunConfig
 from rb.core.fingerprints import PREFIX
+from rb.model.blip2_config import vision_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model
 
@@ -36,7 +37,7 @@ def check_run(config: RunConfig) -> CheckReport:
     """
     built = build_model(config.model, config.seed, "meta")
     side = built.images["size"]
-    expected = built.model.blip2.config.vision_config.image_size
+    expected = vision_config_of(built.model.blip2.config).image_size
     lines = [f"recipe {config.model.text_branch}, numerics {config.model.numerics}"]
     lines += built.ledger.lines(built.model)
     if side != expected:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, Blip2Config, Blip2ForConditionalGeneration
 
 from rb.core import progress
 from rb.core.files import whole_folder
+from rb.model.blip2_config import llm_config_of, vision_config_of
 from rb.model.weights.hub_folder import open_folder
 from rb.model.weights.ledger import listing
 from rb.model.weights.readers import CheckpointError, read_headers, read_json, read_tensors
@@ -91,7 +92,7 @@ def convert(stage2: Path, vit: Path | None, llm: Path, out: Path, config: Path |
             raise CheckpointError(f"{stage2} holds no ViT; give eva_vit_g.pth with --vit")
         source = stage2 if vision else vit
         assert source is not None
-        found = _vision(vision or read_tensors(source), settings.vision_config.num_hidden_layers, source, written)
+        found = _vision(vision or read_tensors(source), vision_config_of(settings).num_hidden_layers, source, written)
         _write(temporary, found, written)
         _write(temporary, _bridge(bridge, settings, stage2, written), written)
         del bridge, vision, found
@@ -114,10 +115,10 @@ def _settings(llm: Path, config: Path | None) -> Blip2Config:
         tree = read_json(llm / "config.json")  # as it is: the library would rewrite FlanT5's tie_word_embeddings
         settings = Blip2Config(text_config=tree)
     kind = read_json(llm / "config.json").get("model_type")
-    if kind not in _TIED_TO or settings.text_config.model_type != kind:
+    if kind not in _TIED_TO or llm_config_of(settings).model_type != kind:
         raise CheckpointError(
             f"--llm {llm} holds a {kind!r} model; LAVIS's BLIP-2 has OPT or T5"
-            + (f", and {config} describes a {settings.text_config.model_type!r} one" if config else "")
+            + (f", and {config} describes a {llm_config_of(settings).model_type!r} one" if config else "")
         )
     return settings
 
@@ -160,7 +161,7 @@ def _vision(tensors: Mapping[str, Tensor], depth: int, path: Path, written: Writ
 
 def _bridge(tensors: Mapping[str, Tensor], settings: Blip2Config, path: Path, written: Written) -> dict[str, Tensor]:
     """Query tokens, ``ln_vision``, the Q-Former's query path and the projection to the LLM of a stage-2 file."""
-    kind = settings.text_config.model_type
+    kind = llm_config_of(settings).model_type
     present = [key.split(".")[0] for key in STAGE2_PROJECTIONS if key in tensors]
     if not present:
         stage1 = [key for key in tensors if _STAGE1_ONLY.match(key)]
@@ -199,7 +200,7 @@ def _bridge(tensors: Mapping[str, Tensor], settings: Blip2Config, path: Path, wr
 
 def _language(llm: Path, settings: Blip2Config, folder: Path, written: Written) -> None:
     """The LLM's shards, renamed; stored copies of tied weights must be equal and are written once."""
-    kind = settings.text_config.model_type
+    kind = llm_config_of(settings).model_type
     hub = open_folder(llm, "--llm")
     tied = _TIED_TO[kind]
     kept: dict[str, Tensor] = {}
@@ -240,7 +241,7 @@ def _compare(settings: Blip2Config, written: Written, where: str) -> None:
     """Names and shapes against the model's."""
     with torch.device("meta"):
         places = Blip2ForConditionalGeneration(settings).state_dict()
-    tied = _TIED_TO[settings.text_config.model_type]
+    tied = _TIED_TO[llm_config_of(settings).model_type]
     missing = sorted(set(places) - set(tied) - set(written.shapes))
     unexpected = sorted(set(written.shapes) - set(places))
     shapes = [
@@ -273,11 +274,13 @@ def _finish(folder: Path, settings: Blip2Config, llm: Path, written: Written) ->
         "model_type": "blip-2",
         "architectures": ["Blip2ForConditionalGeneration"],
     }
-    if settings.text_config.model_type == "t5":  # its own head: as the hub's files say it, the library would write true
-        tree["text_config"]["tie_word_embeddings"] = bool(settings.text_config.scale_decoder_outputs)
+    if (
+        llm_config_of(settings).model_type == "t5"
+    ):  # its own head: as the hub's files say it, the library would write true
+        tree["text_config"]["tie_word_embeddings"] = bool(llm_config_of(settings).scale_decoder_outputs)
         tree["text_config"].pop("scale_decoder_outputs", None)
     (folder / "config.json").write_text(json.dumps(tree, indent=1, default=str))
-    side = settings.vision_config.image_size
+    side = vision_config_of(settings).image_size
     processor = {
         "image_processor_type": "BlipImageProcessor",
         "do_resize": True,

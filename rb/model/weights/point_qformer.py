@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rb.core.config import ModelConfig
 from rb.core.seeding import torch_generator
+from rb.model.blip2_config import qformer_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.hub_folder import HubFolder, open_folder
 from rb.model.weights.ledger import FROM, Ledger, listing, plain_name
@@ -38,7 +39,7 @@ def point_qformer_start(model: RegionBLIP, config: ModelConfig, seed: int, ledge
                 copies[f"{branch}.{plain_name(name)}"] = (tensor, f"blip2 copy{FROM}{plain_name(name)}")
     if config.init.point_qformer == "blip2":
         return copies
-    found = _from_bert(bert_folder(config), model.blip2.config.qformer_config.num_hidden_layers, ledger, reader)
+    found = _from_bert(bert_folder(config), qformer_config_of(model.blip2.config).num_hidden_layers, ledger, reader)
     return {
         name: _with_dec(*found[name], len(tensor), seed) if name in found else _new(name, tensor, seed)
         for name, (tensor, _) in copies.items()

@@ -20,10 +20,11 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QForme
 from rb.core import seeding
 from rb.core.text import TextProcessor
 from rb.model import losses
+from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.qformer import TextBranch, joint_pass, query_and_text_pass
 from rb.toy.pretraining.data import View, batches, cell_targets, make_views, to_pixels, train_steps
 from rb.toy.pretraining.language import language_config
-from rb.toy.pretraining.tokenizers import IMAGE_TOKEN, opt_tokenizer, qformer_tokenizer
+from rb.toy.pretraining.tokenizers import image_token_id, opt_tokenizer, qformer_tokenizer
 from rb.toy.pretraining.vision import vision_config
 from rb.toy.world.vocabulary import COLOURS, SHAPES, SIZES
 
@@ -59,7 +60,7 @@ def blip2_config(text_input: bool) -> Blip2Config:
         text_config=language_config().to_dict(),
         num_query_tokens=NUM_QUERIES,
         image_text_hidden_size=ITC_WIDTH,
-        image_token_index=opt_tokenizer().convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=image_token_id(opt_tokenizer()),
     )
 
 
@@ -71,7 +72,7 @@ class Bridge(nn.Module):
         config = blip2_config(text_input=True)
         self.blip2 = Blip2ForConditionalGeneration(config)
         nn.init.normal_(self.blip2.query_tokens, std=_QUERY_STD)
-        self.text_branch = TextBranch(config.qformer_config, qformer_tokenizer().bos_token_id)
+        self.text_branch = TextBranch(qformer_config_of(config), qformer_tokenizer().bos_token_id)
         self.vision_proj = nn.Linear(WIDTH, ITC_WIDTH)
         self.text_proj = nn.Linear(WIDTH, ITC_WIDTH)
         self.itm_head = nn.Linear(WIDTH, 2)
@@ -222,7 +223,7 @@ def spoken_loss(blip2: Blip2ForConditionalGeneration, prompt: Tensor, ids: Tenso
     length = int(mask.sum(1).max())
     ids, mask = ids[:, :length], mask[:, :length]
     embed = blip2.language_model.get_input_embeddings()
-    start = torch.full_like(ids[:, :1], blip2.config.text_config.bos_token_id)
+    start = torch.full_like(ids[:, :1], llm_config_of(blip2.config).bos_token_id)
     inputs = torch.cat([prompt, embed(torch.cat([start, ids[:, :-1]], dim=1))], dim=1)
     seen = torch.cat([mask.new_ones(len(ids), prompt.shape[1] + 1), mask[:, :-1]], dim=1)
     logits = blip2.language_model(

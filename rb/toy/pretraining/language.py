@@ -15,7 +15,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from rb.core import seeding
 from rb.toy.pretraining.data import SEED, batches, fact_list, train_steps
-from rb.toy.pretraining.tokenizers import IMAGE_TOKEN, opt_tokenizer
+from rb.toy.pretraining.tokenizers import image_token_id, opt_tokenizer
 from rb.toy.world.rooms import descriptions, make_room
 from rb.toy.world.scenes import cloud_captions, make_cloud, make_scene, region_expressions, whole_captions
 
@@ -28,7 +28,7 @@ def language_config() -> OPTConfig:
     tokenizer = opt_tokenizer()
     line_break = tokenizer.convert_tokens_to_ids("\n")
     return OPTConfig(
-        vocab_size=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) + 1,
+        vocab_size=image_token_id(tokenizer) + 1,
         hidden_size=128,
         word_embed_proj_dim=128,
         num_hidden_layers=3,

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, PreTrainedTokenizerBase
 
 from rb.core.modality import IMAGE, modality_spec
 from rb.core.text import one_line
+from rb.model.blip2_config import llm_config_of
 from rb.toy.pretraining.data import SEED, to_pixels
 from rb.toy.world.scenes import IMAGE_SIZE, ToyScene, make_scene
 from rb.toy.world.truth import parse_caption, scene_truth, true_counted, true_whole
@@ -25,7 +26,7 @@ HELD_OUT = "held-out"
 _CHUNK = 50
 
 
-def load_foundation(folder: Path, llm: str = "opt") -> tuple[Blip2ForConditionalGeneration, AutoTokenizer]:
+def load_foundation(folder: Path, llm: str = "opt") -> tuple[Blip2ForConditionalGeneration, PreTrainedTokenizerBase]:
     """The BLIP-2 of a foundation in fp32, with ``opt`` or ``t5``, and the LLM's tokenizer."""
     model = Blip2ForConditionalGeneration.from_pretrained(folder / f"blip2-{llm}", dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder / f"blip2-{llm}")
@@ -34,7 +35,7 @@ def load_foundation(folder: Path, llm: str = "opt") -> tuple[Blip2ForConditional
 @torch.no_grad()
 def captions_of(
     model: Blip2ForConditionalGeneration,
-    tokenizer: AutoTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     pixels: Tensor,
     blind: bool = False,
     num_beams: int = 1,
@@ -45,7 +46,7 @@ def captions_of(
     settings = copy.deepcopy(model.generation_config)
     settings.num_beams, settings.length_penalty = num_beams, length_penalty
     # OPT begins at its start token, T5 reads the paper's prefix.
-    t5 = model.config.text_config.is_encoder_decoder
+    t5 = llm_config_of(model.config).is_encoder_decoder
     prompt_ids = tokenizer(modality_spec(IMAGE).t5_prefix if t5 else "")["input_ids"]
     for chunk in pixels.split(_CHUNK):
         embeds = model.vision_model(chunk).last_hidden_state

@@ -7,6 +7,7 @@ A T5 as flan's files describe it (gated GELU, its own head). The library ties he
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from rb.core.modality import IMAGE, POINT_CLOUD, modality_spec
 from rb.toy.pretraining.bridge import WIDTH, Bridge, blip2_config, encode_views
 from rb.toy.pretraining.data import batches, make_views, train_steps
 from rb.toy.pretraining.language import documents
-from rb.toy.pretraining.tokenizers import IMAGE_TOKEN, t5_tokenizer
+from rb.toy.pretraining.tokenizers import image_token_id, t5_tokenizer
 from rb.toy.world.vocabulary import COLOURS, FACTS
 
 BATCH = 64
@@ -33,8 +34,14 @@ Encoded = tuple[Tensor, Tensor]  # ids and mask, [B, T] int64 each
 def t5_config() -> T5Config:
     """Sizes of the toy T5; ids as in flan: padding 0 starts the decoder, ``</s>`` 1 ends every text."""
     tokenizer = t5_tokenizer()
+    # The library's declared arguments leave these out; it takes them all the same.
+    more: dict[str, Any] = {
+        "dense_act_fn": "gelu",  # as the hub's BLIP-2 files, after LAVIS
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
     return T5Config(
-        vocab_size=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) + 1,
+        vocab_size=image_token_id(tokenizer) + 1,
         d_model=128,
         d_kv=32,
         d_ff=256,
@@ -42,12 +49,10 @@ def t5_config() -> T5Config:
         num_decoder_layers=2,  # the library's cache expects as many as above
         num_heads=4,
         feed_forward_proj="gated-gelu",
-        dense_act_fn="gelu",  # as the hub's BLIP-2 files, after LAVIS
         dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+        **more,
     )
 
 
@@ -55,7 +60,7 @@ def t5_blip2_config() -> Blip2Config:
     """The toy BLIP-2 with T5 in OPT's place; the rest is the OPT foundation's."""
     tree = blip2_config(text_input=False).to_dict()
     tree["text_config"] = t5_config().to_dict() | {"tie_word_embeddings": False}
-    tree["image_token_index"] = tree["image_token_id"] = t5_tokenizer().convert_tokens_to_ids(IMAGE_TOKEN)
+    tree["image_token_index"] = tree["image_token_id"] = image_token_id(t5_tokenizer())
     return Blip2Config(**{k: v for k, v in tree.items() if k not in ("use_decoder_only_language_model", "model_type")})
 
 

@@ -19,6 +19,13 @@ _OPT_SPECIAL = (
 _T5_SPECIAL = ("<pad>", "</s>", "<unk>")  # places as in google/flan-t5
 
 
+def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the image token, the last of the vocabulary."""
+    found = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    assert isinstance(found, int)  # a list where a list is asked for
+    return found
+
+
 def opt_tokenizer() -> PreTrainedTokenizerFast:
     """Words, punctuation and the line break, each one token; ``</s>`` in front of every text. The image token is the last id."""
     return _fast(_OPT_SPECIAL, "</s> $A", "</s> $A </s> $B", bos_token="</s>")
