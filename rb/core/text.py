@@ -27,6 +27,16 @@ def one_line(text: str) -> str:
     return re.sub(" +", " ", spaced).strip()
 
 
+# What spreadsheets and scripts write where there is nothing.
+_PLACEHOLDERS = frozenset({"nan", "none", "null", "n/a", "<na>", "undefined"})
+
+
+def is_caption(text: str) -> bool:
+    """Whether ``text`` says anything: a letter or digit is left after cleaning, and it is no word for "nothing" (nan, None, null, N/A)."""
+    cleaned = clean_caption(text)
+    return any(c.isalnum() for c in cleaned) and cleaned not in _PLACEHOLDERS
+
+
 def clean_caption(text: str) -> str:
     """BLIP's caption rule: lower case, ``. ! " ( ) * # : ; ~`` to spaces, at most 50 words."""
     words = re.sub(r'[.!"()*#:;~]', " ", one_line(text).lower()).split()

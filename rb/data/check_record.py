@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rb.core.modality import modality_spec
 from rb.core.strict_json import FormatError, checked
-from rb.core.text import clean_caption
+from rb.core.text import is_caption
 from rb.data.formats import OBJECT_FIELDS, RECORD_FIELDS, Record
 from rb.sources.table import source_of
 
@@ -36,10 +36,12 @@ def check_record(record: Record, modality: str, where: str) -> None:
         problem = source.box_problem(item.box, record.size)
         if problem:
             raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
-        if not all(clean_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
-            raise FormatError(f"{place}: a caption without words, or none at all; reject the object")
-    if not all(clean_caption(caption) for caption in record.captions):
-        raise FormatError(f"{where}: a caption without words; leave it out")
+        if not all(is_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
+            raise FormatError(
+                f"{place}: a caption that is none (no word in it, or nan, None, null, N/A), or none at all; reject the object"
+            )
+    if not all(is_caption(caption) for caption in record.captions):
+        raise FormatError(f"{where}: a caption that is none (no word in it, or nan, None, null, N/A); leave it out")
     if spec.regional and not record.objects:
         raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
     if not spec.regional and not record.captions:

@@ -6,10 +6,14 @@ A quote that is never closed would swallow the lines behind it without a word; h
 from __future__ import annotations
 
 import csv
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from rb.data.prepare.raw_text import read_text
 
 # A line that begins like this is a new row, even where the row before has an open quote.
 _ROW_START = re.compile(r'"?[A-Za-z0-9_-]{8,64}"?,')
@@ -25,25 +29,24 @@ class CaptionTable:
     repeated: list[tuple[str, int]] = field(default_factory=list)
 
 
-def read_captions(file: Path) -> CaptionTable:
-    """All rows of ``file``, read line by line. Bytes that are not UTF-8 become spaces. A comma without quotes belongs to the caption."""
+def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
+    """All rows of ``file``, read line by line. A comma without quotes belongs to the caption."""
     table = CaptionTable()
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        for number, text in _rows(lines):
-            if not text.strip():
-                continue
-            try:
-                cells = next(csv.reader([text]))
-            except csv.Error as error:
-                table.malformed.append((number, f"not a row of CSV ({error})"))
-                continue
-            uid = cells[0].strip()
-            if len(cells) < 2 or not uid or _open(text):
-                table.malformed.append((number, f"not 'uid,caption': {text.strip()!r:.100}"))
-            elif uid in table.captions:
-                table.repeated.append((uid, number))
-            else:
-                table.captions[uid] = ",".join(cells[1:])
+    for number, text in _rows(io.StringIO(read_text(file, notes), newline="")):
+        if not text.strip():
+            continue
+        try:
+            cells = next(csv.reader([text]))
+        except csv.Error as error:
+            table.malformed.append((number, f"not a row of CSV ({error})"))
+            continue
+        uid = cells[0].strip()
+        if len(cells) < 2 or not uid or _open(text):
+            table.malformed.append((number, f"not 'uid,caption': {text.strip()!r:.100}"))
+        elif uid in table.captions:
+            table.repeated.append((uid, number))
+        else:
+            table.captions[uid] = ",".join(cells[1:])
     return table
 
 

@@ -60,7 +60,8 @@ def convert(
     root = images or raw
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    content = read_json(file, _FIELDS)
+    notes: Counter[str] = Counter()
+    content = read_json(file, _FIELDS, notes)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: must be an object with the field 'images'")
     entries = objects_of(content.get("images"), f"{file}: images")
@@ -70,7 +71,7 @@ def convert(
         raise ValueError(f"{file}: no image of split {split!r}")
     _check_folders(root, entries)
     with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite) as writer:
-        conversion = Conversion(writer, "images")
+        conversion = Conversion(writer, "images", notes)
         seen: set[int] = set()
 
         def read(entry: dict[str, Any]) -> CheckedImage:

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
-from rb.core.text import clean_caption, one_line
+from rb.core.text import is_caption, one_line
 from rb.data.formats import MANIFEST_FILE
+from rb.data.prepare.raw_text import read_text
 from rb.sources.pixels import ImageError, decode_image
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class Tally:
 class Conversion:
     """One conversion under way: passes records and rejects on to the shards, and counts them."""
 
-    def __init__(self, writer: ShardWriter, unit: str) -> None:
+    def __init__(self, writer: ShardWriter, unit: str, notes: Counter[str] | None = None) -> None:
         self.writer = writer
-        self.tally = Tally(unit)
+        self.tally = Tally(unit, notes=Counter() if notes is None else notes)
 
     def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
         """One item that is not used."""
@@ -97,18 +98,19 @@ class Conversion:
         self.tally.rejected[reason] += 1
 
     def captions(self, source: str, raw: Sequence[object], object_id: str | None = None) -> list[str]:
-        """``raw`` on one line each; the empty ones are left out, and listed unless all are (``RejectedError``: no_caption).
+        """``raw`` on one line each; what is no caption (`rb.core.text.is_caption`) is left out, and listed unless all are.
 
-        Empty means: nothing is left after the cleaning that training does.
+        Raises:
+            RejectedError: no_caption, nothing is left.
         """
-        kept = [one_line(text) for text in raw if isinstance(text, str) and clean_caption(text)]
+        kept = [one_line(text) for text in raw if isinstance(text, str) and is_caption(text)]
         if not kept:
-            raise RejectedError(Reason.NO_CAPTION, "no caption" if not raw else "every caption is empty after cleaning")
-        for _ in range(len(raw) - len(kept)):
-            self.writer.reject(
-                _shown(source), Reason.EMPTY_CAPTION, "one of its captions is empty after cleaning", object_id
-            )
-            self.tally.notes["empty captions left out"] += 1
+            shown = f"none of {list(raw)!a:.100} is a caption" if raw else "no caption"
+            raise RejectedError(Reason.NO_CAPTION, shown)
+        for text in raw:
+            if not (isinstance(text, str) and is_caption(text)):
+                self.writer.reject(_shown(source), Reason.EMPTY_CAPTION, f"{text!a:.100} is no caption", object_id)
+                self.tally.notes["empty captions left out"] += 1
         return kept
 
     def keep(self, items: int, captions: int) -> None:
@@ -140,15 +142,16 @@ def require_raw(path: Path, layout: str) -> Path:
     return path
 
 
-def read_json(path: Path, fields: frozenset[str]) -> Any:
+def read_json(path: Path, fields: frozenset[str], notes: Counter[str]) -> Any:
     """A large JSON file with only ``fields`` of its objects kept while it is read: polygons and token lists never fill the memory.
 
     Raises:
         ValueError: no JSON, named by file.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file, object_hook=lambda item: {k: v for k, v in item.items() if k in fields})
+        return json.loads(
+            read_text(path, notes), object_hook=lambda item: {k: v for k, v in item.items() if k in fields}
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); download it again") from error
 

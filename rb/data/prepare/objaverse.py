@@ -10,6 +10,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rb.data.formats import Record
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require_raw
+from rb.data.prepare.raw_text import read_text
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")
@@ -61,11 +63,12 @@ def convert(
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
-    table = read_captions(captions or _find_captions(raw))
+    notes: Counter[str] = Counter()
+    table = read_captions(captions or _find_captions(raw), notes)
     clouds = CloudFolder(points or _find_points(raw))
-    uids = choose_uids(raw, split, table.captions)
+    uids = choose_uids(raw, split, table.captions, notes)
     with ShardWriter(out, NAME, POINT_CLOUD, split, overwrite=writing.get("overwrite", False)) as writer:
-        conversion = Conversion(writer, "objects")
+        conversion = Conversion(writer, "objects", notes)
         for line, detail in table.malformed:
             conversion.tally.read += 1
             conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
@@ -117,14 +120,14 @@ def _find_points(raw: Path) -> Path:
     return next((place for place in places if place.is_dir()), None) or require_raw(places[0], LAYOUT)
 
 
-def choose_uids(raw: Path, split: str, captions: Iterable[str]) -> list[str]:
+def choose_uids(raw: Path, split: str, captions: Iterable[str], notes: Counter[str]) -> list[str]:
     """The uids of a split, in the order of its list or of the captions' file.
 
     Raises:
         ValueError: the split's list is missing while others are there, or a uid is in two lists.
     """
     files = {name: raw / f"{name}.txt" for name in SPLITS}
-    lists = {name: _read_list(file) for name, file in files.items() if file.is_file()}
+    lists = {name: _read_list(file, notes) for name, file in files.items() if file.is_file()}
     for first in lists:
         for second in lists:
             both = set(lists[first]) & set(lists[second]) if first < second else ()
@@ -150,11 +153,8 @@ def hashed_split(uid: str) -> str:
     return "test" if draw < HASHED_SHARE else "val" if draw < 2 * HASHED_SHARE else "train"
 
 
-def _read_list(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        raise ValueError(f"{file}: must be a text file with one uid a line ({error})") from None
+def _read_list(file: Path, notes: Counter[str]) -> list[str]:
+    lines = read_text(file, notes).splitlines()
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 

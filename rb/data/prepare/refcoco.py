@@ -7,7 +7,7 @@ annotation's id. Images are found by ``instances.json``: a reference's own ``fil
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,19 @@ def convert(
     from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
 
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
-    instances = read_json(require_raw(folder / "instances.json", LAYOUT), _FIELDS)
+    notes: Counter[str] = Counter()
+    instances = read_json(require_raw(folder / "instances.json", LAYOUT), _FIELDS, notes)
     if not isinstance(instances, dict):
         raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
     table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
-    file, refs = _read_refs(folder, split_by)
+    file, refs = _read_refs(folder, split_by, notes)
     chosen, shared = _choose(refs, split, file)
     if drop_shared_images and split != "train":
         raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
     root = require_raw(images, LAYOUT) if images else _image_folder(raw, folder)
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
     with ShardWriter(out, dataset, IMAGE_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
-        conversion = Conversion(writer, "references")
+        conversion = Conversion(writer, "references", notes)
         other = "another split" if split == "train" else "train"
         conversion.tally.notes[f"images shared with {other}"] = len(shared)
         regions = _collect(conversion, chosen, *table, sentence, shared if drop_shared_images else set())
@@ -109,11 +110,11 @@ def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
     return {row["id"]: row for row in rows if is_id(row.get("id"))}
 
 
-def _read_refs(folder: Path, split_by: str) -> tuple[Path, list[_Json]]:
+def _read_refs(folder: Path, split_by: str, notes: Counter[str]) -> tuple[Path, list[_Json]]:
     """The references, from JSON where someone converted them, else from the pickle."""
     converted = folder / f"refs({split_by}).json"
     if converted.is_file():
-        return converted, objects_of(read_json(converted, _REF_FIELDS), str(converted))
+        return converted, objects_of(read_json(converted, _REF_FIELDS, notes), str(converted))
     file = require_raw(folder / f"refs({split_by}).p", LAYOUT)
     return file, objects_of(load_plain_pickle(file), str(file))
 

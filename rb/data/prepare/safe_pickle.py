@@ -7,12 +7,13 @@ before anything happens. The readers of the datasets import ``load_plain_pickle`
 
 from __future__ import annotations
 
-import codecs
 import io
 import pickle
 import struct
 from pathlib import Path
 from typing import Any
+
+from rb.data.prepare.raw_text import HANDLER
 
 MAX_BYTES = 1 << 30  # the largest public file of this kind (refcocog) has 60 MB
 
@@ -48,15 +49,6 @@ class UnsafePickleError(ValueError):
     """A pickle that asks for more than plain data. Nothing of it was run."""
 
 
-def _latin1_rest(error: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: bytes that are not UTF-8 are read as Latin-1, one by one, so no byte string of Python 2 is lost."""
-    assert isinstance(error, UnicodeDecodeError)
-    return error.object[error.start : error.end].decode("latin-1"), error.end
-
-
-codecs.register_error("rb_latin1_rest", _latin1_rest)
-
-
 def _refuse(_unpickler: Any) -> None:
     raise UnsafePickleError("it asks for a step that plain data does not need")
 
@@ -76,7 +68,7 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 (the only spelling of 
 def load_plain_pickle(path: Path) -> Any:
     """The plain data in the pickle ``path``: None, bools, numbers, texts, bytes, lists, tuples, dicts, sets.
 
-    Byte strings of Python 2 become texts: UTF-8, and Latin-1 for bytes that are not UTF-8.
+    Byte strings of Python 2 become texts: by the rule of ``raw_text.py``.
 
     Raises:
         UnsafePickleError: the file names code (a class, a function, a numpy scalar), or is larger than ``MAX_BYTES``.
@@ -86,7 +78,7 @@ def load_plain_pickle(path: Path) -> Any:
     if size > MAX_BYTES:
         raise UnsafePickleError(f"{path}: {size:,} bytes is more than the {MAX_BYTES:,} that a pickle may have here")
     # From memory: a length that the file claims can then never allocate more than the file has.
-    reader = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="rb_latin1_rest")
+    reader = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors=HANDLER)
     try:
         return reader.load()
     except UnsafePickleError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def convert(
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
     file = require_raw(raw / f"ScanRefer_filtered_{split}.json", LAYOUT)
-    rows = objects_of(read_json(file, _FIELDS), str(file))
+    notes: Counter[str] = Counter()
+    rows = objects_of(read_json(file, _FIELDS, notes), str(file))
     nested = raw / "data" / "scannet" / "scannet_data"
     folder = require_raw(scenes or (nested if nested.is_dir() else raw / "scannet_data"), LAYOUT)
     with ShardWriter(out, NAME, POINT_CLOUD_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
-        conversion = Conversion(writer, "descriptions")
+        conversion = Conversion(writer, "descriptions", notes)
         by_scene = _by_scene(conversion, rows)
 
         def read(scene_id: str) -> Scene:

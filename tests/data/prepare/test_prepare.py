@@ -556,8 +556,8 @@ def test_an_open_quote_costs_one_line_only(tmp_path):
     file.write_bytes(
         b'\xef\xbb\xbf11111111,"a\n22222222,b\n\n33333333,"c, with ""d""\nand e"\n44444444,caf\xe9\n55555555,"open'
     )
-    table = cap3d.read_captions(file)
-    assert table.captions == {"22222222": "b", "33333333": 'c, with "d"\nand e', "44444444": "caf\udce9"}
+    table = cap3d.read_captions(file, Counter())
+    assert table.captions == {"22222222": "b", "33333333": 'c, with "d"\nand e', "44444444": "caf\xe9"}
     assert [line for line, _ in table.malformed] == [1, 7]
 
 
@@ -565,18 +565,18 @@ def test_objaverse_splits(tmp_path):
     uids = [uid(k) for k in range(2000)]
     raw = tmp_path / "raw"
     raw.mkdir()
-    hashed = {split: objaverse.choose_uids(raw, split, uids) for split in SPLITS}
+    hashed = {split: objaverse.choose_uids(raw, split, uids, Counter()) for split in SPLITS}
     assert sorted(u for listed in hashed.values() for u in listed) == uids
     assert 20 < len(hashed["val"]) < 70 < len(hashed["train"])
     assert 20 < len(hashed["test"]) < 70
     (raw / "test.txt").write_text(f"{uids[5]}\n{uids[5]}\n\n{uids[3]}\n")
-    assert objaverse.choose_uids(raw, "test", uids) == [uids[5], uids[3]]
-    assert objaverse.choose_uids(raw, "train", uids) == [u for u in uids if u not in (uids[3], uids[5])]
+    assert objaverse.choose_uids(raw, "test", uids, Counter()) == [uids[5], uids[3]]
+    assert objaverse.choose_uids(raw, "train", uids, Counter()) == [u for u in uids if u not in (uids[3], uids[5])]
     with pytest.raises(ValueError, match=r"val\.txt: not found, though there is test\.txt"):
-        objaverse.choose_uids(raw, "val", uids)
+        objaverse.choose_uids(raw, "val", uids, Counter())
     (raw / "train.txt").write_text(f"{uids[3]}\n")
     with pytest.raises(ValueError, match="1 uids are in both"):
-        objaverse.choose_uids(raw, "test", uids)
+        objaverse.choose_uids(raw, "test", uids, Counter())
 
 
 def test_objaverse_wrong_calls_are_clear_errors(tmp_path):
