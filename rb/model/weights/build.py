@@ -41,16 +41,26 @@ class Built:
     Attributes:
         ledger: where every weight came from.
         text: the tokenizers.
-        foundation: its identity: fingerprints of its parts, recipe, numerics, digest of the ledger.
-        files: the files behind each fingerprint.
+        report: digest of the ledger.
+        files: of each part of the foundation.
     """
 
     config: ModelConfig
     model: RegionBLIP
     ledger: Ledger
     text: TextProcessor
-    foundation: dict[str, str]
+    report: str
     files: dict[str, list[Path]]
+
+    @cached_property
+    def foundation(self) -> dict[str, str]:
+        """The foundation's identity: fingerprints of its parts, recipe, numerics, digest of the ledger. Reads every byte of the files."""
+        fingerprints = {part: fingerprint(paths) for part, paths in self.files.items()}
+        return fingerprints | {
+            "recipe": self.config.text_branch,
+            "numerics": self.config.numerics,
+            "report": self.report,
+        }
 
     @cached_property
     def images(self) -> dict[str, Any]:
@@ -123,9 +133,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
         files["point_encoder"] = point_files
     if model.point_qformer is not None and config.init.point_qformer == "bert":
         files["point_qformer"] = bert_folder(config).files
-    foundation = {part: fingerprint(paths) for part, paths in files.items()}
-    foundation |= {"recipe": config.text_branch, "numerics": config.numerics, "report": ledger.digest(model)}
-    return Built(config, model.to(device), ledger, text, foundation, files)
+    return Built(config, model.to(device), ledger, text, ledger.digest(model), files)
 
 
 def build_meta(

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rb.core.config import RunConfig
-from rb.core.fingerprints import PREFIX
 from rb.model.blip2_config import vision_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model
@@ -42,7 +41,7 @@ def check_run(config: RunConfig) -> CheckReport:
     lines += built.ledger.lines(built.model)
     if side != expected:
         lines.append(f"images: the processor says {side} pixels, the encoder was trained at {expected}")
-    lines += [f"{part}: {built.foundation[part].removeprefix(PREFIX)[:16]}" for part in (*built.files, "report")]
+    lines.append(f"digest of this report: {built.report[:16]}")
     return CheckReport(config.name, lines, trainable_by_users(built.model))
 
 

@@ -229,7 +229,7 @@ def test_shards_that_are_not_there_or_not_what_the_index_says(copy: FoundationCo
     shutil.copyfile(folder / some, folder / last)
     tree["weight_map"] = {"query_tokens": some}
     index.write_text(json.dumps(tree))
-    refused(where, "lists 1 weights that its shards do not hold: query_tokens")
+    refused(where, "lists 1 weights that its shards do not have: query_tokens")
     tree["weight_map"] = {"query_tokens": "../elsewhere.safetensors"}
     index.write_text(json.dumps(tree))
     refused(where, "names files outside its folder")
