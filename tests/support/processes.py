@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -60,6 +61,8 @@ class Started:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to it and to all that it has started."""
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)  # it was forked a moment ago and has no process group yet
         os.killpg(self.pid, number)
 
     def output(self) -> str:
