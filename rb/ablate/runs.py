@@ -65,7 +65,7 @@ class Processes:
             with self._lock:
                 if self.stopped:
                     raise StoppedError
-                # A session of its own, so that Ctrl-C reaches it once, through ``stop``.
+                # Its own session, so that Ctrl-C reaches it once, through ``stop``.
                 process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
                 self._running.add(process)
             code = process.wait()

@@ -77,7 +77,7 @@ class Record:
         source_id: unique within a manifest, and the same for the same source in every manifest of a modality (prefix it with where it
             comes from, ``coco/139``): the model never takes one object for another's negative. No ``#``, no control characters.
         width, height: the stored image's size in pixels; 0 for point clouds.
-        captions: what is said of the whole source.
+        captions: of the whole source.
     """
 
     source_id: str

@@ -118,7 +118,7 @@ def compare(
 
     Args:
         paths: prediction files, two or more.
-        allow: names out of ``DIFFERENCES`` to compare in spite of.
+        allow: names out of ``DIFFERENCES``: differences between the files that are accepted.
         use_java: without it the ``simple`` tokeniser serves.
         examples: how many of the examples that differ most are listed in each direction.
 

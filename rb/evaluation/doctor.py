@@ -19,7 +19,7 @@ CAPTIONS = {"1": "a small red cube stands left of the green ball", "2": "two bro
 def diagnose(meteor: Meteor | None = None, spice_cache: Path | None = None) -> list[tuple[bool, str, str]]:
     """(works, what, answer or remedy) for Java, the jars and each metric; takes 10 to 30 s.
 
-    ``meteor`` and ``spice_cache`` are as in ``score_captions``; by default everything starts anew, as a check should.
+    ``meteor`` and ``spice_cache`` are as in ``score_captions``; by default nothing is reused, as a check should do.
     """
     report = []
     try:

@@ -40,7 +40,7 @@ def score_file(
         predictions: a file that ``rb.data.formats.write_predictions`` wrote.
         out: where ``metrics.json`` goes; see ``metrics_path`` for the default. Scores per example go beside it, to ``*.examples.jsonl``.
         use_java: without it METEOR and SPICE are skipped.
-        use_mlflow: log to a run of its own and, where the predictions belong to a training run, to that one at the checkpoint's step.
+        use_mlflow: log to a new run and, if the predictions belong to a training run, also to that one at the checkpoint's step.
         spice_cache: folder for SPICE's parsed captions.
         metrics: names out of ``rb.core.metrics.METRICS``.
         meteor: a METEOR process that several files share.

@@ -129,7 +129,7 @@ def format_table(metrics: Sequence[Mapping[str, Any]]) -> str:
 def truth_rows(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """What was true, by a judge: a row of headings, then one for each scored set and model; empty where nothing was judged.
 
-    Shares are times 100, with the standard error of a bootstrap over sources. Sets are never mixed: each has rows of its own.
+    Shares are times 100, with the standard error of a bootstrap over sources. Sets are never mixed: each has its own rows.
     """
     judged = [one for one in metrics if one.get("truth")]
     judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), _column_key(one, metrics), _row_key(one)))

@@ -162,7 +162,7 @@ def finish(run: Run, tracker: Tracker, code: int) -> None:
     """Close what ``prepare`` and ``start_tracking`` opened, once the loop has returned its exit code. Collective."""
     tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
     run.engine.close()
-    dist.barrier()  # nobody leaves while rank 0 still writes: a launcher takes the first that leaves for the end
+    dist.barrier()  # all ranks wait until rank 0 has written: a launcher takes the first exit for the end of the run
 
 
 def open_batches(run: Run) -> Iterator[Batch]:
@@ -261,9 +261,9 @@ def warm_start(built: Built, source: str, allow: Sequence[str]) -> dict[str, lis
     trained = read_trained(source, built.config.foundation)
     accepted = check_foundation(f"init_from {source}", trained.recorded, built, allow)
     fresh = checkpoint.copy_parameters(f"init_from {source}", built.model.trainable_parameters(), trained.values)
-    log.info("init_from %s: %d parameters taken over, %d start anew", source, len(trained.values), len(fresh))
+    log.info("init_from %s: %d parameters taken over, %d newly initialised", source, len(trained.values), len(fresh))
     for name in fresh:
-        log.info("  starts anew: %s", name)
+        log.info("  newly initialised: %s", name)
     return accepted
 
 

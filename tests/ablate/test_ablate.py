@@ -71,7 +71,7 @@ def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.Ca
     assert steps == {"full_model-seed4": STEPS, "two_stages-seed4-stage1": 1, "two_stages-seed4": STEPS}
     log = (out / "runs" / "two_stages-seed4" / "log.txt").read_text()
     assert "two_stages-seed4-stage1: " in log
-    assert "0 start anew" in log
+    assert "0 newly initialised" in log
     for entry in json.loads((out / "table.json").read_text())["scores"]:
         metrics = out / "runs" / f"{entry['variant'].replace(' ', '_')}-seed4" / "metrics" / "image_region.json"
         found = json.loads(metrics.read_text())

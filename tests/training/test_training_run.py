@@ -196,7 +196,7 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     log = (warm.parent / "hot" / "log.txt").read_text()
     assert "skipped, a loss or gradient is not finite; rank 0" in log
     assert "image_region/" in log  # ids of samples
-    assert "starts anew: parts.image_region.temperature" in log
+    assert "newly initialised: parts.image_region.temperature" in log
 
 
 def test_a_request_that_cannot_work_is_said_before_anything_is_made(run_file: Path) -> None:

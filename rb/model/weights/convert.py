@@ -73,7 +73,7 @@ def convert(stage2: Path, vit: Path | None, llm: Path, out: Path, config: Path |
 
     Args:
         stage2: ``blip2_pretrained_opt2.7b.pth`` or one of its siblings.
-        vit: ``eva_vit_g.pth``; none where ``stage2`` holds a ViT of its own.
+        vit: ``eva_vit_g.pth``; none if ``stage2`` holds a ViT.
         llm: the Hugging Face folder of the LLM (``facebook/opt-2.7b``, ``google/flan-t5-xl``), tokenizer included.
         config: a BLIP-2 ``config.json`` to use instead of the public sizes.
 
