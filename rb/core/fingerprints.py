@@ -26,6 +26,7 @@ _EDGE = 1 << 20
 _MOST_ENTRIES = 1000
 _SETTLED_S = 2.0  # a file that was just written may change again within one tick of its file system's clock
 _MOST_THREADS = 8
+_read_here: dict[tuple[int | str, ...], str] = {}  # state of a file that this process has read whole -> its digest
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -58,6 +59,9 @@ def weaker_fingerprint(paths: Sequence[Path]) -> str:
 def cached_sha256(path: Path) -> str:
     """sha256 of a file; from the cache if the file is the one that was hashed."""
     path = path.resolve()
+    known = _read_here.get(tuple(_state(path)))
+    if known:
+        return known
     entry = _entry(path)
     if entry is None:
         return file_sha256(path)
@@ -75,6 +79,16 @@ def cached_sha256(path: Path) -> str:
                 write_whole(entry, json.dumps({"state": state, "sha256": digest}) + "\n")
                 _forget_old(entry.parent)
         return digest
+
+
+def read_and_note(path: Path) -> bytes:
+    """A small file's content; ``cached_sha256`` does not open it again in this process."""
+    path = path.resolve()
+    state = _state(path)
+    content = path.read_bytes()
+    if state == _state(path):
+        _read_here[tuple(state)] = sha256(content)
+    return content
 
 
 def cache_folder() -> Path:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rb.core.fingerprints import read_and_note
+
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -151,7 +153,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check model.foundation in the run file")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_and_note(path).decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(tree, dict):
