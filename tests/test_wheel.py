@@ -1,0 +1,74 @@
+"""An installed wheel, in an empty folder with an empty HOME: what it holds, and the whole chain from the demo to a caption by `rb`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT_FROM = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "rb", "ds_configs", "launch", "eval")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that the checkout stays clean."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "source").mkdir()
+    for name in BUILT_FROM:
+        copy = shutil.copyfile if (ROOT / name).is_file() else shutil.copytree
+        copy(ROOT / name, folder / "source" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*command, str(folder / "source")], check=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_it_holds_what_runs_need_and_no_pretraining(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {"ds_configs/zero2.json", "launch/runs/toy_opt.yaml", "launch/ablations/toy.yaml"}
+    assert {f"rb/shipped/{name}" for name in shipped} <= names
+    assert {"rb/py.typed", "rb/toy/foundation/blip2-opt/config.json", "rb/evaluation/paper.json"} <= names
+    assert not [name for name in names if name.startswith(("rb/toy/pretraining", "tests", "eval"))]
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_chain_runs_from_it_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    site, home, here = tmp_path / "site", tmp_path / "home", tmp_path / "here"
+    for folder in (site, home, here):
+        folder.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RB_", "XDG_", "PYTHON"))}
+    environment = kept | {"HOME": str(home), "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=here, env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    def rb(*arguments: str) -> str:
+        return python("-m", "rb.cli", *arguments)
+
+    assert python("-c", "import rb; print(rb.__file__)").startswith(str(site))
+    assert rb("--version").strip()
+    assert "toy_opt" in rb("runs", "list")
+    # Prepare, train under the launcher, predict, score, report, table: each is a command of its own in there.
+    rb("toy", "demo", "--steps", "20", "--scale", "small", "--out", "demo")
+    run = Path("demo/runs/toy_opt")
+    assert (here / run / "report.html").stat().st_size > 10_000
+    assert {path.stem for path in (here / run / "metrics").glob("*.json")} >= {"image_region", "point_cloud_region"}
+    rb("export", str(run), "--out", "export")
+    photo = next((here / "demo/raw/refcoco/images").rglob("*.jpg"))
+    caption = ("caption", str(photo), "--box", "5", "5", "40", "40", "--checkpoint")
+    of_run = rb(*caption, str(run))
+    foundation = str(site / "rb/toy/foundation")
+    assert of_run.strip()
+    assert rb(*caption, "export", "--foundation", foundation) == of_run
