@@ -38,10 +38,10 @@ def check_record(record: Record, modality: str, where: str) -> None:
             raise FormatError(f"{place}: box {item.box}: {problem}; clip it, or reject the object")
         if not all(is_caption(caption) for caption in item.captions) or (spec.regional and not item.captions):
             raise FormatError(
-                f"{place}: a caption that is none (no word in it, or nan, None, null, N/A), or none at all; reject the object"
+                f"{place}: a caption without words (or nan, None, null, N/A), or none at all; reject the object"
             )
     if not all(is_caption(caption) for caption in record.captions):
-        raise FormatError(f"{where}: a caption that is none (no word in it, or nan, None, null, N/A); leave it out")
+        raise FormatError(f"{where}: a caption without words (or nan, None, null, N/A); leave it out")
     if spec.regional and not record.objects:
         raise FormatError(f"{where}: no object, so nothing to train {modality} on; reject the source")
     if not spec.regional and not record.captions:

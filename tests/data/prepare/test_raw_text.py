@@ -93,5 +93,5 @@ def test_words_for_nothing_are_rejected_and_counted(tmp_path: Path) -> None:
 def test_records_with_a_caption_that_is_none_are_refused(tmp_path: Path, text: str) -> None:
     with ShardWriter(tmp_path / "set", "x", "image", "train") as writer:
         writer.write(Record("x/0", "x", "train", 20, 14, ["a cube"]), image_bytes(0), "png")
-        with pytest.raises(FormatError, match="a caption that is none"):
+        with pytest.raises(FormatError, match="a caption without words"):
             writer.write(Record("x/1", "x", "train", 20, 14, ["a cube", text]), image_bytes(0), "png")
