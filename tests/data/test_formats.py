@@ -80,7 +80,7 @@ def test_bad_json_is_a_format_error(text: str) -> None:
         (IMAGE_REGION, replace(GOOD, width=0), "must be the image's size"),
         (IMAGE_REGION, replace(GOOD, objects=[]), "reject the source"),
         (IMAGE, replace(record(IMAGE, 0), captions=[]), "reject the source"),
-        (IMAGE, replace(record(IMAGE, 0), captions=["!!"]), "a caption that is none"),
+        (IMAGE, replace(record(IMAGE, 0), captions=["!!"]), "caption without words"),
         (IMAGE_REGION, replace(GOOD, objects=[ObjectAnnotation("1", [1, 1, 1, 5], ["a"])]), "box_empty"),
         (IMAGE_REGION, replace(GOOD, objects=[ObjectAnnotation("1", [1, 1, 90, 5], ["a"])]), "box_outside_image"),
         (IMAGE_REGION, replace(GOOD, objects=[ObjectAnnotation("1", [1, 1, float("inf"), 5], ["a"])]), "box"),
