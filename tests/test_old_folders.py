@@ -6,6 +6,7 @@ given), made by that commit's own commands. `later/` is the state that it had on
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,11 @@ def test_a_resume_makes_the_step_that_the_old_code_made(old: Path) -> None:
     assert made.keys() == before.keys()
     assert all(torch.equal(made[name], value) for name, value in before.items())
     assert found.meta["identities"]["foundation"]["blip2"].startswith("sha256:")
+
+
+def test_a_dry_run_of_a_resume_accepts_what_the_resume_accepts(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["train", "--dry-run", "--json", "--ranks", "1", "--resume", str(old / "runs/old")]) == 0
+    assert json.loads(capsys.readouterr().out)["resume_from_step"] == 2
 
 
 def test_run_and_export_caption_and_export_again(old: Path, tmp_path: Path) -> None:

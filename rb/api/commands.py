@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
 from rb.core.output import add_json, say, say_json
+from rb.inference.commands import add_foundation
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +28,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         help="a region; may be repeated",
     )
     parser.add_argument("--normalised", action="store_true", help="boxes are divided by width and height, not pixels")
-    parser.add_argument("--foundation", type=Path, help="folder with blip2-*/ and text_branch/; an export needs it")
-    parser.add_argument(
-        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
-    )
+    add_foundation(parser)
     parser.add_argument("--prompt", help="text that the caption goes on from")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     add_json(parser)

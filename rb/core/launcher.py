@@ -37,7 +37,7 @@ def launch_ranks(module: str, arguments: list[str], ranks: int | None) -> int:
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count), "--log_level", "critical"),
         # A free port, so that two runs can share a host; no host file, so that a stray one does not spread this run over a cluster.
-        *("--master_port", str(_free_port()), "--hostfile", os.devnull),
+        *("--master_port", str(free_port()), "--hostfile", os.devnull),
         *("--module", module, *arguments),
     ]
     environment = import_path() | {PARENT_VARIABLE: str(os.getpid())}
@@ -84,7 +84,8 @@ def _pass_on(runner: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -22,6 +23,20 @@ def say(text: str) -> None:
 def say_json(value: Any) -> None:
     """``value`` as JSON; NaN is a fault of ours."""
     say(json.dumps(value, indent=1, allow_nan=False))
+
+
+def aligned(rows: Sequence[Sequence[str]], num_texts: int, indent: str = "") -> list[str]:
+    """Rows of equal length as lines of a plain table: the first ``num_texts`` columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        (
+            indent
+            + "  ".join(
+                t.ljust(w) if i < num_texts else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))
+            )
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def note(text: str) -> None:

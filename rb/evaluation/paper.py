@@ -5,10 +5,10 @@ Scores are times 100, of the paper's data and full-size models. They compare wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.core.output import aligned
 from rb.core.strict_json import parse
 
 PAPER = Path(__file__).with_name("paper.json")
@@ -61,22 +61,9 @@ def format_paper() -> str:
         (f"Table 2: RegionBLIP {paper['table2_model']} with and without position features, times 100", second, 2),
         ("Table 3: data sets", third, 1),
     )
-    return "\n".join(f"{title}\n\n{_aligned(rows, texts)}" for title, rows, texts in parts)
+    return "\n".join("\n".join([title, "", *aligned(rows, texts), ""]) for title, rows, texts in parts)
 
 
 def printed(value: float) -> str:
     """A score as the paper prints it: one decimal, VQA accuracies two."""
     return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], num_texts: int) -> str:
-    """Rows of equal length in columns: the first ``num_texts`` to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i < num_texts else text.rjust(w)
-            for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines) + "\n"

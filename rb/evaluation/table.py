@@ -15,6 +15,7 @@ from typing import Any
 
 from rb.core.metrics import TABLE, Metric, listed, shown_in
 from rb.core.modality import MODALITIES
+from rb.core.output import aligned
 from rb.core.run_layout import RUN_METRICS
 from rb.core.strict_json import FormatError, parse
 from rb.evaluation.verdicts import VERDICTS
@@ -148,16 +149,10 @@ def format_truth(metrics: Sequence[Mapping[str, Any]]) -> str:
     rows = truth_rows(metrics)
     if not rows:
         return ""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = aligned(rows, 2)
     told = [f"{name.replace('_', ' ')}: {VERDICTS[name]}." for name in VERDICTS if name.replace("_", " ") in rows[0]]
     head = "What is true of the captions, times 100, +- the standard error over sources."
-    return "\n".join(line.rstrip() for line in [head, "", *lines, "", *told]) + "\n"
+    return "\n".join([head, "", *lines, "", *told]) + "\n"
 
 
 def _share(entry: Mapping[str, Any] | None) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from rb.core.exit_codes import FINISHED
+from rb.core.output import say
+from rb.inference.commands import add_foundation
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +18,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--base", help="hub id of the foundation's BLIP-2 (default: inferred from the folder name)")
     parser.add_argument("--merge", action="store_true", help="also fold LoRA into whole BLIP-2 folders")
-    parser.add_argument(
-        "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
-    )
-    parser.add_argument(
-        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
-    )
+    add_foundation(parser)
     parser.set_defaults(run=run_export)
 
 
@@ -38,28 +36,28 @@ def run_export(args: argparse.Namespace) -> int:
     from rb.exporting.writing import export_run  # loads transformers and peft, which other commands need not wait for
 
     modalities = export_run(args.run_dir, args.out, args.base, args.merge, args.foundation, args.allow)
-    sys.stdout.write(f"{', '.join(modalities)} in {args.out}\n")
-    return 0
+    say(f"{', '.join(modalities)} in {args.out}")
+    return FINISHED
 
 
 def run_push(args: argparse.Namespace) -> int:
     """List what goes and, unless it is a dry run, upload it."""
     files = export_files(args.folder)
     for path in files:
-        sys.stdout.write(f"{path.stat().st_size:>14,}  {path.relative_to(args.folder).as_posix()}\n")
+        say(f"{path.stat().st_size:>14,}  {path.relative_to(args.folder).as_posix()}")
     total = sum(path.stat().st_size for path in files)
-    sys.stdout.write(f"{total:>14,}  bytes in {len(files)} files to {args.repo}\n")
+    say(f"{total:>14,}  bytes in {len(files)} files to {args.repo}")
     if args.dry_run:
-        sys.stdout.write("dry run: nothing was sent\n")
-        return 0
+        say("dry run: nothing was sent")
+        return FINISHED
     from huggingface_hub import HfApi
 
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
     names = [path.relative_to(args.folder).as_posix() for path in files]
     sent = api.upload_folder(repo_id=args.repo, folder_path=args.folder, allow_patterns=names, commit_message="rb push")
-    sys.stdout.write(f"{sent}\n")
-    return 0
+    say(f"{sent}")
+    return FINISHED
 
 
 def export_files(folder: Path) -> list[Path]:

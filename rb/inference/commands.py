@@ -10,6 +10,18 @@ from rb.core.modality import MODALITIES
 from rb.core.output import say
 
 
+def add_foundation(parser: argparse.ArgumentParser) -> None:
+    """``--foundation`` and ``--allow``, for every command that loads a trained model."""
+    parser.add_argument(
+        "--foundation",
+        type=Path,
+        help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/; an export needs it",
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
+    )
+
+
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """``rb predict``."""
     model = parser.add_mutually_exclusive_group(required=True)
@@ -22,12 +34,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="manifest.json or its folder")
     parser.add_argument("--modality", required=True, choices=list(MODALITIES))
     parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl to write")
-    parser.add_argument(
-        "--foundation", type=Path, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"
-    )
-    parser.add_argument(
-        "--allow", action="append", default=[], choices=["foundation"], help="accept another foundation than trained on"
-    )
+    add_foundation(parser)
     view = parser.add_mutually_exclusive_group()
     view.add_argument(
         "--crop-boxes", action="store_true", help="caption the inside of each box (the paper's BLIP-2 baseline)"
@@ -57,6 +64,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """One prediction job, or the launcher that starts its ranks."""
+    if args.run_file is not None and (args.foundation is not None or args.allow):
+        raise ValueError(
+            "--foundation, --allow: go with --checkpoint; with --run give model.foundation.blip2=FOLDER and so on"
+        )
     if args.ranks is not None:
         return _launch(args)
     if args.threads:

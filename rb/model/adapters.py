@@ -1,7 +1,7 @@
 """LoRA adapters of BLIP-2 by PEFT, one per trained modality or one for all; and the one owner of which of them is active.
 
-Adapters sit in the query and value projections of the Q-Former's attentions and of the LLM's (paper Fig. 1;
-rank 8 and alpha 1 are the released code's). They wrap an intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none
+Adapters sit in the query and value projections of the Q-Former's attentions and of the LLM's (paper Fig. 1; rank 8 and alpha 1 are the
+released code's). They wrap an intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none
 active the model is BLIP-2, bit for bit.
 """
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from rb.core.exit_codes import FINISHED
 from rb.core.locks import FileLock
+from rb.core.output import say
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.copier import JournalCopier, retry_errors
 from rb.tracking.journal import Journal, read_rows
@@ -22,8 +23,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 def _sync(args: argparse.Namespace) -> int:
     for line in sync(args.run_dir, args.store):
-        sys.stdout.write(line + "\n")
-    return 0
+        say(line)
+    return FINISHED
 
 
 def sync(run_dir: str | Path, root: str | Path | None = None) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
-from rb.core.output import add_json
+from rb.core.exit_codes import FAILED, FINISHED
+from rb.core.output import add_json, say, say_json
 
 RUN = "run file, run folder, or name of one of the project's runs (toy_opt)"
 
@@ -40,8 +40,11 @@ def _show(args: argparse.Namespace) -> int:
     from rb.core.run_paths import view_run
 
     config = view_run(args.run_name, args.overrides)
-    sys.stdout.write(json.dumps(to_tree(config), indent=1) + "\n" if args.json else dump_run(config))
-    return 0
+    if args.json:
+        say_json(to_tree(config))
+    else:
+        say(dump_run(config).rstrip("\n"))
+    return FINISHED
 
 
 def _diff(args: argparse.Namespace) -> int:
@@ -53,10 +56,11 @@ def _diff(args: argparse.Namespace) -> int:
     keys = [key for key in dict.fromkeys((*first, *second)) if first.get(key) != second.get(key)]
     if args.json:
         rows = [{"key": key, "first": first.get(key), "second": second.get(key)} for key in keys]
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        say_json(rows)
     else:
-        sys.stdout.writelines(f"{key}: {first.get(key, '(none)')} -> {second.get(key, '(none)')}\n" for key in keys)
-    return 1 if keys else 0
+        for key in keys:
+            say(f"{key}: {first.get(key, '(none)')} -> {second.get(key, '(none)')}")
+    return FAILED if keys else FINISHED
 
 
 def _keys(args: argparse.Namespace) -> int:
@@ -71,9 +75,9 @@ def _keys(args: argparse.Namespace) -> int:
     given = {key.name: None if key.default is dataclasses.MISSING else to_tree(key.default) for key in rows}
     if args.json:
         listed = [{"key": k.name, "type": k.type, "default": given[k.name], "meaning": k.sentence} for k in rows]
-        sys.stdout.write(json.dumps(listed, indent=1) + "\n")
-        return 0
+        say_json(listed)
+        return FINISHED
     for key in rows:
         default = "must be given" if key.default is dataclasses.MISSING else f"default {json.dumps(given[key.name])}"
-        sys.stdout.write(f"{key.name}  ({key.type}, {default})\n    {key.sentence}\n")
-    return 0
+        say(f"{key.name}  ({key.type}, {default})\n    {key.sentence}")
+    return FINISHED

@@ -14,6 +14,7 @@ from typing import Any
 
 from rb.checkpoints import checkpoint
 from rb.core.config import DataSource, RunConfig
+from rb.core.output import aligned
 from rb.core.run_file import dump_run, to_tree
 from rb.core.run_layout import (
     CHECKPOINTS,
@@ -27,7 +28,7 @@ from rb.core.run_layout import (
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.model.weights.build import build_model
 from rb.training.loop import check_request, trainable_counts
-from rb.training.run_folder import check_same_run
+from rb.training.run_folder import check_continues, check_new
 from rb.training.schedule import Schedule
 from rb.training.validate import open_validation_data
 
@@ -52,10 +53,13 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
     samples = {modality: len(d.stream) for modality, d in data.items()}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     folder = resume or Path(config.output_dir) / config.name
-    if resume is None and (folder / RUN_CONFIG).exists():
-        raise ValueError(f"{folder}: holds a run already; continue it with --resume {folder}, or give another name=...")
+    if resume is None:
+        check_new(folder)
     built = build_model(config.model, config.seed, "meta")
-    start = _resume_step(config, resume, built.foundation, data) if resume is not None else 0
+    found = checkpoint.find(resume) if resume is not None else None
+    if found is not None:
+        check_continues(found.meta, config, built, data)
+    start = found.step if found is not None else 0
     total = config.train.max_steps or schedule.total_steps(config.train.epochs)
     counts = trainable_counts(built.model.parameter_modalities(), built.model.trainable_parameters())
     num_all = sum(parameter.numel() for parameter in built.model.parameters())
@@ -97,13 +101,13 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
             for modality, listed in plan["data"][part].items()
             for row in listed
         ]
-        lines += [title, *_table(rows), ""] if rows else []
+        lines += [title, *_columns(rows), ""] if rows else []
     lines += [
         f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']} "
         f"x {batch['grad_accum_steps']} accumulated",
         "",
         f"schedule  {schedule['kind']}, {schedule['total_steps']:,} steps, {schedule['epochs_begun']} epoch(s) begun",
-        *_table(
+        *_columns(
             [
                 (m, f"{schedule['steps_of_first_epoch'][m]:,} steps in the first epoch", f"{steps:,} in all")
                 for m, steps in schedule["steps_per_modality"].items()
@@ -112,29 +116,18 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
         f"  first turns: {', '.join(schedule['first_turns'])}",
         "",
         f"parameters  {parameters['trainable_in_all']:,} trainable, {parameters['frozen']:,} frozen",
-        *_table([(users, f"{count:,}") for users, count in parameters["trainable"].items()]),
+        *_columns([(users, f"{count:,}") for users, count in parameters["trainable"].items()]),
         "",
         "weights",
         *(f"  {line}" for line in plan["weights"]),
         "",
         "would write",
-        *_table([(name, what) for name, what in plan["writes"].items()]),
+        *_columns([(name, what) for name, what in plan["writes"].items()]),
         "",
         "configuration",
         *(f"  {line}" for line in dump_run(config).splitlines()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _resume_step(
-    config: RunConfig, run_dir: Path, foundation: Mapping[str, str], data: Mapping[str, TrainingData]
-) -> int:
-    found = checkpoint.find(run_dir)
-    if found is None:
-        return 0
-    digests = {modality: [reader.digest for reader in d.readers] for modality, d in data.items()}
-    check_same_run(found.meta, to_tree(config), {"foundation": foundation, "data": digests})
-    return int(found.step)
 
 
 def _listed(
@@ -182,8 +175,5 @@ def _writes(config: RunConfig, total: int, num_trainable: int) -> dict[str, str]
     return written
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return aligned(rows, len(rows[0]), indent="  ") if rows else []

@@ -27,14 +27,14 @@ from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
-from rb.inference.load import check_foundation, comparable, example_transform, read_trained
+from rb.inference.load import check_foundation, example_transform, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.tracking import Tracker
 from rb.training.agree import StopRequest, on_main, together
 from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
-from rb.training.run_folder import STEP_LOG, RunFolder, check_same_run, environment, package_versions
+from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environment, identities_of, package_versions
 from rb.training.schedule import Schedule
 from rb.training.validate import Validation, open_validation_data
 
@@ -85,15 +85,12 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     folder = RunFolder(resume or Path(config.output_dir) / config.name)
     on_main(partial(folder.claim, new=resume is None))
     built = together(partial(build_model, config.model, config.seed, device))
-    digests = {modality: [reader.digest for reader in d.readers] for modality, d in data.items()}
-    identities = {"foundation": built.foundation, "data": digests}
-    meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities}
+    meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities_of(built, data)}
     meta |= {"versions": package_versions(), "seed": config.seed, "num_ranks": dist.world_size()}
 
     found = on_main(partial(checkpoint.find, folder.path)) if resume else None
     if found:
-        foundation = comparable(found.meta["identities"]["foundation"], built)
-        together(partial(check_same_run, found.meta, meta["config"], identities | {"foundation": foundation}))
+        together(partial(check_continues, found.meta, config, built, data))
     elif config.init_from:
         accepted = together(partial(warm_start, built, config.init_from, allow))
         meta |= {"allowed": accepted} if accepted else {}

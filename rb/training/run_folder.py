@@ -1,6 +1,6 @@
 """The run folder as training uses it: made or reopened, locked against a second training, its small files, its log.
 
-Holds who may write where; names of files are in `rb/data/formats.py`, checkpoints in `checkpoint.py`. Rank 0 only.
+Holds who may write where, and what a run must share with its checkpoint to go on; names of files are in `rb/core/run_layout.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
 from rb.core.install import git_commit
 from rb.core.locks import FileLock
-from rb.core.run_file import load_run, with_defaults
+from rb.core.run_file import load_run, to_tree, with_defaults
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
 from rb.core.verbosity import show_progress_lines
+from rb.data.pipeline import TrainingData
+from rb.inference.load import comparable
+from rb.model.weights.build import Built
 from rb.tracking.tracker import flatten
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
@@ -65,11 +68,8 @@ class RunFolder:
                 f"{self.path}: another training is in this run folder ({self._lock.owner()}); "
                 "wait for it, stop it, or use another name (name=...)"
             )
-        if new and (self.path / RUN_CONFIG).exists():
-            raise ValueError(
-                f"{self.path}: holds a run already; continue it with --resume {self.path}, "
-                "or start another one under a new name (name=...)"
-            )
+        if new:
+            check_new(self.path)
         self._start_log()
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
@@ -87,6 +87,15 @@ class RunFolder:
         show_progress_lines(STEP_LOG)
 
 
+def check_new(path: Path) -> None:
+    """``ValueError`` if a folder holds a run already."""
+    if (path / RUN_CONFIG).exists():
+        raise ValueError(
+            f"{path}: holds a run already; continue it with --resume {path}, "
+            "or start another one under a new name (name=...)"
+        )
+
+
 def saved_run(path: Path, overrides: list[str]) -> RunConfig:
     """The configuration of the run in a folder, with overrides and paths found; ValueError if there is none, or a path is gone."""
     file = path / RUN_CONFIG
@@ -94,6 +103,18 @@ def saved_run(path: Path, overrides: list[str]) -> RunConfig:
         raise ValueError(f"--resume {path}: no run there ({file} is missing); start it with --run FILE")
     config = load_run(file, overrides)
     return resolve_paths(config, *run_places(path.resolve(), config), init_from=False)
+
+
+def identities_of(built: Built, data: Mapping[str, TrainingData]) -> dict[str, Any]:
+    """Digests of what a run computes with: its foundation, and for each modality its manifests."""
+    digests = {modality: [reader.digest for reader in opened.readers] for modality, opened in data.items()}
+    return {"foundation": built.foundation, "data": digests}
+
+
+def check_continues(meta: Mapping[str, Any], config: RunConfig, built: Built, data: Mapping[str, TrainingData]) -> None:
+    """``check_same_run`` for an opened run; a checkpoint of an older version has weaker fingerprints, which are compared as such."""
+    foundation = comparable(meta["identities"]["foundation"], built)
+    check_same_run(meta, to_tree(config), identities_of(built, data) | {"foundation": foundation})
 
 
 def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identities: Mapping[str, Any]) -> None:

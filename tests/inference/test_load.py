@@ -95,6 +95,15 @@ def test_an_altered_foundation_is_refused_or_recorded(
         load_trained(run, allow=["everything"])
 
 
+def test_options_of_a_trained_model_are_refused_with_a_run_file(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--run", str(world / "runs" / "tiny" / "config.yaml"), *options(world, tmp_path / "p.jsonl")[2:]]
+    for option in (["--foundation", str(world / "foundation")], ["--allow", "foundation"]):
+        assert eval.predict.main([*base, *option]) == 2
+        assert "go with --checkpoint; with --run give model.foundation.blip2=FOLDER" in capsys.readouterr().err
+
+
 def test_a_moved_run_finds_its_foundation_by_option(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

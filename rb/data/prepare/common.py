@@ -6,7 +6,6 @@ Knows no data set; each has its own file beside this one.
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
+from rb.core.output import say
 from rb.core.text import is_caption, one_line
 from rb.data.formats import MANIFEST_FILE
 from rb.data.prepare.raw_text import read_text
@@ -132,7 +132,7 @@ def _shown(identity: str) -> str:
 
 def report(tally: Tally, title: str, out: Path) -> None:
     """Print the counts, and where the rows are."""
-    sys.stdout.write(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it\n")
+    say(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it")
 
 
 def require_raw(path: Path, layout: str) -> Path:
