@@ -117,3 +117,9 @@ def test_every_file_says_what_it_is_for_and_stays_small() -> None:
         text = path.read_text(encoding="utf-8")
         assert ast.get_docstring(ast.parse(text)), f"{module} has no first lines"
         assert len(text.splitlines()) <= 400, f"{module} has {len(text.splitlines())} lines, more than 400"
+
+
+def test_files_of_tests_stay_small() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines, more than 400"

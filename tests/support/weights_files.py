@@ -21,6 +21,8 @@ from transformers import (
     Blip2ForImageTextRetrieval,
 )
 
+from rb.core.config import FoundationConfig
+from rb.model.weights.build import Built, build_model
 from tests.support import tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -33,6 +35,16 @@ def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, o
     tensors = load_file(GOLDEN / f"{name}.safetensors")
     state = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
     return {k: v for k, v in tensors.items() if not k.startswith("state_dict.")}, state, sizes
+
+
+def build(foundation: FoundationConfig, **changes: object) -> Built:
+    """By numbers and by headers: both must say the same of every weight."""
+    config = tiny.model_config(foundation, **changes)
+    built, checked = build_model(config, seed=0), build_model(config, seed=0, device="meta")
+    assert checked.ledger.report(checked.model) == built.ledger.report(built.model)
+    assert checked.foundation == built.foundation
+    assert all(parameter.is_meta for parameter in checked.model.parameters())
+    return built
 
 
 def in_layout(source: Path, target: Path, layout: str) -> Path:

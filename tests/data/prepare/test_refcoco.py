@@ -1,0 +1,181 @@
+"""The RefCOCO converter on hand-made raw files: true formats, every reason of rejection, clear errors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rb.data.formats import read_manifest, read_rejected
+from rb.data.prepare import refcoco
+from tests.support.raw_data import found, jpeg, reasons
+
+
+def ref(ref_id, ann_id, image_id, split="train", texts=("left man",), **changes):
+    sentences = [{"sent": t, "raw": t.upper(), "tokens": t.split(), "sent_id": k} for k, t in enumerate(texts)]
+    name = f"COCO_train2014_{image_id:012d}_{ref_id}.jpg"
+    base = {"ref_id": ref_id, "ann_id": ann_id, "image_id": image_id, "split": split, "file_name": name}
+    return {**base, "sentences": sentences, "sent_ids": [0], "category_id": 1, **changes}
+
+
+def refcoco_raw(folder: Path, refs, boxes, sizes=None, split_by="google", files=None):
+    """``boxes``: ann_id -> (image_id, bbox)."""
+    images = sorted({image for image, _ in boxes.values()})
+    content = {
+        "images": [
+            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "width": w, "height": h}
+            for i in images
+            for w, h in [(sizes or {}).get(i, (32, 24))]
+        ],
+        "annotations": [
+            {"id": k, "image_id": image, "bbox": box, "segmentation": [[1.0] * 8]} for k, (image, box) in boxes.items()
+        ],
+    }
+    (folder / "images/train2014").mkdir(parents=True)
+    (folder / "instances.json").write_text(json.dumps(content))
+    data = refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2)
+    (folder / f"refs({split_by}).p").write_bytes(data)
+    for i in images:
+        (folder / f"images/train2014/COCO_train2014_{i:012d}.jpg").write_bytes((files or {}).get(i, jpeg()))
+    return folder
+
+
+def test_refcoco_is_one_record_per_image_with_all_objects(tmp_path):
+    raw = refcoco_raw(
+        tmp_path / "raw",
+        [
+            ref(1, 11, 1, texts=("left man", "man\nin red")),
+            ref(2, 12, 1),
+            ref(3, 11, 1, texts=("him",)),
+            ref(4, 21, 2, "val"),
+        ],
+        {11: (1, [1.5, 2, 10.25, 5]), 12: (1, [3, 4, 5, 6]), 21: (2, [0, 0, 32, 24])},
+    )
+    tally = refcoco.convert(raw, tmp_path / "out", "train")
+    records = found(tmp_path / "out")
+    assert list(records) == ["coco/1"]
+    first, second = records["coco/1"].record.objects
+    assert (first.object_id, first.box, first.captions) == (
+        "11",
+        [1.5, 2.0, 11.75, 7.0],
+        ["left man", "man in red", "him"],
+    )
+    assert second.object_id == "12"
+    assert (tally.read, tally.used, tally.captions, tally.notes["objects"]) == (3, 3, 4, 2)
+    assert read_manifest(tmp_path / "out").name == "refcoco_google"
+    refcoco.convert(raw, tmp_path / "raw_text", "train", sentence="raw")
+    assert found(tmp_path / "raw_text")["coco/1"].record.objects[0].captions[0] == "LEFT MAN"
+
+
+def test_refcoco_reads_what_python_2_wrote(tmp_path):
+    old = (
+        b"(lp0\n(dp1\nS'sent_ids'\np2\n(lp3\nI0\nasS'file_name'\np4\nS'COCO_train2014_000000000001_16.jpg'\np5\nsS'ann_id'\np6\nI11\n"
+        b"sS'ref_id'\np7\nI1\nsS'image_id'\np8\nI1\nsS'split'\np9\nS'testA'\np10\nsS'sentences'\np11\n(lp12\n(dp13\nS'tokens'\np14\n"
+        b"(lp15\nS'lady'\np16\nasS'raw'\np17\nS'caf\\xe9 lady'\np18\nsS'sent_id'\np19\nI0\nsS'sent'\np20\nVlady\np21\nsasS'category_id'\np22\nI1\nsa."
+    )
+    raw = refcoco_raw(tmp_path / "raw", old, {11: (1, [1, 2, 3, 4])}, split_by="unc")
+    refcoco.convert(raw, tmp_path / "a", "testA", split_by="unc")
+    assert found(tmp_path / "a")["coco/1"].record.objects[0].captions == ["lady"]
+    # As in the refer tool, "test" is testA and testB together.
+    refcoco.convert(raw, tmp_path / "b", "test", split_by="unc", sentence="raw")
+    record = found(tmp_path / "b")["coco/1"].record
+    assert (record.split, record.objects[0].captions) == ("test", ["café lady"])
+
+
+def test_refcoco_refuses_a_pickle_with_code_and_reads_json_instead(tmp_path):
+    rows = [ref(np.int64(1), 11, 1)]
+    raw = refcoco_raw(tmp_path / "raw", rows, {11: (1, [1, 2, 3, 4])})
+    with pytest.raises(ValueError, match=r"refs\(google\)\.p: refused.*convert it to JSON"):
+        refcoco.convert(raw, tmp_path / "out", "train")
+    assert not (tmp_path / "out").exists()
+    (raw / "refs(google).json").write_text(json.dumps([ref(1, 11, 1)]))
+    assert refcoco.convert(raw, tmp_path / "out", "train").used == 1
+
+
+def test_refcoco_rejects(tmp_path):
+    boxes = {
+        11: (1, [1, 2, 3, 4]),
+        12: (1, [1, 2, 0, 4]),
+        13: (1, [30, 2, 30, 4]),
+        14: (1, [5, 5, float("nan"), 4]),
+        15: (1, [5, 5, 5]),
+        16: (1, [-0.6, -0.4, 33.0, 24.9]),  # rounding: cut to the image
+        17: (1, [5, 5, -3, 4]),
+        21: (2, [1, 2, 3, 4]),
+        31: (3, [1, 2, 3, 4]),
+        32: (3, [1, 2, 3, 5]),
+        41: (4, [1, 2, 3, 4]),
+    }
+    refs = [
+        ref(1, 11, 1),
+        ref(2, 12, 1),
+        ref(3, 13, 1),
+        ref(4, 14, 1),
+        ref(5, 15, 1),
+        ref(6, 16, 1),
+        ref(7, 17, 1),
+        ref(8, 99, 1),  # no such annotation
+        ref(9, "odd\u200b\n" * 99, 1),
+        ref(10, 21, 1),  # an annotation of image 2
+        ref(11, 11, 77),  # no such image
+        ref(12, 11, 1, texts=("", "...\u2028")),
+        ref(1, 11, 1),  # the same reference again
+        ref(13, 21, 2),  # no file
+        ref(14, 31, 3),  # cut short
+        ref(15, 32, 3),
+        ref(16, 41, 4),  # another size
+        ref(17, 11, 1, sentences=None),
+    ]
+    raw = refcoco_raw(tmp_path / "raw", refs, boxes, {4: (32, 25)}, files={3: jpeg()[:100]})
+    (raw / "images/train2014/COCO_train2014_000000000002.jpg").unlink()
+    tally = refcoco.convert(raw, tmp_path / "out", "train")
+    expected = {
+        "box_empty": 4,
+        "box_outside_image": 1,
+        "unknown_annotation": 2,
+        "annotation_of_other_image": 1,
+        "unknown_image": 1,
+        "no_caption": 2,
+        "duplicate_source": 1,
+        "image_missing": 1,
+        "unreadable_image": 2,
+        "image_size_mismatch": 1,
+    }
+    assert reasons(tmp_path / "out") == expected == dict(tally.rejected)
+    assert (tally.read, tally.used) == (18, 2)
+    assert tally.notes["boxes cut to the image (1 px at most)"] == 1
+    rows = found(tmp_path / "out")["coco/1"].record.objects
+    assert [row.box for row in rows] == [[1, 2, 4, 6], [0, 0, 32, 24]]
+    by_detail = {row.object_id: row for row in read_rejected(tmp_path / "out/rejected.jsonl")}
+    assert by_detail["13"].source == "coco/1"
+    assert "32 x 24" in by_detail["13"].detail
+
+
+def test_refcoco_shared_images_are_counted_and_dropped_on_demand(tmp_path):
+    boxes = {k: (k, [1, 2, 3, 4]) for k in (1, 2, 3)}
+    refs = [ref(1, 1, 1), ref(2, 2, 2), ref(3, 3, 3, "val"), ref(4, 2, 2, "test", texts=("him",))]
+    raw = refcoco_raw(tmp_path / "raw", refs, boxes)
+    kept = refcoco.convert(raw, tmp_path / "kept", "train")
+    assert (kept.used, kept.notes["images shared with another split"]) == (2, 1)
+    dropped = refcoco.convert(raw, tmp_path / "dropped", "train", drop_shared_images=True)
+    assert (dropped.used, dropped.notes["images shared with another split"]) == (1, 1)
+    assert reasons(tmp_path / "dropped") == {"shared_image": 1}
+    test = refcoco.convert(raw, tmp_path / "test", "test")
+    assert test.notes["images shared with train"] == 1
+    with pytest.raises(ValueError, match="is for split 'train'"):
+        refcoco.convert(raw, tmp_path / "x", "test", drop_shared_images=True)
+    with pytest.raises(ValueError, match="no split 'testA'; it has test, train, val"):
+        refcoco.convert(raw, tmp_path / "x", "testA")
+
+
+def test_refcoco_finds_the_refer_tool_s_folders(tmp_path):
+    inner = refcoco_raw(tmp_path / "data/refcoco+", [ref(1, 11, 1)], {11: (1, [1, 2, 3, 4])}, split_by="unc")
+    (tmp_path / "data/images/mscoco").mkdir(parents=True)
+    (inner / "images").rename(tmp_path / "data/images/mscoco/images")
+    refcoco.convert(tmp_path / "data", tmp_path / "out", "train", name="refcoco+", split_by="unc")
+    assert read_manifest(tmp_path / "out").name == "refcoco_plus_unc"
+    with pytest.raises(ValueError, match=r"refs\(google\)\.p: not found"):
+        refcoco.convert(tmp_path / "data", tmp_path / "out2", "train", name="refcoco+")

@@ -1,0 +1,33 @@
+"""Helpers of the converters' tests: what a set of shards holds, what was rejected, small image files, the command line."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+from rb.cli import main as rb
+from rb.data.formats import read_rejected
+from rb.data.tars import scan_shard
+
+
+def found(out: Path):
+    """Everything in a set of shards, by source id."""
+    return {item.record.source_id: item for path in sorted(out.glob("*.tar")) for item in scan_shard(path)}
+
+
+def reasons(out: Path) -> Counter:
+    return Counter(row.reason for row in read_rejected(out / "rejected.jsonl"))
+
+
+def jpeg(width=32, height=24, kind="JPEG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(stream, kind)
+    return stream.getvalue()
+
+
+def cli_run(*argv: str) -> int:
+    """The command line of a converter or, as "toy-raw", of the toy world."""
+    return rb(["toy", "raw", *argv[1:]] if argv[0] == "toy-raw" else list(argv))
