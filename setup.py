@@ -44,7 +44,7 @@ setup(
         "sqlalchemy>=2.0",
         "tokenizers>=0.22",
         "pycocoevalcap>=1.2",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pillow>=10.1",
         "pyyaml>=6",
         "safetensors>=0.4",

@@ -68,7 +68,7 @@ RB = {"rb": (sys.executable, "-m", "rb.cli")}
 GROUPS = {
     "bench": "measure speed",
     "config": "run files: show, compare, list the keys",
-    "data": "shards: adopt, verify, look at",
+    "data": "shards: adopt, verify, count, compare, look at",
     "metrics": "check the caption metrics",
     "prepare": "raw data sets to shards",
     "runs": "the run files that come with the project",
@@ -80,6 +80,8 @@ COMMANDS = (
     *(Command(f"prepare {name}", row.help, partial(add_prepare, name)) for name, row in DATASETS.items()),
     Command("data index", "write index and manifest for WebDataset tars", lazy("rb.data.commands:add_index")),
     Command("data verify", "compare every file of a set with its sha256", lazy("rb.data.commands:add_verify")),
+    Command("data stats", "count what is in sets: Table 3's columns and more", lazy("rb.data.commands:add_stats")),
+    Command("data diff", "which sources differ between two sets", lazy("rb.data.commands:add_diff")),
     Command("data show", "a page of examples with their boxes drawn", lazy("rb.pages.commands:add_show")),
     Command("weights check", "account for every weight of a run's model", lazy("rb.model.weights.commands:add_check")),
     Command("weights convert", "write a LAVIS set as a BLIP-2 folder", lazy("rb.model.weights.commands:add_convert")),

@@ -1,12 +1,13 @@
-"""``rb data index DIR``: adopt WebDataset tars that others made. ``rb data verify MANIFEST``: compare a set with its digests."""
+"""``rb data index|verify|stats|diff``: adopt tars that others made, compare a set with its digests, count what is in it, compare two."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rb.core.exit_codes import FINISHED
+from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
 
@@ -37,25 +38,98 @@ def run_index(args: argparse.Namespace) -> int:
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """``rb data verify``."""
     parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("--decode", action="store_true", help="decode every picture and cloud to its end, too")
+    against = "another split: no source, and no picture that looks the same, may be in both; may be given again"
+    parser.add_argument("--against", type=Path, action="append", default=[], metavar="MANIFEST", help=against)
     add_json(parser)
     parser.set_defaults(run=run_verify)
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Compare every byte of a set with its digests."""
+    """Compare every byte of a set with its digests; with the options, its media and other splits too. FAILED if anything is found."""
+    from rb.data.compare_sets import check_whole, first_few, shared
     from rb.data.formats import find_manifest
     from rb.data.shards import verify_shards
 
-    _say(verify_shards(args.manifest), find_manifest(args.manifest), args.json, "; every byte is as written")
+    manifest = verify_shards(args.manifest)
+    faults = check_whole(args.manifest) if args.decode else []
+    found = [shared(other, args.manifest) for other in args.against]
+    if args.json:
+        more: dict[str, Any] = {"not decoded": faults} if args.decode else {}
+        if args.against:
+            more["shared"] = [{"with": str(one.first), "ids": one.ids, "media": one.media} for one in found]
+        _say(manifest, find_manifest(args.manifest), True, more=more)
+    else:
+        _say(manifest, find_manifest(args.manifest), False, "; every byte is as written")
+        for fault in faults:
+            say(fault)
+        for one in found:
+            pairs = [f"{mine} as {theirs}" for theirs, mine in one.media]
+            say(f"shared with {one.first}: {len(one.ids):,} sources, {len(pairs):,} more that look the same")
+            for what, names in (("in both", one.ids), ("looks the same", pairs)):
+                if names:
+                    say(f"  {what}: {first_few(names)}")
+    return FAILED if faults or not all(one.empty for one in found) else FINISHED
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    """``rb data stats``."""
+    parser.description = (
+        "Images or clouds, objects, texts, words, regions and their sizes, of each set and of all together."
+    )
+    parser.add_argument("manifests", nargs="+", type=Path, metavar="MANIFEST", help="a manifest.json, or its folder")
+    add_json(parser)
+    parser.set_defaults(run=run_stats)
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    """Count what is in sets."""
+    from rb.data.stats import as_text, collect
+
+    found = collect(args.manifests)
+    if args.json:
+        say_json(found)
+    else:
+        say(as_text(found))
     return FINISHED
 
 
-def _say(manifest: Manifest, path: Path, as_json: bool, more: str = "") -> None:
+def add_diff(parser: argparse.ArgumentParser) -> None:
+    """``rb data diff``."""
+    parser.description = "Which sources differ between two sets: missing, other media, other boxes or captions."
+    parser.add_argument("first", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("second", type=Path, help="another")
+    add_json(parser)
+    parser.set_defaults(run=run_diff)
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """Compare two sets. FAILED if they differ, as ``diff`` does."""
+    from rb.data.compare_sets import difference, first_few
+
+    found = difference(args.first, args.second)
+    lists = {
+        f"only in {args.first}": found.only_first,
+        f"only in {args.second}": found.only_second,
+        "other media": found.media,
+        "other objects, boxes or captions": found.annotations,
+    }
+    if args.json:
+        say_json(lists | {"equal": found.equal})
+    else:
+        say(f"{found.equal:,} sources are equal")
+        for what, names in lists.items():
+            if names:
+                say(f"{what}: {len(names):,} sources: {first_few(names)}")
+    return FINISHED if found.empty else FAILED
+
+
+def _say(manifest: Manifest, path: Path, as_json: bool, end: str = "", more: Mapping[str, Any] | None = None) -> None:
     if as_json:
         about = {"manifest": str(path), "name": manifest.name, "modality": manifest.modality, "split": manifest.split}
-        say_json(about | {"counts": manifest.counts, "shards": len(manifest.shards)})
+        say_json(about | {"counts": manifest.counts, "shards": len(manifest.shards)} | dict(more or {}))
         return
     counts = ", ".join(f"{count:,} {what}" for what, count in manifest.counts.items())
     say(
-        f"{path}: {manifest.name}, {manifest.modality}, {manifest.split}: {counts} in {len(manifest.shards)} shards{more}"
+        f"{path}: {manifest.name}, {manifest.modality}, {manifest.split}: {counts} in {len(manifest.shards)} shards{end}"
     )

@@ -16,6 +16,7 @@ import os
 import struct
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,6 +229,12 @@ class ManifestReader:
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
         return self.sample(int(self._example_rows()[number]))
+
+    def records(self) -> Iterator[tuple[Record, Stored]]:
+        """Every record once, with its media, in the order of the shards."""
+        for number in range(len(self.index.records)):
+            record, media, _, where = self._read(number)
+            yield record, Stored(media, record.size, where)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

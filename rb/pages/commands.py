@@ -74,6 +74,8 @@ def add_show(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--count", type=int, default=SHOWN_EXAMPLES, help=f"examples, evenly spread over the set ({SHOWN_EXAMPLES})"
     )
+    parser.add_argument("--random", action="store_true", help="random examples instead of evenly spread ones")
+    parser.add_argument("--seed", type=int, default=0, help="of --random: the same seed shows the same examples (0)")
     parser.set_defaults(run=run_show)
 
 
@@ -81,7 +83,7 @@ def run_show(args: argparse.Namespace) -> int:
     """Write a page of examples."""
     from rb.pages.show_data import show_data
 
-    shown = show_data(args.manifest, args.out, args.index, args.count)
+    shown = show_data(args.manifest, args.out, args.index, args.count, args.seed if args.random else None)
     say(f"{args.out}: {shown} examples, open it in a browser")
     return FINISHED
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rb.core.seeding import generator
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
 from rb.drawing.cards import BOXES, caption_line, card
@@ -14,12 +15,13 @@ from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
 
-def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 24) -> int:
+def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 24, seed: int | None = None) -> int:
     """Write the page; returns how many examples it shows.
 
     Args:
         manifest: file or its folder.
-        index: only this example; none for ``count`` evenly spread ones.
+        index: only this example; none for ``count`` of them.
+        seed: of a random choice; none for evenly spread examples.
 
     Raises:
         ValueError: no such example; a record that was altered; a folder that does not exist.
@@ -34,11 +36,17 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
         if not out.parent.is_dir():
             raise ValueError(f"--out {out}: {out.parent} is no folder; make it first")
         count = min(count, total)
-        numbers = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)] if index is None else [index]
+        if index is not None:
+            numbers, why = [index], f"example {index} of 0 to {total - 1}"
+        elif seed is not None:
+            numbers = sorted(generator("show", seed).choice(total, count, replace=False).tolist())
+            why = f"drawn at random with seed {seed}"
+        else:
+            numbers = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+            why = "evenly spread over the set"
         cards = [_card(reader, number) for number in numbers]
         about = reader.manifest
         head = facts({"modality": about.modality, "split": about.split or "-", **about.counts, "shown": len(cards)})
-        why = "evenly spread over the set" if index is None else f"example {index} of 0 to {total - 1}"
         body = f"<h1>{esc(about.name)}</h1>{head}{note(f'{reader.path}: {why}.')}"
         body += f'<div class="group"><div class="bar">{BOXES}</div><div class="cards">{"".join(cards)}</div></div>'
         write_page(out, f"{about.name} {about.split or ''}", f"<main>{body}</main>")

@@ -205,6 +205,8 @@ class PointSource(Source[PointTransform]):
     name = "points"
     extensions = (EXTENSION,)
     point_encoder = True
+    region_unit = "points in the box"
+    region_limits = (10, 100, 1_000, 10_000)
     page_hint = "Drag a cloud to turn it; a double click turns it back."
 
     def check(self, stored: Stored) -> None:
@@ -231,6 +233,11 @@ class PointSource(Source[PointTransform]):
                     f"{stored.where}: objects[{i}]: box {list(box)} holds none of the {len(points)} points; are box and points in the same "
                     "coordinate frame? Reject the object if so"
                 )
+
+    def region_sizes(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> list[float]:
+        """Points that are stored, before a model takes its number of them."""
+        points = decode_points(stored.media, stored.where) if boxes else None
+        return [] if points is None else [float(points_in_box(points, box)) for box in boxes]
 
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> PointTransform:
         """The run's number of points, frame and form of boxes."""

@@ -8,6 +8,7 @@ Shape letters: B batch, P patches or groups, H and W pixels, N points, C point c
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,9 @@ class Source(ABC, Generic[Transform]):
         blip2_reads: whether plain BLIP-2, without trained parts, can caption it as it captions an image.
         can_crop: whether ``read`` can cut the input to a box (the paper's BLIP-2 baseline for regions).
         page_hint: a sentence for pages that show its pictures; may be empty.
+        look_tolerance: bits in which the looks of one and the same input may differ.
+        region_unit: what ``region_sizes`` counts, in a few words.
+        region_limits: where its histogram is cut, ascending; empty for a source without regions.
     """
 
     name: str
@@ -101,6 +105,9 @@ class Source(ABC, Generic[Transform]):
     blip2_reads: bool = False
     can_crop: bool = False
     page_hint: str = ""
+    look_tolerance: int = 0
+    region_unit: str = ""
+    region_limits: tuple[float, ...] = ()
 
     @abstractmethod
     def check(self, stored: Stored) -> None:
@@ -125,6 +132,14 @@ class Source(ABC, Generic[Transform]):
 
         Nothing to do for a source whose media fill their whole extent, as images do.
         """
+
+    def region_sizes(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> list[float]:  # noqa: ARG002 (for those who have some)
+        """How large each region is, in ``region_unit``, for statistics of a set; nothing where regions have no size."""
+        return []
+
+    def look(self, stored: Stored) -> bytes:
+        """A fingerprint, of equal length for all media, by which one input is found in two splits; here a digest of the stored bytes."""
+        return hashlib.blake2b(stored.media, digest_size=16).digest()
 
     @abstractmethod
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> Transform:
