@@ -48,6 +48,7 @@ setup(
         "pillow>=10.1",
         "pyyaml>=6",
         "safetensors>=0.4",
+        "scipy>=1.10",
         "simplejpeg>=1.9,<2",
         "shtab>=1.7,<2",
         "tqdm>=4.60",

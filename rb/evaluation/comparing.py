@@ -1,4 +1,4 @@
-"""Compares prediction files of one set: what differs in how they were made, scores with paired bootstrap intervals, the examples apart.
+"""Compares prediction files of one set: what differs in how they were made, scores with paired intervals, the examples apart.
 
 Used by ``rb compare``. Files that are not comparable are refused with the difference's name; an allowed one is part of the
 result. Every file is compared with the first. What needs no Java is computed here; SPICE is taken from where ``rb score`` wrote it. As text:
@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from rb.core.files import file_sha256
 from rb.core.metrics import COMPARISON, Metric, shown_in
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
-from rb.core.seeding import generator
 from rb.core.strict_json import FormatError, parse
 from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import CaptionScores, score_captions
+from rb.evaluation.resampling import SourceBootstrap
 from rb.evaluation.scoring import examples_path, metrics_path
 
 DIFFERENCES = ("examples", "references", "reference_policy", "decoding")  # what makes scores incomparable
-RESAMPLES = 1000
 _ABSENT = "(absent)"
 _OF_THE_FILE = (
     "num_predictions",
@@ -123,9 +122,10 @@ def compare(
         examples: how many of the examples that differ most are listed in each direction.
 
     Returns:
-        ``allowed`` (file, difference, what), ``num_examples``, ``tokeniser``, ``files``: per file ``path``, ``modality``, ``variant``,
-        ``scores``: metric to null or ``value``, its 95 % ``interval``, and but for the first file ``difference`` and its paired
-        ``difference_interval``; then ``changes`` and ``apart``. CIDEr's and SPICE's entries stand beside ``scores`` too.
+        ``allowed`` (file, difference, what), ``num_examples``, ``num_sources``, ``tokeniser``, ``files``: per file ``path``, ``modality``,
+        ``variant``, ``scores``: metric to null or ``value``, its 95 % ``interval``, and but for the first file ``difference`` and its paired
+        ``difference_interval``; then ``changes`` and ``apart``. CIDEr's and SPICE's entries stand beside ``scores`` too. Intervals draw
+        whole sources (rb/evaluation/resampling.py); they are null for one source.
 
     Raises:
         ValueError: a difference that was not allowed, no common example, an example without references.
@@ -153,7 +153,9 @@ def compare(
         for side in sides
     ]
     values = {metric.name: _values(metric, sides, scored, ids) for metric in shown}
-    entries = {name: _entries(each) for name, each in values.items()}
+    source_ids = [sides[0].rows[i].source_id for i in ids]
+    bootstrap = SourceBootstrap(source_ids)
+    entries = {name: _entries(each, bootstrap) for name, each in values.items()}
     files = [_file_entry(side, {name: entries[name][k] for name in entries}) for k, side in enumerate(sides)]
     cider = [np.array([one.per_example[i]["CIDEr"] for i in ids], dtype=np.float64) for one in scored]
     for k, side in enumerate(sides[1:], 1):
@@ -161,7 +163,13 @@ def compare(
             "changes": _how_made(sides[0], side),
             "apart": _apart(ids, sides[0], side, cider[0], cider[k], examples),
         }
-    return {"allowed": allowed, "num_examples": len(ids), "tokeniser": scored[0].tokeniser, "files": files}
+    return {
+        "allowed": allowed,
+        "num_examples": len(ids),
+        "num_sources": len(set(source_ids)),
+        "tokeniser": scored[0].tokeniser,
+        "files": files,
+    }
 
 
 def _file_entry(side: Side, scores: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
@@ -222,32 +230,20 @@ def read_scored(side: Side, metric: str, ids: Sequence[str]) -> NDArray[np.float
     return np.array([found[i] for i in ids]) if all(i in found for i in ids) else None
 
 
-def _entries(values: Sequence[_Values | None]) -> list[dict[str, Any] | None]:
+def _entries(values: Sequence[_Values | None], bootstrap: SourceBootstrap) -> list[dict[str, Any] | None]:
     """Of every file ``value`` and ``interval`` (null without values per example), and beside the first ``difference`` and its interval."""
-    means = [None if one is None or one.each is None else _resampled_means(one.each[None])[0] for one in values]
+    means = [None if one is None or one.each is None else bootstrap.means(one.each[None])[0] for one in values]
     found: list[dict[str, Any] | None] = []
     for one, drawn in zip(values, means, strict=True):
         if one is None:
             found.append(None)
             continue
-        entry: dict[str, Any] = {"value": one.whole, "interval": None if drawn is None else _interval(drawn)}
+        entry: dict[str, Any] = {"value": one.whole, "interval": None if drawn is None else bootstrap.interval(drawn)}
         if found and values[0] is not None:
-            paired = None if drawn is None or means[0] is None else _interval(drawn - means[0])
+            paired = None if drawn is None or means[0] is None else bootstrap.interval(drawn - means[0])
             entry |= {"difference": one.whole - values[0].whole, "difference_interval": paired}
         found.append(entry)
     return found
-
-
-def _resampled_means(each: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over ``RESAMPLES`` draws of examples with replacement, the same draws for every file: [files, N] -> [files, RESAMPLES]."""
-    draws = generator("compare", each.shape[1])
-    number = each.shape[1]
-    return np.stack([each[:, draws.integers(0, number, number)].mean(axis=1) for _ in range(RESAMPLES)], axis=1)
-
-
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    """The central 95 %."""
-    return [float(v) for v in np.quantile(values, [0.025, 0.975])]
 
 
 def _how_made(first: Side, other: Side) -> dict[str, tuple[str, str]]:

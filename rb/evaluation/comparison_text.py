@@ -12,7 +12,7 @@ def format_comparison(name: str, found: Mapping[str, Any]) -> str:
     """One compared set: table, allowed differences, how the files were made, the examples furthest apart."""
     files = found["files"]
     width = max(len(one["path"]) for one in files)
-    lines = [f"{name}: {found['num_examples']:,} examples, tokeniser {found['tokeniser']}; times 100 [95 %]"]
+    lines = [f"{name}: {of_sources(found)}, tokeniser {found['tokeniser']}; times 100 [95 %, drawing whole sources]"]
     for one in files:
         head = f"  {one['path'].ljust(width)}  {one['variant']:<10}"
         for metric in shown_in(COMPARISON):
@@ -34,6 +34,12 @@ def format_comparison(name: str, found: Mapping[str, Any]) -> str:
             lines.append(f"    {example['predictions'][0]!r} -> {example['predictions'][1]!r}")
             lines.append(f"    references: {' | '.join(example['references'])}")
     return "\n".join(lines) + "\n"
+
+
+def of_sources(found: Mapping[str, Any]) -> str:
+    """``359 examples of 200 sources``: how much an interval rests on."""
+    number = found["num_sources"]
+    return f"{found['num_examples']:,} examples of {number:,} source{'' if number == 1 else 's'}"
 
 
 def score_text(value: float, interval: list[float] | None, sign: str = "") -> str:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rb.core.seeding import generator
 from rb.data.predictions import Prediction
+from rb.evaluation.resampling import SourceBootstrap
 
-RESAMPLES = 1000
 # A judge's verdict on an example -> what it means. A verdict that the judge does not give for an example does not count there.
 VERDICTS = {
     "true": "the whole caption is true of the scene",
@@ -28,23 +27,13 @@ Judge = Callable[[Sequence[Prediction]], list[dict[str, bool]]]
 
 
 def shares(rows: Sequence[Prediction], verdicts: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, Any]]:
-    """Per name in ``VERDICTS`` that was given: ``share``, ``n``, and ``error``, the standard error by a bootstrap over sources.
-
-    Regions of one source are not independent, so whole sources are drawn. One source alone has no error (None).
-    """
-    sources = sorted({row.source_id for row in rows})
-    place = {source: i for i, source in enumerate(sources)}
-    draws = generator("verdicts", len(sources)).multinomial(len(sources), [1 / len(sources)] * len(sources), RESAMPLES)
+    """Per name in ``VERDICTS`` that was given: ``share``, ``n``, and ``error``, the standard error over sources (one source: None)."""
+    bootstrap = SourceBootstrap([row.source_id for row in rows])
     found: dict[str, dict[str, Any]] = {}
     for name in VERDICTS:
-        held, asked = np.zeros(len(sources)), np.zeros(len(sources))
-        for row, verdict in zip(rows, verdicts, strict=True):
-            if name in verdict:
-                held[place[row.source_id]] += verdict[name]
-                asked[place[row.source_id]] += 1
+        asked = np.array([name in verdict for verdict in verdicts], dtype=np.bool_)
         if asked.any():
-            weight = draws @ asked  # [RESAMPLES]
-            means = (draws @ held)[weight > 0] / weight[weight > 0]
-            error = float(means.std()) if (asked > 0).sum() > 1 else None
-            found[name] = {"share": float(held.sum() / asked.sum()), "n": int(asked.sum()), "error": error}
+            held = np.array([bool(verdict.get(name)) for verdict in verdicts], dtype=np.float64)
+            error = bootstrap.error(bootstrap.means(held[None], asked)[0], asked)
+            found[name] = {"share": float(held[asked].mean()), "n": int(asked.sum()), "error": error}
     return found

@@ -16,6 +16,7 @@ from rb.drawing.cards import card, group, prediction
 from rb.drawing.intervals import interval_chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
 from rb.evaluation.comparing import read_side
+from rb.evaluation.comparison_text import of_sources
 from rb.evaluation.paper import printed, read_paper, table1_rows
 from rb.pages.pictures import LEFT_OUT, PICTURE_BUDGET, load_examples, picture
 
@@ -65,7 +66,7 @@ def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: i
     html: str = facts(
         {name: Html(f'<span class="mono">{esc(one["path"])}</span>') for name, one in zip(names, files, strict=True)}
     )
-    html += f'<p class="soft">{result["num_examples"]:,} examples, each compared with {esc(names[0])}; intervals hold 95 % of paired resamples.'
+    html += f'<p class="soft">{of_sources(result)}, each compared with {esc(names[0])}; 95 % intervals draw whole sources, the same for all files.'
     html += "" if result["tokeniser"] == "ptb" else " Tokenised without Java, not comparable with published scores."
     html += "</p>"
     html += "".join(
@@ -77,10 +78,12 @@ def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: i
         html += note(
             f"Marked columns: {read_paper()['source']}, Table 1. The paper's data and full-size models, not this comparison's."
         )
-    rows = [
-        (name, 100 * one["CIDEr"], *(100 * v for v in one["interval"])) for name, one in zip(names, files, strict=True)
-    ]
-    html += interval_chart("CIDEr with 95 % intervals", rows, 100 * first["CIDEr"])
+    if first["interval"] is not None:  # one source has none
+        rows = [
+            (name, 100 * one["CIDEr"], *(100 * v for v in one["interval"]))
+            for name, one in zip(names, files, strict=True)
+        ]
+        html += interval_chart("CIDEr with 95 % intervals", rows, 100 * first["CIDEr"])
     html += f"<h3>How they were made: what differs</h3>{_settings(names, files)}"
     for name, one in zip(names[1:], files[1:], strict=True):
         html += _apart((names[0], name), first["path"], one, budget // (len(files) - 1))
