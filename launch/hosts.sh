@@ -15,6 +15,8 @@ for file in ~/.deepspeed_env .deepspeed_env; do
     exit 2
   fi
 done
+# With a host file DeepSpeed counts slots from GPU 0 on, whatever this variable says.
+[[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || { echo "error: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES is not used on several hosts; unset it" >&2; exit 2; }
 hostfile=$(realpath "$hostfile")
 cd "$(dirname "$0")/.."
 what=(--run "$run_file")

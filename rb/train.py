@@ -5,7 +5,8 @@ usage: --run FILE [section.key=value ...]        start a run
 
 `rb train --dry-run` with the same options prints what the run would do, and writes nothing.
 
-Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row.
+Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row; 1 or
+above 128: broke off. `rb train` takes the code from what the run itself wrote at its end (`rb/training/run_end.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rb.core.exit_codes import FINISHED, USER_ERRORS, WRONG_REQUEST, guarded, leave, wrong_request
 from rb.core.output import say, say_json
+from rb.core.stopping import StopRequest
 from rb.core.verbosity import add_options, set_verbosity
 
 
@@ -44,9 +46,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """`rb train`: the ranks of this host, started by the deepspeed launcher. Returns the exit code."""
-    from rb.core.launcher import launch_ranks
-
+    """`rb train`: the ranks of this host, started by the deepspeed launcher. Returns the exit code, by the run's own end marker."""
     if args.ranks is not None and args.ranks < 1:
         raise ValueError(f"--ranks {args.ranks}: must be at least 1")
     if args.dry_run:
@@ -55,7 +55,18 @@ def launch(args: argparse.Namespace) -> int:
         raise ValueError("--json: goes with --dry-run only")
     what = ["--run", str(args.run_file)] if args.run_file else ["--resume", str(args.resume)]
     what += [option for allowed in args.allow for option in ("--allow", allowed)]
-    return launch_ranks("rb.train", [*what, *args.overrides], args.ranks)
+    from rb.core.launcher import launch_ranks
+    from rb.core.run_paths import open_run
+    from rb.training.run_end import ATTEMPT_VARIABLE, new_attempt, outcome
+
+    if args.resume:
+        run_dir = args.resume
+    else:
+        config = open_run(args.run_file, args.overrides)
+        run_dir = Path(config.output_dir) / config.name
+    attempt = new_attempt()
+    code = launch_ranks("rb.train", [*what, *args.overrides], args.ranks, {ATTEMPT_VARIABLE: attempt})
+    return outcome(run_dir, attempt, code)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
@@ -85,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_verbosity(args.verbosity)
     if args.ranks is not None or args.dry_run:
         return guarded("rb train", partial(launch, args))
-    from rb.training.agree import FailedElsewhereError, StopRequest, together
+    stop = StopRequest()  # before torch is imported, which takes seconds
+    from rb.training.agree import FailedElsewhereError, together
 
-    stop = StopRequest()
     _complete_environment(args.local_rank)
     from rb.core import dist
     from rb.core.run_paths import open_run

@@ -6,6 +6,7 @@ is remembered. Several may run side by side in threads of one process.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from rb.core.install import import_path
 from rb.core.run_file import digest, load_run
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.run_paths import resolve_paths
+from rb.core.stopping import PARENT_VARIABLE
 from rb.core.strict_json import parse
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
@@ -57,6 +59,7 @@ class Processes:
         """
         path = self._logs / f"{log}.log"
         environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **import_path()}
+        environment[PARENT_VARIABLE] = str(os.getpid())  # a training stops when this process is killed
         if not _has_gpu():
             environment["DS_ACCELERATOR"] = "cpu"
         with path.open("ab") as file:

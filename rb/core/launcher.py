@@ -1,87 +1,151 @@
-"""Starts the deepspeed launcher on this host and forwards signals to the ranks: `rb train` and `rb predict --ranks N`.
+"""Starts ranks on this host by DeepSpeed's launcher and forwards signals to them: `rb train` and `rb predict --ranks N`.
 
-DeepSpeed's own runner leaves its ranks behind when it is stopped by SIGTERM. Here a stop goes to the ranks themselves, which save and
-leave; and if this process is killed, training ranks notice it by PARENT_VARIABLE (`rb/training/agree.py`).
+`deepspeed.launcher.launch` starts one host's ranks. `deepspeed`, the command above it, is left out: it drops CUDA_VISIBLE_DEVICES where a number of
+GPUs is given, sorts the list, cannot read UUIDs or MIG names, and ends with 0 where a signal ended what it started.
+
+The launcher leaves its ranks behind when it is killed. A stop goes to the ranks themselves, which save and leave; and they notice by themselves
+when the launcher or this process ends (`rb/core/stopping.py`).
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 import psutil
 
-from rb.core.exit_codes import STOPPED
+from rb.core.exit_codes import FAILED, STOPPED
 from rb.core.install import import_path
+from rb.core.output import note
+from rb.core.stopping import PARENT_VARIABLE, Parents, lives
 
-PARENT_VARIABLE = "RB_PARENT_PID"  # environment variable of the ranks: the process whose end is a request to stop
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+NO_DEVICE = "-1"  # in VISIBLE: a device that does not exist; CUDA sees neither it nor what follows
 POLL_S = 0.2
 
 
-def launch_ranks(module: str, arguments: list[str], ranks: int | None) -> int:
-    """Run `python -m module arguments` as `ranks` processes (none: one for each GPU, or one); return their exit code.
+def launch_ranks(
+    module: str, arguments: list[str], ranks: int | None, variables: Mapping[str, str] | None = None
+) -> int:
+    """Run `python -m module arguments` as `ranks` processes (none: one for each GPU, or one); return when all of them have ended.
 
-    SIGTERM and SIGINT are passed on to every rank; the launcher then waits for them to save and leave.
+    SIGTERM, SIGINT and the end of the process that PARENT_VARIABLE names are passed on to every rank; the launcher then waits for them to save
+    and leave.
+
+    Args:
+        variables: environment variables that the ranks get besides this process's own.
+
+    Returns:
+        The exit code of the first rank that failed, else 0; 128 + N where signal N ended it, or the launcher.
     """
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and ranks is not None and ranks > torch.cuda.device_count():
-        raise ValueError(f"--ranks {ranks}: this host has {torch.cuda.device_count()} GPUs")
-    count = ranks or (torch.cuda.device_count() if on_gpu else 1)
+    devices = devices_of_ranks(ranks)
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(count), "--log_level", "critical"),
-        # A free port, so that two runs can share a host; no host file, so that a stray one does not spread this run over a cluster.
-        *("--master_port", str(free_port()), "--hostfile", os.devnull),
-        *("--module", module, *arguments),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--log_level=critical"),
+        # A free port, so that two runs can share a host.
+        *("--master_addr=127.0.0.1", f"--master_port={free_port()}", "--module", module, *arguments),
     ]
-    environment = import_path() | {PARENT_VARIABLE: str(os.getpid())}
-    if not on_gpu:
+    environment = import_path() | {PARENT_VARIABLE: str(os.getpid())} | dict(variables or {})
+    if NO_DEVICE in devices:
         environment["DS_ACCELERATOR"] = "cpu"
-    asked: list[int] = []
+    parents, asked = Parents(launched=False), list[int]()
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         # Its own session: Ctrl-C in a terminal must reach the ranks through here, once, and not kill the launcher above them.
-        runner = subprocess.Popen(command, env=environment, start_new_session=True)
-        passed_on = False
-        while runner.poll() is None:
-            if asked and not passed_on:
-                passed_on = _pass_on(runner.pid)
+        launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+        started: list[psutil.Process] = []
+        told: list[psutil.Process] | None = None  # who was asked to stop, once somebody was
+        # A killed launcher leaves its ranks behind: they see it, save and leave.
+        while launcher.poll() is None or any(lives(rank) for rank in started):
+            if len(started) < len(devices):
+                started = _ranks_of(launcher) or started
+            if not asked and parents.gone():
+                asked.append(signal.SIGTERM)
+            if asked and told is None:
+                told = started or [psutil.Process(launcher.pid)]
+                for process in told:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal.SIGTERM)
             time.sleep(POLL_S)
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    code = runner.returncode
-    # A rank that was still starting up dies of SIGTERM, which DeepSpeed reports as 256 - 15.
-    if asked and code in (STOPPED, 256 - signal.SIGTERM, -signal.SIGTERM):
-        return STOPPED
-    return code if code >= 0 else 128 - code
+    code = shell_code(launcher.returncode)
+    # What was asked to stop before Python had started in it dies of SIGTERM; the launcher alone ends with 1 after it has ended its ranks.
+    early = (128 + signal.SIGTERM, FAILED) if told and told[0].pid == launcher.pid else (128 + signal.SIGTERM,)
+    return STOPPED if asked and code in early else code
 
 
-def _pass_on(runner: int) -> bool:
-    """Send SIGTERM to the ranks, the grandchildren of the runner; before there are any, end the launcher itself."""
+def shell_code(code: int) -> int:
+    """A child's exit code as a shell shows it: 128 + N where signal N ended it. DeepSpeed reports a rank that signal N ended as 256 - N."""
+    if code < 0:
+        return 128 - code
+    return 128 + 256 - code if code >= 256 - signal.NSIG else code
+
+
+def devices_of_ranks(ranks: int | None) -> list[str]:
+    """For each rank the device that CUDA_VISIBLE_DEVICES will name for it; `NO_DEVICE` for ranks on the CPU.
+
+    Raises:
+        ValueError: fewer devices than ranks.
+    """
+    devices = visible_devices()
+    if not devices:
+        return [NO_DEVICE] * (ranks or 1)
+    if ranks is not None and ranks > len(devices):
+        limit = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        raise ValueError(f"--ranks {ranks}: this host has {len(devices)} GPUs for it{limit}")
+    return devices[:ranks]
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them (numbers, UUIDs, MIG names), else by number; empty on a CPU.
+
+    CUDA ends the list at the first device that it does not find; where that leaves some out, one line says so. DS_ACCELERATOR=cpu asks for none.
+    """
+    import torch
+
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if VISIBLE not in os.environ:
+        return [str(number) for number in range(count)]
+    listed = [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+    wanted = listed[: listed.index(NO_DEVICE)] if NO_DEVICE in listed else listed
+    if len(wanted) > count:
+        place = f"only {', '.join(wanted[:count])}" if count else "none of them; this runs on the CPU"
+        note(
+            f"{VISIBLE}={os.environ[VISIBLE]}: CUDA can use {place} (an unknown device ends the list; one MIG device a process)"
+        )
+    return wanted[:count]
+
+
+def _ranks_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The launcher's children that it gave a rank."""
     try:
-        launchers = psutil.Process(runner).children()
-        ranks = [rank for launcher in launchers for rank in launcher.children()]
+        return [child for child in psutil.Process(launcher.pid).children() if _has_rank(child)]
     except psutil.NoSuchProcess:
-        return True
-    if not ranks and launchers:
-        return False  # they are about to be started: ask again at the next look
-    for process in ranks or [psutil.Process(runner)]:
-        try:
-            process.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            continue
-    return True
+        return []
+
+
+def _has_rank(child: psutil.Process) -> bool:
+    try:
+        return any(word.startswith("--local_rank=") for word in child.cmdline())
+    except psutil.Error:
+        return False
 
 
 def free_port() -> int:

@@ -51,7 +51,7 @@ class FileLock:
                 "%s: this file system has no locks; make sure that only one process works in this folder", self.path
             )
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(fd, f"{_this_process()}\n".encode(), 0)
         self._fd = fd
         _held.add(self)
         return True
@@ -61,6 +61,10 @@ class FileLock:
         with contextlib.suppress(OSError):
             return self.path.read_text(encoding="utf-8", errors="replace")[:200].strip()
         return ""
+
+    def in_place(self) -> bool:
+        """Whether the file is still there as this process left it: its folder was neither removed, moved nor made again."""
+        return self._fd >= 0 and self.owner() == _this_process()
 
     def release(self) -> None:
         """Let go; fine if not held."""
@@ -91,6 +95,10 @@ def locked(fd: int) -> Iterator[None]:
     finally:
         if certain:
             fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _flock(fd: int, wait: bool) -> bool:

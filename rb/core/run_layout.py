@@ -12,6 +12,7 @@ RUN_WEIGHTS = "weights.json"
 RUN_LOG = "log.txt"
 RUN_VALIDATION = "validation"
 TRAINING_LOCK = "training.lock"
+RUN_END = "end.json"
 
 # Checkpoints: RUN_DIR/checkpoints/step_0001200/, and two files beside them that name one.
 CHECKPOINTS = "checkpoints"

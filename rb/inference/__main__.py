@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rb.core.exit_codes import guarded, leave
+from rb.core.stopping import StopRequest
 from rb.core.verbosity import add_options, set_verbosity
 from rb.inference.commands import add_predict, run_predict
 
@@ -15,6 +16,7 @@ def main() -> int:
     add_predict(parser)
     add_options(parser)
     args = parser.parse_intermixed_args()
+    StopRequest()  # predictions are written at the end, so until then a rank just leaves
     set_verbosity(args.verbosity)
     return guarded("rb predict", lambda: run_predict(args))
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from rb.core.install import import_path
 from rb.core.run_layout import RUN_PREDICTIONS, RUN_REPORT
+from rb.core.stopping import PARENT_VARIABLE
 
 # Data set, and the splits that Table 1 needs of it.
 DATA_SETS = (
@@ -67,6 +69,8 @@ class Demo:
             **import_path(),
             "RB_DEMO": str(self.folder),
             "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",  # a small model: the demo is the same on every machine
+            PARENT_VARIABLE: str(os.getpid()),
             "TOKENIZERS_PARALLELISM": "false",
         }
         code = subprocess.run([*self.rb, *command[1:]], env=environment, check=False).returncode

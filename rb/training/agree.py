@@ -5,16 +5,13 @@ A rank that fails or stops alone leaves the others waiting in a collective until
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 
 from rb.core import dist
-from rb.core.launcher import PARENT_VARIABLE
+from rb.core.stopping import StopRequest
 
 T = TypeVar("T")
 
@@ -57,33 +54,6 @@ def _nothing() -> Any:
     return None
 
 
-class StopRequest:
-    """SIGTERM and SIGINT as a wish that is granted between two steps. Make it first thing in the process."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        parent = os.environ.get(PARENT_VARIABLE, "")
-        self._parent = int(parent) if parent.isdigit() else 0
-        self._launcher = os.getppid()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        # A launcher may send several; one wish is enough, and none of them may cut a checkpoint short.
-        self.reason = signal.Signals(number).name
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop: the same result on all ranks. Collective."""
-        if not self.reason and (os.getppid() != self._launcher or (self._parent and not _alive(self._parent))):
-            self.reason = "the end of its launcher"
-        return bool(dist.all_reduce_max(torch.tensor(bool(self.reason), dtype=torch.int32, device=device)).item())
-
-
-def _alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def agreed_to_stop(stop: StopRequest, device: torch.device) -> bool:
+    """Whether any rank was asked to stop: the same result on all ranks. Collective."""
+    return bool(dist.all_reduce_max(torch.tensor(bool(stop.reason), dtype=torch.int32, device=device)).item())

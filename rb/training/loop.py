@@ -26,11 +26,12 @@ from rb.core.run_file import digest, dump_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
 from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
+from rb.core.stopping import StopRequest
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
 from rb.inference.load import check_foundation, example_transform, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.tracking import Tracker
-from rb.training.agree import StopRequest, on_main, together
+from rb.training.agree import agreed_to_stop, on_main, together
 from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
@@ -40,6 +41,7 @@ from rb.training.validate import Validation, open_validation_data
 
 log = logging.getLogger(__name__)
 step_log = logging.getLogger(STEP_LOG)
+ANOTHER = "another rank"  # asked to stop, not this one
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Run:
     engine: Engine
     validation: Validation
     meta: dict[str, Any]
+    done: int
+    """Steps made so far."""
 
 
 def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -> Run:
@@ -101,7 +105,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     validation = Validation(config, held_out, built, found.meta.get("best") if found else None)
     if config.validation.keep_best:
         restore_best(folder.path, validation)
-    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta)
+    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta, start)
 
 
 def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
@@ -112,6 +116,10 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     train_config, engine = run.config.train, run.engine
     batches = open_batches(run)
     window, bad_in_a_row = Window(train_config.global_batch_size, run.device), 0
+    stop.start_steps()
+    if agreed_to_stop(stop, run.device):
+        log.info("stopped by %s before the first step; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
+        return STOPPED
     bar = progress.bar(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main())
     for step in range(run.start, run.total_steps):
         turn = run.schedule.at(step)
@@ -119,7 +127,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
         # Nothing draws from torch's global generator today; if something does, it is the same after a resume.
         torch.manual_seed(hash_key(run.config.seed, "step", step, dist.rank()) & 0x7FFF_FFFF_FFFF_FFFF)
         result = engine.train_step(turn.modality, rate, batches)
-        done = step + 1
+        run.done = done = step + 1
         bar.update()
 
         if result.applied:
@@ -133,7 +141,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
                 log.error("stopped: %d steps in a row with a loss or gradient that is not finite", bad_in_a_row)
                 return ABORTED
 
-        stopping, last = stop.agreed(run.device), done == run.total_steps
+        stopping, last = agreed_to_stop(stop, run.device), done == run.total_steps
         if done % train_config.log_every == 0 or last or stopping:
             values = window.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): float(turn.epoch)}
             tracker.metrics(done, values)
@@ -149,7 +157,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
         if done % train_config.checkpoint_every == 0 or last or stopping or best:
             save(run, done, best)
         if stopping and not last:
-            log.info("stopped by %s; go on with --resume %s", stop.reason or "another rank", run.folder.path)
+            log.info("stopped by %s; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
             return STOPPED
     bar.close()
     return FINISHED
@@ -159,7 +167,8 @@ def finish(run: Run, tracker: Tracker, code: int) -> None:
     """Close what ``prepare`` and ``start_tracking`` opened, once the loop has returned its exit code. Collective."""
     tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
     run.engine.close()
-    dist.barrier()  # all ranks wait until rank 0 has written: a launcher takes the first exit for the end of the run
+    # The last act. All ranks wait for it: a launcher takes the first exit for the end of the run.
+    on_main(partial(run.folder.end, code, run.done, run.total_steps))
 
 
 def open_batches(run: Run) -> Iterator[Batch]:
@@ -194,6 +203,7 @@ def save(run: Run, done: int, best: bool) -> None:
 
     def write() -> Path:
         assert state is not None
+        run.folder.check_there()
         meta = run.meta | {"best": run.validation.record()}
         return checkpoint.save(run.folder.path, done, state, meta, run.config.train.keep_checkpoints, best)
 

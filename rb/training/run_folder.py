@@ -28,6 +28,7 @@ from rb.data.pipeline import TrainingData
 from rb.inference.load import comparable
 from rb.model.weights.build import Built
 from rb.tracking.tracker import flatten
+from rb.training.run_end import clear_end, write_end
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "safetensors", "numpy")
 # What may differ between a run and its continuation: nothing of it changes what is computed. Folders may move, since contents are
@@ -70,7 +71,21 @@ class RunFolder:
             )
         if new:
             check_new(self.path)
+        clear_end(self.path)
         self._start_log()
+
+    def check_there(self) -> None:
+        """``ValueError`` if the claimed folder was removed, moved or made again: what is written to its path now is not this run's."""
+        if not self._lock.in_place():
+            raise ValueError(
+                f"{self.path}: the run folder was removed, moved or replaced while the run wrote to it; the run ends here. "
+                "Put it back and continue with --resume, or start the run again"
+            )
+
+    def end(self, code: int, step: int, total_steps: int) -> None:
+        """Write how the run ended; the last thing that is written. ``ValueError`` if the folder is gone."""
+        self.check_there()
+        write_end(self.path, code, step, total_steps)
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
         """Write a small text or JSON file, whole or not at all."""
