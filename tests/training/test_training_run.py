@@ -164,7 +164,7 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     assert process.returncode == 75, output
     assert "go on with --resume" in output
     assert checkpoint.require(killed).step == steps_logged(killed) < STEPS
-    assert len(family) >= 4  # the runner, the launcher, two ranks, and their loaders
+    assert len(family) >= 4  # the launcher, two ranks, and their loaders
     assert not psutil.wait_procs(family, timeout=10)[1]
 
     # 4. To the end: bit by bit what the run without kills made.
