@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box, points_in_box
-from rb.sources.pixels import ImageError, decode_image, to_rgb
+from rb.sources.pixels import UPRIGHT, ImageError, decode_upright, orientation_of, to_rgb, turned
 
 BOX_FORMATS = ("pixels", "normalised")
 ImageInput = Image.Image | NDArray[Any] | Tensor | str | Path
@@ -36,8 +36,8 @@ def listed(given: Any, single_ndim: int) -> tuple[list[Any], bool]:
     return list(given), False
 
 
-def rgb_image(given: ImageInput, where: str) -> Image.Image:
-    """Any image as RGB.
+def rgb_image(given: ImageInput, where: str) -> tuple[Image.Image, int]:
+    """Any image as RGB and upright, and the EXIF orientation of what was given (1: nothing was turned).
 
     Args:
         given: a PIL image; a file; [H, W, 3], [H, W] or (torch) [3, H, W], uint8 or floats in [0, 1].
@@ -47,10 +47,11 @@ def rgb_image(given: ImageInput, where: str) -> Image.Image:
         ImageError: a file that cannot be decoded.
     """
     if isinstance(given, str | Path):
-        return decode_image(Path(given).read_bytes(), str(given))
+        return decode_upright(Path(given).read_bytes(), str(given))
     if isinstance(given, Image.Image):
         try:
-            return to_rgb(given, where)
+            orientation = orientation_of(given)
+            return turned(to_rgb(given, where), orientation), orientation
         except ImageError as error:
             raise InputError(str(error)) from None
     if isinstance(given, Tensor):
@@ -67,7 +68,7 @@ def rgb_image(given: ImageInput, where: str) -> Image.Image:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise InputError(f"{where}: floats must be finite and lie in 0..1; give uint8 for 0..255")
         array = np.round(array * 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB"), UPRIGHT
 
 
 def cloud(given: PointsInput, where: str) -> NDArray[np.float32]:

@@ -7,13 +7,15 @@ of one source cost one encoder pass. What callers may give is in ``rb/api/inputs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import rb.api.inputs as inputs
@@ -24,9 +26,12 @@ from rb.inference.load import Loaded, load_trained
 from rb.model.language import Generation
 from rb.model.qformer import text_pass
 from rb.sources.images import ImageTransform
+from rb.sources.pixels import UPRIGHT
 from rb.sources.points import PointTransform
 
 BATCH_SIZE = 16
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,11 @@ class RegionBLIP:
             folder: of ``rb export`` or of a training run.
             foundation: the frozen weights, a folder with ``blip2-.../``, ``text_branch/`` and, for clouds, ``point_bert/``, or their
                 paths one by one. An export needs it; a run folder knows its own.
-            device: where the model goes.
+            device: where the model goes: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
             allow: "foundation" accepts frozen weights other than those of the training.
 
         Raises:
-            ValueError: nothing usable there; the weights do not fit the foundation, or belong to another one.
+            ValueError: no such device; nothing usable there; the weights do not fit the foundation, or belong to another one.
         """
         return cls(load_trained(folder, foundation, device, allow=allow))
 
@@ -93,7 +98,8 @@ class RegionBLIP:
         """Captions of images or of their regions.
 
         Args:
-            images: one or several: PIL images, files, uint8 or 0..1 arrays [H, W, 3] or torch tensors [3, H, W].
+            images: one or several: PIL images, files, uint8 or 0..1 arrays [H, W, 3] or torch tensors [3, H, W]. Files and PIL images
+                whose EXIF says that they lie on a side are turned upright (a warning says so); boxes are of the upright image.
             boxes: none captions whole images. For one image a box x1 y1 x2 y2 or a list of boxes; for several images a list with such
                 an entry for each.
             prompt: text that the caption continues; by default that of the training run.
@@ -165,15 +171,16 @@ class RegionBLIP:
     ) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
         given, single = inputs.listed(images, single_ndim=3)
         if boxes is None:
-            opened = [inputs.rgb_image(image, f"images[{i}]") for i, image in enumerate(given)]
-            return IMAGE, [_Source(self._images(image), None) for image in opened], _shaper([None] * len(given), single)
+            return (
+                IMAGE,
+                [_Source(self._images(image), None) for image in _opened(given)],
+                _shaper([None] * len(given), single),
+            )
         self._require(IMAGE_REGION)
         box_format = inputs.check_box_format(box_format)
         sources, alone = [], []
-        for i, (image, entry) in enumerate(
-            zip(given, inputs.per_source(boxes, len(given), single, "images"), strict=True)
-        ):
-            opened_image = inputs.rgb_image(image, f"images[{i}]")
+        entries = inputs.per_source(boxes, len(given), single, "images")
+        for i, (opened_image, entry) in enumerate(zip(_opened(given), entries, strict=True)):
             rows, one = inputs.box_rows(entry, 4, f"boxes[{i}]")
             ready = [
                 inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)
@@ -241,6 +248,23 @@ class RegionBLIP:
                 rows = slice(row, row + batch_size)
                 found.append(read(features[owner[rows]], None if boxes is None else boxes[rows]))
         return found
+
+
+def _opened(given: Sequence[ImageInput]) -> Iterator[Image.Image]:
+    """One image after another, in RGB and upright; a warning at the end says how many were turned."""
+    was_turned = []
+    for i, one in enumerate(given):
+        image, orientation = inputs.rgb_image(one, f"images[{i}]")
+        if orientation != UPRIGHT:
+            was_turned.append(i)
+        yield image
+    if was_turned:
+        log.warning(
+            "%d of %d images turned upright, as their EXIF says (first: images[%d]); boxes are of the upright image",
+            len(was_turned),
+            len(given),
+            was_turned[0],
+        )
 
 
 def _shaper(alone: Sequence[int | None], single: bool) -> Callable[[list[Any]], Any]:

@@ -16,22 +16,24 @@ from PIL import Image
 
 from rb.api import RegionBLIP
 from rb.core import progress
+from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.seeding import generator
 from rb.inference.load import load_base
-from rb.sources.pixels import decode_image
+from rb.sources.pixels import decode_upright
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure once, after a warm-up of both ways."""
+    device = usable_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.boxes % args.images:
         raise ValueError(f"--boxes {args.boxes}: must be a multiple of --images {args.images}")
     if args.run_file is not None:
-        model = RegionBLIP(load_base(args.run_file, args.device))
+        model = RegionBLIP(load_base(args.run_file, device))
     else:
-        model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, args.device)
+        model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, device)
     rng = generator("caption speed")
     images = _pictures(args, rng)
     low = rng.uniform(0, 0.6, (args.images, args.boxes // args.images, 2))
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     equal = [text for texts in together for text in texts] == single
     sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images}))
     print(f"{args.boxes} boxes of {args.images} images ({sizes}), batches of {args.batch_size}, {model.decode}")
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}")
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}")
     print(f"one call {one_call:.2f} s, {args.boxes} calls {calls:.2f} s: {calls / one_call:.2f} times faster")
     print(f"processor time {one_call_cpu:.2f} s and {calls_cpu:.2f} s: {calls_cpu / one_call_cpu:.2f} times less")
     print(f"texts equal: {'yes' if equal else 'NO'} ({len(set(single))} different ones)")
@@ -65,4 +67,4 @@ def _pictures(args: argparse.Namespace, rng: np.random.Generator) -> list[Image.
     files = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     if len(files) < args.images:
         raise ValueError(f"--pictures {args.pictures}: holds {len(files)} images, fewer than --images {args.images}")
-    return [decode_image(path.read_bytes(), str(path)) for path in files[: args.images]]
+    return [decode_upright(path.read_bytes(), str(path))[0] for path in files[: args.images]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rb.core.device import add_device
+
 
 def add_captions(parser: argparse.ArgumentParser) -> None:
     """``rb bench captions``."""
@@ -19,7 +21,7 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"), help="size of the noise images"
     )
     parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.set_defaults(run=run_captions)
 

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from rb.core.device import usable_device
+
 
 def active() -> bool:
     """Whether a process group exists."""
@@ -41,11 +43,15 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """The device of this rank: its own GPU, or the CPU."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-        return torch.device("cuda", local_rank())
-    return torch.device("cpu")
+    """The device of this rank: its own GPU, or the CPU. ``ValueError`` if ``LOCAL_RANK`` names a GPU that is not there."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:
+        own = usable_device(f"cuda:{local_rank()}")
+    except ValueError as error:
+        raise ValueError(f"LOCAL_RANK={local_rank()}: {error}; start as many ranks on a host as it has GPUs") from None
+    torch.cuda.set_device(own)
+    return own
 
 
 def init(timeout_s: float = 1800.0) -> None:

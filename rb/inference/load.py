@@ -18,6 +18,7 @@ from torch import Tensor
 from rb.checkpoints.checkpoint import check_names, copy_parameters, parameters_of, require
 from rb.checkpoints.export_folder import ExportError, find_foundation, is_export, read_export
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
+from rb.core.device import usable_device
 from rb.core.fingerprints import is_weaker, weaker_fingerprint
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG, run_of_checkpoint, step_name
@@ -112,18 +113,20 @@ def load_trained(
     overrides: Sequence[str] = (),
     allow: Sequence[str] = (),
 ) -> Loaded:
-    """A trained model.
+    """A trained model. The device is checked before anything is read.
 
     Args:
         path: a run folder (its newest checkpoint), ``checkpoints/best`` or ``checkpoints/step_*`` in it, or an export.
         foundation: the frozen weights, a folder with ``blip2-*/``, ``text_branch/`` and, for clouds, ``point_bert/``, or their paths
             one by one. An export needs it; a run folder knows its own.
+        device: as of ``rb.core.device.usable_device``.
         overrides: ``section.key=value`` of the run's configuration.
         allow: "foundation" accepts frozen weights other than those of the training.
 
     Raises:
-        ValueError: nothing usable there; the parameters do not fit, or belong to another foundation.
+        ValueError: no such device; nothing usable there; the parameters do not fit, or belong to another foundation.
     """
+    device = usable_device(device)
     return build_trained(read_trained(path, foundation, overrides), device, allow)
 
 
@@ -139,7 +142,8 @@ def build_trained(trained: Trained, device: torch.device | str = "cpu", allow: S
 
 
 def load_base(run_file: str | Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()) -> Loaded:
-    """The base model of a run file: its foundation without training."""
+    """The base model of a run file: its foundation without training. The device is checked before anything is read."""
+    device = usable_device(device)
     config = open_foundation(run_file, overrides)
     built = build_model(config.model, config.seed, device)
     transform = example_transform(built, config.seed, config.decode.image_size)

@@ -1,7 +1,7 @@
 """The source ``image``: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised; read by BLIP-2's vision encoder.
 
-Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels are taken as stored: COCO's boxes refer
-to them, so an EXIF rotation is not applied.
+Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels of shards are taken as stored: COCO's
+boxes refer to them, so an EXIF orientation is not applied (``rb.api`` turns photos upright; see ``pixels.py``).
 """
 
 from __future__ import annotations

@@ -3,18 +3,34 @@
 Pillow passes over most damage inside a JPEG and fills the rest with grey, so JPEGs are decoded by simplejpeg, which reports every warning
 of libjpeg-turbo; its pixels are Pillow's, bit by bit. What cannot be seen: a few altered bits that still form a valid code. A conversion
 to RGB that would lose range or transparency is done right or refused.
+
+Cameras and phones store a photo as the sensor saw it and say in EXIF how to turn it. ``decode_image`` gives pixels as stored, as data sets
+count them; ``decode_upright`` turns them, as a viewer does.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rb.core.strict_json import FormatError
 
+UPRIGHT = 1  # EXIF orientation of pixels that are upright as stored
+# EXIF orientation -> what makes the stored pixels upright (EXIF 2.32, table 6: 1 to 8; Pillow turns counter-clockwise).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STATES_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
 MAX_PIXELS = 89_478_485  # Pillow warns from here on and only refuses twice as many: a 20 kB file can claim gigabytes
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _CONVERTED = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
@@ -28,6 +44,41 @@ class ImageError(FormatError):
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(width, height) from the header alone; ``ImageError`` if there is no readable header or too many pixels."""
     return _open(data, where).size
+
+
+def image_orientation(data: bytes, where: str) -> int:
+    """EXIF orientation 1 to 8; ``UPRIGHT`` where none is stated. ``ImageError`` as of ``image_size``.
+
+    Reads the header alone, but a PNG to its end, where it may be stated.
+    """
+    return orientation_of(_open(data, where))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8 of an image that Pillow opened; ``UPRIGHT`` where none is stated, or not in a way that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which viewers pass over too
+            stated = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        return int(stated) if stated in _TURNS else UPRIGHT
+    except (*_DAMAGE, KeyError, TypeError, struct.error):
+        return UPRIGHT
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Stored pixels as they look upright. Width and height exchange for the orientations 5 to 8."""
+    if orientation not in _TURNS:
+        return image
+    upright = image.transpose(_TURNS[orientation])
+    # The copy must not say that it is still to be turned.
+    upright.info = {key: value for key, value in image.info.items() if key not in _STATES_ORIENTATION}
+    return upright
+
+
+def decode_upright(data: bytes, where: str) -> tuple[Image.Image, int]:
+    """(the whole image in RGB as a viewer shows it, the EXIF orientation of the stored pixels). ``ImageError`` as of ``decode_image``."""
+    orientation = image_orientation(data, where)
+    return turned(decode_image(data, where), orientation), orientation
 
 
 def decode_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -81,6 +132,7 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise ImageError(f"{where}: the file is empty")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which viewers pass over too
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:  # its text holds a memory address

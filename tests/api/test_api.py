@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rb.api import RegionBLIP
 from rb.api.inputs import InputError
@@ -218,6 +218,38 @@ def test_caption_command(
     assert capsys.readouterr().out == model.caption(image) + "\n"
     assert rb(["caption", str(tmp_path / "none.png"), "--checkpoint", str(run)]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_phone_photo_is_read_upright_and_this_is_said(
+    world: tuple[Path, Path, Path],
+    model: RegionBLIP,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upright, photo = pictures(1)[0], tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(photo, exif=exif)  # stored 17 x 23, looks 23 x 17
+    box = [12.0, 2.0, 21.0, 11.0]  # leans out of the stored pixels
+    expected = model.caption(upright, box, box_format="pixels")
+    for given in (photo, Image.open(photo)):
+        caplog.clear()
+        first, second = model.embed([upright, given], [box, box], "pixels")
+        assert torch.equal(first, second)
+        assert "1 of 2 images turned upright, as their EXIF says (first: images[1])" in caplog.text
+    command = ["caption", str(photo), "--checkpoint", str(world[1]), "--json", "--box", *map(str, box)]
+    assert rb(command) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) | {"captions": []} == {
+        "image": str(photo),
+        "size": [23, 17],
+        "turned_upright": True,
+        "box_format": "pixels",
+        "captions": [],
+    }
+    assert json.loads(printed.out)["captions"][0]["caption"] == expected
+    assert "photo.png: turned upright (EXIF orientation 6): 23 x 17 pixels; boxes are of this image" in printed.err
 
 
 def test_names_of_the_modalities(model: RegionBLIP) -> None:

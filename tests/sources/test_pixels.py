@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from rb.api.inputs import InputError, rgb_image
 from rb.core.modality import IMAGE
 from rb.data.formats import FormatError, Record, read_rejected
 from rb.data.prepare import coco
 from rb.data.shards import ShardWriter, adopt
-from rb.sources.pixels import ImageError, decode_image, to_rgb
+from rb.sources.pixels import (
+    ImageError,
+    decode_image,
+    decode_upright,
+    image_orientation,
+    orientation_of,
+    to_rgb,
+    turned,
+)
 
 END = b"\xff\xd9"
 
@@ -155,3 +164,50 @@ def test_an_unknown_format_is_named_without_an_address() -> None:
         with pytest.raises(ImageError, match=says) as caught:
             decode_image(data, "here")
         assert "0x" not in str(caught.value)
+
+
+def sideways(orientation: int | str, kind: str = "PNG", **options: object) -> bytes:
+    """A photo whose EXIF states ``orientation``."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return saved(photo(width=24, height=10), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize("orientation", range(10))
+def test_photos_are_turned_as_viewers_turn_them(orientation: int, kind: str, options: dict) -> None:
+    data = sideways(orientation, kind, **options)
+    upright, stated = decode_upright(data, "here")
+    assert stated == (orientation if 2 <= orientation <= 8 else 1) == image_orientation(data, "here")
+    viewed = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(np.asarray(upright), np.asarray(viewed))
+    assert orientation_of(upright) == 1  # so nothing turns it a second time
+    assert decode_image(data, "here").size == (24, 10)  # shards count pixels as stored
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0" + b"\xff" * 30,
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x01\0\0\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0ab\0\0",
+    ],
+)
+def test_exif_that_cannot_be_read_states_no_orientation(exif: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = saved(photo(), exif=exif)
+        warnings.simplefilter("error")
+        assert decode_upright(data, "here")[1] == 1
+
+
+def test_orientation_counts_in_xmp_and_in_images_that_a_caller_opened() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>8</tiff:Orientation></x:xmpmeta>'
+    assert image_orientation(saved(photo(), xmp=xmp), "here") == 8
+    image = Image.open(io.BytesIO(sideways(6)))  # as a caller of the API opens it
+    upright, orientation = rgb_image(image, "images[0]")
+    assert (orientation, upright.size) == (6, (10, 24))
+    assert np.array_equal(np.asarray(upright), np.asarray(turned(to_rgb(image, "here"), 6)))
+    assert rgb_image(upright, "images[0]")[1] == 1
+    assert rgb_image(np.asarray(image), "images[0]")[1] == 1  # an array is what it is
