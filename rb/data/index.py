@@ -35,7 +35,7 @@ from rb.data.formats import (
     parse_manifest,
 )
 from rb.data.predictions import sample_id
-from rb.data.tars import split_members
+from rb.data.tars import MAX_RECORD_BYTES, split_members
 from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"
@@ -130,21 +130,49 @@ class Index:
         if verify and sha256(content.data) != manifest.index.sha256:
             raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
         magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size].tobytes())
-        starts = np.cumsum([_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes])
+        sizes = (_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes)
+        starts = list(itertools.accumulate(sizes))
         counted = (len(manifest.shards), manifest.counts["records"], manifest.counts["samples"], size)
-        if magic != _MAGIC or (num_shards, num_records, num_samples, int(starts[3])) != counted:
+        if magic != _MAGIC or (num_shards, num_records, num_samples, starts[3]) != counted:
             raise ValueError(f"{file}: does not fit {path} (another version or another folder's index); {remedy}")
         if not num_samples:
             raise ValueError(
                 f"{path}: holds no sample; check what {path.parent / 'rejected.jsonl'} says was left out, and why"
             )
-        records, samples, ids = (content[a:b] for a, b in itertools.pairwise(map(int, starts)))
-        return cls(records.view(_RECORDS), samples.view(_SAMPLES), ids)
+        records, samples, ids = (content[a:b] for a, b in itertools.pairwise(starts))
+        index = cls(records.view(_RECORDS), samples.view(_SAMPLES), ids)
+        wrong = index.problem(manifest) if verify else None
+        if wrong:
+            raise ValueError(f"{file}: {wrong}; {remedy}")
+        return index
+
+    def problem(self, manifest: Manifest) -> str | None:
+        """The first row that points to what is not there: in the shards, as their sizes stand in the manifest, or in the index itself."""
+        shard, length, offset = (self.records[name] for name in ("shard", "length", "offset"))
+        outside = shard >= len(manifest.shards)
+        room = np.array([entry.bytes for entry in manifest.shards] or [0], np.uint64)[np.where(outside, 0, shard)]
+        ends = self.records["id_end"]
+        falling = np.append(False, ends[1:] < ends[:-1])
+        wrong_records = {
+            "names a shard that the manifest has not": outside,
+            f"claims more than {MAX_RECORD_BYTES:,} bytes": length > MAX_RECORD_BYTES,
+            "reaches beyond the end of its shard": (offset > room) | (length > room - np.minimum(offset, room)),
+            "has a source id outside the ids": (ends > len(self.ids)) | falling,
+        }
+        wrong_samples = {
+            "names a record that the index has not": self.samples["record"] >= len(self.records),
+            "names an object below 0": self.samples["object"] < _WHOLE,
+        }
+        for rows, wrong in (("record", wrong_records), ("sample", wrong_samples)):
+            for what, where in wrong.items():
+                if where.any():
+                    return f"{rows} {int(np.argmax(where))} {what}"
+        return None
 
     def source_id(self, record: int) -> str:
         """The source id of record number ``record``, without reading its shard."""
         start = int(self.records[record - 1]["id_end"]) if record else 0
-        return self.ids[start : int(self.records[record]["id_end"])].tobytes().decode()
+        return self.ids[start : int(self.records[record]["id_end"])].tobytes().decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -222,9 +250,15 @@ class ManifestReader:
         row = self.index.samples[number]
         record_number, item_number, caption_number = int(row["record"]), int(row["object"]), int(row["caption"])
         record, media, extension, where = self._read(record_number)
-        item = None if item_number == _WHOLE else record.objects[item_number]
-        captions = record.captions if item is None else item.captions
-        return Loaded(record, item, captions[caption_number], media, extension, where)
+        try:
+            item = None if item_number == _WHOLE else record.objects[item_number]
+            caption = (record.captions if item is None else item.captions)[caption_number]
+        except IndexError:
+            raise ShardCorruptionError(
+                f"{where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
+                f"make the index again: `rb data index {self.path.parent}`"
+            ) from None
+        return Loaded(record, item, caption, media, extension, where)
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""

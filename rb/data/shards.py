@@ -36,7 +36,7 @@ from rb.data.formats import (
     rejected_row,
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
-from rb.data.tars import scan_shard
+from rb.data.tars import MAX_RECORD_BYTES, scan_shard
 from rb.sources.source import Stored
 from rb.sources.table import source_of
 
@@ -204,6 +204,10 @@ class ShardWriter:
         self._collector.remember(record, where)
         text = record.to_json()
         size = len(media) + len(text) + 2 * _MEMBER_OVERHEAD
+        if size > MAX_RECORD_BYTES:
+            raise FormatError(
+                f"{where}: {size:,} bytes, a record has at most {MAX_RECORD_BYTES:,}; shrink its image or cloud"
+            )
         if self._in_shard and (self._in_shard >= self.max_shard_records or self._bytes + size > self.max_shard_bytes):
             self._close_shard()
         if self._tar is None:

@@ -1,22 +1,44 @@
 """Reading WebDataset tars without trusting them: the byte range and the members of every record. Nothing is ever extracted.
 
 Used when shards are indexed (`shards.py`) and when a record is read (`index.py`). A key is only compared, never made into a path.
+Python's reader believes what a header says of itself; `_members` holds it to bounds, so that a small file costs little memory and time.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from rb.core.strict_json import FormatError
 from rb.data.formats import RECORD_EXTENSION, Record, parse_record
 from rb.sources.table import media_extensions
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
-_MAX_RECORD_BYTES = 1 << 30  # one record is one image or cloud; a larger claim is damage or an attack on memory
+MAX_RECORD_BYTES = (
+    100 << 20
+)  # one record is one image or cloud, and is held twice for a moment (its bytes, its members)
+_MAX_HEADER_BYTES = 1 << 16  # of a pax or long-name header; a path has at most 4 KiB
+_DIGITS = re.compile(rb"\d{33}")  # Python's search in pax headers takes quadratic time over digits (CVE-2024-6232)
+# What Python's reader raises for damaged headers; it documents only the first.
+_DAMAGE = (
+    tarfile.TarError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -52,21 +74,61 @@ def _checked_member(member: tarfile.TarInfo, where: str) -> tuple[str, str]:
     return split_key(member.name, where)
 
 
+class _Headers:
+    """The file as Python's reader sees it while it reads headers only: no single read is larger than a header can be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes; ``ReadError`` where only an attack asks for so many, or for such ones."""
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes for a name or its settings")
+        data = self._file.read(size)
+        if size > tarfile.BLOCKSIZE and _DIGITS.search(data):
+            raise tarfile.ReadError("a header holds a number of more than 32 digits")
+        return data
+
+
+def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """Every member of a tar with its key and extension, in order; reads headers only.
+
+    Raises:
+        FormatError: no plain tar, headers that lie (sizes, chains, ranges that do not follow each other), a member that `split_key` or
+            `_checked_member` refuses.
+    """
+    try:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+            behind = 0
+            while (member := tar.next()) is not None:
+                if member.size < 0 or member.offset_data < behind or tar.offset < member.offset_data:
+                    raise tarfile.ReadError(f"the header at byte {member.offset} claims {member.size} bytes")
+                behind = tar.offset
+                # tarfile keeps every header it saw; a shard may hold a hundred thousand.
+                tar.members = []
+                yield member, *_checked_member(member, where)
+    except FormatError:
+        raise
+    except _DAMAGE as error:
+        raise FormatError(
+            f"{where}: not a plain, complete tar ({str(error) or type(error).__name__}); compressed tars must be unpacked first"
+        ) from None
+
+
 def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
     """A record's byte range to (record, media bytes, media extension); ``FormatError`` if it holds anything else."""
     members: dict[str, bytes] = {}
     keys: set[str] = set()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                key, extension = _checked_member(member, where)
-                keys.add(key)
-                if extension in members:
-                    raise FormatError(f"{where}: has two members {extension!r}")
-                members[extension] = data[member.offset_data : member.offset_data + member.size]
-    except tarfile.TarError as error:
-        raise FormatError(f"{where}: not a tar ({error})") from None
-    assert len(keys) == 1, keys
+    for member, key, extension in _members(io.BytesIO(data), where):
+        keys.add(key)
+        if extension in members:
+            raise FormatError(f"{where}: has two members {extension!r}")
+        members[extension] = data[member.offset_data : member.offset_data + member.size]
+    if len(keys) != 1:
+        raise FormatError(
+            f"{where}: holds {len(keys)} keys, a record has one; make the index again with `rb data index`"
+        )
     media = [extension for extension in members if extension != RECORD_EXTENSION]
     allowed = media_extensions()
     if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in allowed:
@@ -88,15 +150,19 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
     with path.open("rb") as file:
         done: set[str] = set()
         end = 0
-        for key, start, end in _key_ranges(path):
+        for key, start, end in _key_ranges(file, str(path)):
             if key in done:
                 raise FormatError(
                     f"{path}: the members of key {key!r} are not next to each other; pack the shard again"
                 )
             done.add(key)
             where = f"{path}: key {key!r} at byte {start}"
-            if end > size or end - start > _MAX_RECORD_BYTES:
+            if end > size:
                 raise FormatError(f"{where}: claims to end at byte {end} of {size}; the shard is cut or damaged")
+            if end - start > MAX_RECORD_BYTES:
+                raise FormatError(
+                    f"{where}: has {end - start:,} bytes, a record at most {MAX_RECORD_BYTES:,}; shrink its image or cloud"
+                )
             file.seek(start)
             data = file.read(end - start)
             yield FoundRecord(start, data, *split_members(data, where), where)
@@ -112,25 +178,16 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
             raise FormatError(f"{path}: ends without tar's end mark, so it was cut; bring the shard back")
 
 
-def _key_ranges(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(key, first byte, byte behind the last block) of every run of members with one key."""
+def _key_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
+    """(key, first byte, byte behind the last block) of every run of members with one key. The file's position is free between two."""
     current, start, end = None, 0, 0
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                key, _ = _checked_member(member, str(path))
-                if key != current:
-                    if current is not None:
-                        yield current, start, end
-                    current, start = key, member.offset
-                blocks = -(-member.size // tarfile.BLOCKSIZE)
-                end = member.offset_data + blocks * tarfile.BLOCKSIZE
-                # tarfile keeps every header it saw; a shard may hold a hundred thousand.
-                tar.members = []  # type: ignore[attr-defined]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise FormatError(
-            f"{path}: not a plain, complete tar ({error}); compressed tars must be unpacked first"
-        ) from None
+    for member, key, _ in _members(file, where):
+        if key != current:
+            if current is not None:
+                yield current, start, end
+            current, start = key, member.offset
+        blocks = -(-member.size // tarfile.BLOCKSIZE)
+        end = member.offset_data + blocks * tarfile.BLOCKSIZE
     if current is None:
-        raise FormatError(f"{path}: holds no record")
+        raise FormatError(f"{where}: holds no record")
     yield current, start, end
