@@ -210,8 +210,14 @@ class PointSource(Source[PointTransform]):
     page_hint = "Drag a cloud to turn it; a double click turns it back."
 
     def check(self, stored: Stored) -> None:
-        """Reads all points: finite float32 [N, 3 | 6]."""
-        decode_points(stored.media, stored.where)
+        """Reads all points: finite float32 [N, 3 | 6], colours in [0, 1]."""
+        points = decode_points(stored.media, stored.where)
+        colours = points[:, 3:]
+        if colours.size and not 0.0 <= colours.min() <= colours.max() <= 1.0:
+            raise PointsError(
+                f"{stored.where}: colours reach from {colours.min():g} to {colours.max():g}; a record has them in [0, 1]: "
+                "divide them by 255 if they are 0 to 255"
+            )
 
     def check_size(self, size: tuple[int, int], where: str) -> None:
         """A cloud has none."""

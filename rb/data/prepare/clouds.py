@@ -1,16 +1,32 @@
-"""Arrays of untrusted ``.npy`` files, and clouds that can be used: what the converters of point clouds share."""
+"""Arrays of untrusted ``.npy`` and ``.npz`` files, and clouds that can be used: what the converters of point clouds share."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rb.core.colours import unit_colours
 from rb.data.prepare.common import Reason, RejectedError
 
 MAX_BYTES = 1 << 28  # a cloud of ten million coloured points
+_NPZ_MEMBER = "arr_0.npy"
+_MAX_HEADER = 1 << 16
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
@@ -24,11 +40,7 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes of points")
     stream = io.BytesIO(data)
-    try:
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not a numpy array file ({type(error).__name__})") from None
+    shape, fortran, dtype = _header(stream)
     if dtype.kind != "f" or len(shape) != 2 or shape[1] not in columns:
         wanted = " or ".join(map(str, columns))
         raise ValueError(f"points must be floating point [N, {wanted}], got {dtype} {list(shape)}")
@@ -38,8 +50,53 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether Fortran's order, type) that the header of an ``.npy`` claims; ``ValueError`` where there is none."""
+    try:
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
+    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a numpy array file ({type(error).__name__})") from None
+    return shape, fortran, dtype
+
+
+def claimed_points(path: Path) -> int:
+    """How many points the header of ``path`` claims, without reading them; 0 where it has none that can be read."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix != ".npz":
+                return int(_header(file)[0][0])
+            with zipfile.ZipFile(file) as archive, archive.open(_NPZ_MEMBER) as member:
+                return int(_header(io.BytesIO(member.read(_MAX_HEADER)))[0][0])
+    except (IndexError, *_UNREADABLE):
+        return 0
+
+
+def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
+    """[N, 3 | 6] float32 from ``.npy`` or the one array ``arr_0`` of ``.npz``, read without pickles and within bounds; colours in [0, 1].
+
+    Raises:
+        RejectedError: unreadable, too few points, numbers that are not finite in float32, all points in one place, colours of no known range.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        data = path.read_bytes()
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_NPZ_MEMBER) as member:
+                data = member.read(MAX_BYTES + 1)  # what the archive claims about its size is not believed
+        array = parse_npy(data, (3, 6))
+    except _UNREADABLE as error:
+        raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
+    return usable_cloud(array, str(path), min_points)
+
+
 def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np.float32]:
-    """``array`` as float32. ``RejectedError``: too few points, numbers that are not finite in float32, all points in one place."""
+    """``array`` [N, 3 | 6] as float32, colours in [0, 1].
+
+    Raises:
+        RejectedError: too few points, numbers that are not finite in float32, all points in one place, colours of no known range.
+    """
     from rb.sources.points import PointsError, cloud_frame  # loads torch, which parsers need not wait for
 
     if len(array) < min_points:
@@ -54,4 +111,9 @@ def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np
         cloud_frame(cloud, where)
     except PointsError as error:
         raise RejectedError(Reason.POINTS_DEGENERATE, str(error)) from None
+    if cloud.shape[1] == 6:
+        try:
+            cloud[:, 3:] = unit_colours(cloud[:, 3:])
+        except ValueError as error:
+            raise RejectedError(Reason.COLOURS_UNCLEAR, f"{where}: {error}") from None
     return cloud

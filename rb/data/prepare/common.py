@@ -37,6 +37,7 @@ class Reason:
     BOX_OUTSIDE_CLOUD = "box_outside_cloud"
     BOX_WITHOUT_POINTS = "box_without_points"
     BOX_OUTSIDE_IMAGE = "box_outside_image"
+    COLOURS_UNCLEAR = "colours_unclear"
     DUPLICATE_SOURCE = "duplicate_source"
     EMPTY_CAPTION = "empty_caption"
     IMAGE_MISSING = "image_missing"
@@ -140,6 +141,15 @@ def require_raw(path: Path, layout: str) -> Path:
     if not path.exists():
         raise ValueError(f"{path}: not found. The raw folder should look like this:\n{layout}")
     return path
+
+
+def find_raw(raw: Path, places: Sequence[str], layout: str) -> Path:
+    """The first of ``places`` inside ``raw`` that exists; else a ``ValueError`` that names them and shows how the folder should look."""
+    paths = [raw / place for place in places]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        raise ValueError(f"{', '.join(map(str, paths))}: not found. The raw folder should look like this:\n{layout}")
+    return found
 
 
 def read_json(path: Path, fields: frozenset[str], notes: Counter[str]) -> Any:

@@ -6,12 +6,12 @@ Points are stored as float32 in the file's own unit; the cloud's frame is made w
 from __future__ import annotations
 
 import argparse
-import io
+import bisect
+import itertools
 import re
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
 from rb.data.formats import Record
-from rb.data.prepare.cap3d import read_captions
-from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
+from rb.data.prepare.cap3d import CaptionTable, read_captions
+from rb.data.prepare.clouds import claimed_points, read_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require_raw
 from rb.data.prepare.raw_text import read_text
 
@@ -32,8 +32,10 @@ DEFAULT_MIN_POINTS = 512  # Point-BERT's number of groups
 HASHED_SHARE = 0.02  # of val and of test, where no lists of uids are given
 LAYOUT = """  RAW/Cap3D_automated_Objaverse.csv     uid,caption without a header   (or --captions FILE)
   RAW/objaverse_pc_parallel/<uid>/<uid>_8192.npz   ULIP's, or .npy; PointLLM's RAW/8192_npy/<uid>_8192.npy   (or --points DIR)
-  RAW/train.txt, val.txt, test.txt      one uid a line, optional: a missing train.txt means all others, no list at all a split by hash"""
+  RAW/train.txt, val.txt, test.txt      one uid a line, optional: a missing train.txt means all others, no list at all a split by hash;
+      or RegionBLIP's Cap3D_automated_Objaverse_train.txt and so on: uid,caption; then no .csv is needed"""
 _UID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
+_COUNTED = re.compile(r"_[1-9]\d*")  # the number of points behind a uid
 
 
 def convert(
@@ -64,9 +66,12 @@ def convert(
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
     notes: Counter[str] = Counter()
-    table = read_captions(captions or _find_captions(raw), notes)
-    clouds = CloudFolder(points or _find_points(raw))
-    uids = choose_uids(raw, split, table.captions, notes)
+    lists = read_lists(raw, notes)
+    file = captions or _find_captions(raw, lists)
+    table = read_captions(file, notes) if file else CaptionTable()
+    uids = choose_uids(raw, split, table.captions, lists)
+    table = _with_lists(table, split, lists)
+    clouds = CloudFolder(points or _find_points(raw), set(uids) | table.captions.keys())
     with ShardWriter(out, NAME, POINT_CLOUD, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "objects", notes)
         for line, detail in table.malformed:
@@ -103,7 +108,8 @@ def convert(
     return conversion.finish()
 
 
-def _find_captions(raw: Path) -> Path:
+def _find_captions(raw: Path, lists: Mapping[str, SplitList]) -> Path | None:
+    """The captions' file; none where the lists hold captions and no other file is there."""
     default = raw / "Cap3D_automated_Objaverse.csv"
     if default.is_file():
         return default
@@ -112,7 +118,9 @@ def _find_captions(raw: Path) -> Path:
         raise ValueError(
             f"{raw}: several captions' files ({', '.join(f.name for f in found)}); choose one with --captions"
         )
-    return found[0] if found else require_raw(default, LAYOUT)
+    if found:
+        return found[0]
+    return None if any(one.captions for one in lists.values()) else require_raw(default, LAYOUT)
 
 
 def _find_points(raw: Path) -> Path:
@@ -120,31 +128,63 @@ def _find_points(raw: Path) -> Path:
     return next((place for place in places if place.is_dir()), None) or require_raw(places[0], LAYOUT)
 
 
-def choose_uids(raw: Path, split: str, captions: Iterable[str], notes: Counter[str]) -> list[str]:
+@dataclass(frozen=True)
+class SplitList:
+    """The list of a split: its uids, in order, and the captions where it is one of RegionBLIP's, which hold ``uid,caption``."""
+
+    file: Path
+    uids: list[str]
+    captions: CaptionTable | None
+
+
+def read_lists(raw: Path, notes: Counter[str]) -> dict[str, SplitList]:
+    """The lists in ``raw``, by split: ``train.txt`` or RegionBLIP's ``Cap3D_automated_Objaverse_train.txt``.
+
+    Raises:
+        ValueError: two lists of one split, or a uid in the lists of two splits.
+    """
+    lists: dict[str, SplitList] = {}
+    for split in SPLITS:
+        files = [raw / f"{split}.txt", raw / f"Cap3D_automated_Objaverse_{split}.txt"]
+        found = [file for file in files if file.is_file()]
+        if len(found) > 1:
+            raise ValueError(f"{files[0]} and {files[1]}: two lists of one split; remove one")
+        if found:
+            lists[split] = _read_list(found[0], notes)
+    for first, second in itertools.combinations(lists.values(), 2):
+        both = set(first.uids) & set(second.uids)
+        if both:
+            raise ValueError(
+                f"{first.file} and {second.file}: {len(both)} uids are in both, such as {min(both)}; keep them in one"
+            )
+    return lists
+
+
+def choose_uids(raw: Path, split: str, captions: Iterable[str], lists: Mapping[str, SplitList]) -> list[str]:
     """The uids of a split, in the order of its list or of the captions' file.
 
     Raises:
-        ValueError: the split's list is missing while others are there, or a uid is in two lists.
+        ValueError: the split's list is missing while others are there.
     """
-    files = {name: raw / f"{name}.txt" for name in SPLITS}
-    lists = {name: _read_list(file, notes) for name, file in files.items() if file.is_file()}
-    for first in lists:
-        for second in lists:
-            both = set(lists[first]) & set(lists[second]) if first < second else ()
-            if both:
-                raise ValueError(
-                    f"{files[first]} and {files[second]}: {len(both)} uids are in both, such as {min(both)}; keep them in one"
-                )
     if split in lists:
-        return lists[split]
+        return lists[split].uids
     if lists and split != "train":
         raise ValueError(
-            f"{files[split]}: not found, though there is {', '.join(f'{n}.txt' for n in lists)}; add it, or remove the lists"
+            f"{raw / split}.txt: not found, though there is {', '.join(one.file.name for one in lists.values())}; "
+            "add it, or remove the lists"
         )
     if lists:
-        taken = {uid for uids in lists.values() for uid in uids}
+        taken = {uid for one in lists.values() for uid in one.uids}
         return [uid for uid in captions if uid not in taken]
     return [uid for uid in captions if hashed_split(uid) == split]
+
+
+def _with_lists(table: CaptionTable, split: str, lists: Mapping[str, SplitList]) -> CaptionTable:
+    """``table`` with what the split's own list says of uids that have no row there, and the list's faults."""
+    own = lists[split].captions if split in lists else None
+    if own is None:
+        return table
+    return CaptionTable(own.captions | table.captions, table.malformed + own.malformed, table.repeated + own.repeated)
 
 
 def hashed_split(uid: str) -> str:
@@ -153,61 +193,59 @@ def hashed_split(uid: str) -> str:
     return "test" if draw < HASHED_SHARE else "val" if draw < 2 * HASHED_SHARE else "train"
 
 
-def _read_list(file: Path, notes: Counter[str]) -> list[str]:
-    lines = read_text(file, notes).splitlines()
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+def _read_list(file: Path, notes: Counter[str]) -> SplitList:
+    lines = [line.strip() for line in read_text(file, notes).splitlines() if line.strip()]
+    if lines and "," in lines[0]:
+        table = read_captions(file, Counter())
+        return SplitList(file, list(table.captions), table)
+    return SplitList(file, list(dict.fromkeys(lines)), None)
 
 
 class CloudFolder:
-    """Finds ``<uid>[_N].npz|npy`` in ``root/<uid>/`` (ULIP) or in ``root`` itself (PointLLM; listed once, as it may hold 660,000)."""
+    """Finds ``<uid>[_N].npz|npy`` in ``root/<uid>/`` (ULIP) and in ``root`` itself (PointLLM; listed once, as it may hold 660,000).
 
-    def __init__(self, root: Path) -> None:
-        self.root = require_raw(root, LAYOUT)
-        self._flat = {re.sub(r"_\d+$", "", name.rsplit(".", 1)[0]): name for name in _cloud_names(root)}
+    Args:
+        uids: every known uid. A file whose whole name is another uid is that object's: ``chair_0001.npy`` is no cloud of ``chair``.
+    """
+
+    def __init__(self, root: Path, uids: Container[str]) -> None:
+        self.root, self.uids = require_raw(root, LAYOUT), uids
+        self._flat = _cloud_names(root)
 
     def find(self, uid: str) -> Path:
-        """The file of ``uid``. ``RejectedError``: none, or a uid that could leave the folder."""
+        """The file of ``uid``; of several, the one with the most points.
+
+        Raises:
+            RejectedError: none, or a uid that could leave the folder.
+        """
         if not _UID.fullmatch(uid):
             raise RejectedError(Reason.UNSAFE_NAME, f"{uid!r:.200} is no uid")
-        if uid in self._flat:
-            return self.root / self._flat[uid]
         folder = self.root / uid
-        names = [name for name in _cloud_names(folder) if name.startswith(uid)] if folder.is_dir() else []
-        if not names:
-            raise RejectedError(Reason.POINTS_MISSING, f"no {folder}/{uid}_8192.npz")
-        return folder / min(names)
+        listed = [(self.root, self._flat), (folder, _cloud_names(folder) if folder.is_dir() else [])]
+        paths = [place / name for place, names in listed for name in self._named(uid, names)]
+        if not paths and listed[1][1]:
+            paths = [folder / name for name in listed[1][1] if name.startswith(uid)]
+        if not paths:
+            raise RejectedError(
+                Reason.POINTS_MISSING,
+                f"no {folder}/{uid}_8192.npz, nor {self.root}/{uid}_8192.npy, with or without the number",
+            )
+        return paths[0] if len(paths) == 1 else max(paths, key=claimed_points)
+
+    def _named(self, uid: str, names: list[str]) -> list[str]:
+        """Those of the sorted ``names`` that are ``uid``, or ``uid`` with a number of points."""
+        end = bisect.bisect_left(names, uid + "`")  # the sign behind "_"
+        mine = names[bisect.bisect_left(names, uid + ".") : end]
+        stems = [(name, name.rsplit(".", 1)[0]) for name in mine]
+        return [
+            name
+            for name, stem in stems
+            if stem == uid or (_COUNTED.fullmatch(stem, len(uid)) and stem not in self.uids)
+        ]
 
 
 def _cloud_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in (".npz", ".npy"))
-
-
-def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
-    """[N, 3 | 6] float32 from ``.npy`` or the one array ``arr_0`` of ``.npz``, read without pickles and within bounds.
-
-    Raises:
-        RejectedError: unreadable, too few points, numbers that are not finite in float32, all points in one place.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        data = path.read_bytes()
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("arr_0.npy") as member:
-                data = member.read(MAX_BYTES + 1)  # what the archive claims about its size is not believed
-        array = parse_npy(data, (3, 6))
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
-    return usable_cloud(array, str(path), min_points)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rb.core.boxes import cloud_box_problem, points_in_box
 from rb.core.modality import POINT_CLOUD_REGION
+from rb.core.text import one_line
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
 from rb.data.prepare.common import (
@@ -27,6 +28,7 @@ from rb.data.prepare.common import (
     RejectedError,
     Tally,
     attempt,
+    find_raw,
     objects_of,
     read_file,
     read_json,
@@ -37,9 +39,11 @@ from rb.data.prepare.common import (
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
 DEFAULT_MIN_POINTS = 512  # Point-BERT's number of groups
-LAYOUT = """  RAW/ScanRefer_filtered_train.json, ScanRefer_filtered_val.json
+LAYOUT = """  RAW/ScanRefer_filtered_train.json, ScanRefer_filtered_val.json   or in RAW/data, as in ScanRefer's own repository
   RAW/scannet_data/scene0000_00_aligned_vert.npy   float [N, 9]: x y z, r g b (0-255), normal; or RAW/data/scannet/scannet_data, --scenes DIR
   RAW/scannet_data/scene0000_00_aligned_bbox.npy   float [K, 8]: centre, sizes, nyu40 id, objectId"""
+_JSON_PLACES = (".", "data", "ScanRefer", "data/ScanRefer")
+_SCENE_PLACES = ("data/scannet/scannet_data", "scannet_data", "scannet/scannet_data")
 _FIELDS = frozenset({"scene_id", "object_id", "ann_id", "description"})
 _SCENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _Json = dict[str, Any]
@@ -79,11 +83,10 @@ def convert(
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
-    file = require_raw(raw / f"ScanRefer_filtered_{split}.json", LAYOUT)
+    file = find_raw(raw, [f"{place}/ScanRefer_filtered_{split}.json" for place in _JSON_PLACES], LAYOUT)
     notes: Counter[str] = Counter()
     rows = objects_of(read_json(file, _FIELDS, notes), str(file))
-    nested = raw / "data" / "scannet" / "scannet_data"
-    folder = require_raw(scenes or (nested if nested.is_dir() else raw / "scannet_data"), LAYOUT)
+    folder = require_raw(scenes, LAYOUT) if scenes else find_raw(raw, _SCENE_PLACES, LAYOUT)
     with ShardWriter(out, NAME, POINT_CLOUD_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "descriptions", notes)
         by_scene = _by_scene(conversion, rows)
@@ -100,23 +103,29 @@ def convert(
 def _by_scene(conversion: Conversion, rows: list[_Json]) -> dict[str, list[_Json]]:
     """The rows that name a scene, an object and a description, in the file's order."""
     by_scene: dict[str, list[_Json]] = {}
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, int, str]] = set()
     for number, row in enumerate(rows):
         conversion.tally.read += 1
         scene_id, object_id, ann_id = (str(row.get(name)) for name in ("scene_id", "object_id", "ann_id"))
         where = f"row {number} (scene {scene_id[:80]!r}, object {object_id[:80]!r}, ann_id {ann_id[:80]!r})"
-        if not isinstance(row.get("description"), str) or not object_id.isdecimal() or not object_id.isascii():
+        text = row.get("description")
+        if not isinstance(text, str) or not object_id.isdecimal() or not object_id.isascii() or len(object_id) > 18:
             conversion.reject(
                 f"row {number}", Reason.MALFORMED_ROW, f"{where}: needs a number object_id and a text description"
             )
-        elif not _SCENE.fullmatch(scene_id):
+            continue
+        if not _SCENE.fullmatch(scene_id):
             conversion.reject(f"row {number}", Reason.UNSAFE_NAME, f"{where}: is no scene's name")
-        elif (scene_id, object_id, ann_id) in seen:
+            continue
+        # Rows without the annotation's id are told apart by what they say.
+        known = row.get("ann_id") not in (None, "") and ann_id != "nan"
+        identity = (scene_id, int(object_id), f"id {ann_id}" if known else f"text {one_line(text)}")
+        if identity in seen:
             conversion.reject(
                 f"scannet/{scene_id}", Reason.DUPLICATE_SOURCE, f"{where}: comes twice; the first is kept", object_id
             )
         else:
-            seen.add((scene_id, object_id, ann_id))
+            seen.add(identity)
             by_scene.setdefault(scene_id, []).append({**row, "object_id": str(int(object_id)), "where": where})
     return by_scene
 
@@ -136,8 +145,6 @@ def read_scene(folder: Path, scene_id: str, colours: bool, min_points: int) -> S
             )
     vertices = _read_array(files["vert"], 9, Reason.POINTS_MISSING, Reason.POINTS_UNREADABLE)
     points = usable_cloud(vertices[:, : 6 if colours else 3], str(files["vert"]), min_points)
-    if colours:
-        points[:, 3:] /= 255.0
     rows = _read_array(files["bbox"], 8, Reason.BOXES_MISSING, Reason.BOXES_UNREADABLE).astype(np.float64)
     boxes: dict[str, list[float]] = {}
     for row in rows:

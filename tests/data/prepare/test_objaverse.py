@@ -71,6 +71,7 @@ def test_objaverse_flat_npy_with_colour(tmp_path):
     raw = objaverse_raw(tmp_path / "raw", f"{uid(1)},a cube\n", {})
     (raw / "8192_npy").mkdir()
     array = np.asfortranarray(cloud(600, 6).astype(np.float32))
+    array[:, 3:] = np.random.default_rng(1).random((600, 3))
     np.save(raw / f"8192_npy/{uid(1)}_8192.npy", array)
     objaverse.convert(raw, tmp_path / "out", objaverse.hashed_split(uid(1)))
     points = decode_points(found(tmp_path / "out")[f"objaverse/{uid(1)}"].media, "x")
@@ -142,22 +143,43 @@ def test_an_open_quote_costs_one_line_only(tmp_path):
     assert [line for line, _ in table.malformed] == [1, 7]
 
 
+def test_a_line_of_a_quoted_caption_that_looks_like_a_row_belongs_to_it(tmp_path):
+    """What decides: a uid of the file's own form begins a row; a quote that is closed by a row's opening quote never was."""
+    file = tmp_path / "c.csv"
+    file.write_text(
+        f'{uid(1)},"a table\nfurniture, ""brown"", x"\n{uid(2)},"open\n{uid(3)},"next, one"\n'
+        'chair_0001,"open\nsofa_0002b,"b, c"\nstool,"three\n\nhigh_legs,red"\n'
+    )
+    table = cap3d.read_captions(file, Counter())
+    assert table.captions == {
+        uid(1): 'a table\nfurniture, "brown", x',
+        uid(3): "next, one",
+        "sofa_0002b": "b, c",
+        "stool": "three\n\nhigh_legs,red",
+    }
+    assert [line for line, _ in table.malformed] == [3, 5]
+
+
+def choose(raw, split, uids):
+    return objaverse.choose_uids(raw, split, uids, objaverse.read_lists(raw, Counter()))
+
+
 def test_objaverse_splits(tmp_path):
     uids = [uid(k) for k in range(2000)]
     raw = tmp_path / "raw"
     raw.mkdir()
-    hashed = {split: objaverse.choose_uids(raw, split, uids, Counter()) for split in objaverse.SPLITS}
+    hashed = {split: choose(raw, split, uids) for split in objaverse.SPLITS}
     assert sorted(u for listed in hashed.values() for u in listed) == uids
     assert 20 < len(hashed["val"]) < 70 < len(hashed["train"])
     assert 20 < len(hashed["test"]) < 70
     (raw / "test.txt").write_text(f"{uids[5]}\n{uids[5]}\n\n{uids[3]}\n")
-    assert objaverse.choose_uids(raw, "test", uids, Counter()) == [uids[5], uids[3]]
-    assert objaverse.choose_uids(raw, "train", uids, Counter()) == [u for u in uids if u not in (uids[3], uids[5])]
+    assert choose(raw, "test", uids) == [uids[5], uids[3]]
+    assert choose(raw, "train", uids) == [u for u in uids if u not in (uids[3], uids[5])]
     with pytest.raises(ValueError, match=r"val\.txt: not found, though there is test\.txt"):
-        objaverse.choose_uids(raw, "val", uids, Counter())
+        choose(raw, "val", uids)
     (raw / "train.txt").write_text(f"{uids[3]}\n")
     with pytest.raises(ValueError, match="1 uids are in both"):
-        objaverse.choose_uids(raw, "test", uids, Counter())
+        choose(raw, "test", uids)
 
 
 def test_objaverse_wrong_calls_are_clear_errors(tmp_path):

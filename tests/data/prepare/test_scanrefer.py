@@ -12,7 +12,8 @@ import pytest
 from rb.data.formats import FormatError, ObjectAnnotation, Record, read_rejected
 from rb.data.prepare import scanrefer
 from rb.data.shards import ShardWriter, adopt
-from rb.sources.points import encode_points
+from rb.sources.points import decode_points, encode_points
+from tests.support.raw_data import found
 
 CENTRES = np.array([[0.5, 0.5], [4.5, 0.5], [0.5, 4.5], [4.0, 2.5]])  # of four stools in a room of 5 m x 5 m
 
@@ -100,3 +101,42 @@ def test_indexing_foreign_tars_refuses_a_box_without_points(tmp_path: Path) -> N
         FormatError, match=r"x-000000\.tar: key '000000000'.*objects\[0\]: box .* holds none of the 1200 points"
     ):
         adopt(tmp_path / "set", "point_cloud_region", overwrite=True)
+
+
+def test_descriptions_without_an_annotation_id_are_told_apart_by_their_words(tmp_path: Path) -> None:
+    rows = [described(0, "a stool."), described(0, "the stool by the door."), described(0, "a  stool.")]
+    for row in rows:
+        del row["ann_id"]
+    rows += [
+        described(1, "a low stool.", ann_id=None),
+        described(1, "a wooden stool.", ann_id=""),
+        described(1, "a round stool.", ann_id=float("nan")),
+        described(2, "a stool.", ann_id="0"),
+        described(2, "said again.", ann_id=0),  # the id says that it is the same annotation
+    ]
+    tally = scanrefer.convert(write_raw(tmp_path / "raw", boxes_of(CENTRES), rows=rows), tmp_path / "out", "val")
+    (item,) = found(tmp_path / "out").values()
+    assert {one.object_id: len(one.captions) for one in item.record.objects} == {"0": 2, "1": 3, "2": 1}
+    assert tally.rejected == {"duplicate_source": 2}
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_colours_of_a_scene_of_either_range(tmp_path: Path, scale: float) -> None:
+    vertices = points_of_a_room()
+    vertices[:, 3:6] = np.linspace(0, scale, len(vertices))[:, None]
+    scanrefer.convert(write_raw(tmp_path / "raw", boxes_of(CENTRES), vertices), tmp_path / "out", "val", colours=True)
+    (item,) = found(tmp_path / "out").values()
+    np.testing.assert_allclose(decode_points(item.media, "x")[:, 3], np.linspace(0, 1, len(vertices)), atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["data", "data/ScanRefer"])
+def test_the_layout_of_scanrefers_own_repository(tmp_path: Path, place: str) -> None:
+    write_raw(tmp_path / "raw", boxes_of(CENTRES))
+    repository = tmp_path / "repository"
+    (repository / place).mkdir(parents=True)
+    (repository / "data/scannet").mkdir(parents=True)
+    (tmp_path / "raw/scannet_data").rename(repository / "data/scannet/scannet_data")
+    (tmp_path / "raw/ScanRefer_filtered_val.json").rename(repository / place / "ScanRefer_filtered_val.json")
+    assert scanrefer.convert(repository, tmp_path / "out", "val").used == 4
+    if place == "data":  # and RAW may be the repository's data folder
+        assert scanrefer.convert(repository / "data", tmp_path / "inner", "val").used == 4
