@@ -107,8 +107,10 @@ def box_rows(given: Any, length: int, where: str) -> tuple[list[list[float]], bo
     raise InputError(f"{where}: boxes have shape {tuple(array.shape)}; give [{length}] or [n, {length}]")
 
 
-def image_box(box: Sequence[float], size: tuple[int, int], box_format: str, where: str) -> list[float]:
-    """x1 y1 x2 y2 in pixels or normalised -> [0, 1].
+def image_box(
+    box: Sequence[float], size: tuple[int, int], box_format: str, where: str, whole_pixels: bool = False
+) -> list[float]:
+    """x1 y1 x2 y2 in pixels or normalised -> [0, 1]; ``whole_pixels`` as in ``model.box2d``.
 
     Raises:
         InputError: empty, outside the image, or apparently in the other format.
@@ -129,7 +131,7 @@ def image_box(box: Sequence[float], size: tuple[int, int], box_format: str, wher
         raise InputError(
             f"{where}: {list(box)} is empty or not finite; it must be x1 y1 x2 y2 with x1 < x2 and y1 < y2"
         )
-    return normalise_image_box(pixels, width, height)
+    return normalise_image_box(pixels, width, height, whole_pixels)
 
 
 def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: str) -> None:

@@ -183,7 +183,8 @@ class RegionBLIP:
         for i, (opened_image, entry) in enumerate(zip(_opened(given), entries, strict=True)):
             rows, one = inputs.box_rows(entry, 4, f"boxes[{i}]")
             ready = [
-                inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)
+                inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]", self._images.whole_pixels)
+                for j, row in enumerate(rows)
             ]
             sources.append(_Source(self._images(opened_image), inputs.to_tensor(ready)))
             alone.append(1 if one else -len(rows))

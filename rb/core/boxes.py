@@ -46,9 +46,11 @@ def image_box_problem(box: Sequence[float], width: float, height: float) -> str 
     return "box_empty" if x2 - x1 <= 0 or y2 - y1 <= 0 else None
 
 
-def normalise_image_box(box: Sequence[float], width: float, height: float) -> list[float]:
-    """Pixels to [0, 1], clipped to the image (the model's form of an image box)."""
+def normalise_image_box(box: Sequence[float], width: float, height: float, whole_pixels: bool = False) -> list[float]:
+    """Pixels to [0, 1], clipped to the image (the model's form of an image box); ``whole_pixels`` cuts fractions off (``model.box2d``)."""
     x1, y1, x2, y2 = clip_xyxy(box, width, height)
+    if whole_pixels:
+        x1, y1, x2, y2 = (math.trunc(v) for v in (x1, y1, x2, y2))
     return [x1 / width, y1 / height, x2 / width, y2 / height]
 
 

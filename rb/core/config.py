@@ -6,6 +6,7 @@ first, then the released code; the table in docs/architecture.md has all columns
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rb.core.metric_names import TOTAL, VAL, loss_name, value_name
@@ -68,6 +69,9 @@ class DataConfig:
     """Modality -> held-out manifests for the ``validation`` section, likewise."""
     augment: bool = True
     """Augment point clouds (objects: dropout, scale, shift, turn; scenes: 5 degrees about z). Images never are."""
+    raw_captions: tuple[str, ...] = ()
+    """Modalities that train on captions as they were written, without BLIP's rule (lower case, no punctuation); the released code does so
+    with ScanRefer's."""
     num_workers: int = 4
     """Loader processes per rank; the data and their order do not depend on it."""
 
@@ -79,6 +83,7 @@ class DataConfig:
                 if not sources:
                     raise ValueError(f"data.{part}.{name}: no manifest listed; list one, or remove the modality")
             object.__setattr__(self, part, {name: listed[name] for name in in_table_order(listed)})
+        object.__setattr__(self, "raw_captions", in_table_order(self.raw_captions))
         at_least("data.num_workers", self.num_workers, 0)
 
 
@@ -128,6 +133,9 @@ class TrainConfig:
     """Samples of one forward pass on one rank. Accumulation is derived: global / (micro * ranks)."""
     schedule: str = "weighted_round_robin"
     """Which modality a step trains: ``weighted_round_robin``, ``round_robin`` or ``sequential`` (rb/core/schedules.py)."""
+    order: tuple[str, ...] = ()
+    """Order in which modalities take their turns; those not listed come after, in the order image, image_region, point_cloud,
+    point_cloud_region."""
     epochs: int = 30
     """Length of the run; an epoch shows every sample of every modality once."""
     max_steps: int | None = None
@@ -149,6 +157,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("train.schedule", self.schedule, tuple(SCHEDULES))
+        for name in self.order:
+            modality_spec(name)
+        object.__setattr__(self, "order", tuple(dict.fromkeys(self.order)))
         for name in (
             "global_batch_size",
             "micro_batch_size",
@@ -161,6 +172,11 @@ class TrainConfig:
         if self.max_steps is not None:
             at_least("train.max_steps", self.max_steps, 1)
         at_least("train.timeout_s", self.timeout_s, 1)
+
+    def in_order(self, modalities: Iterable[str]) -> list[str]:
+        """``modalities`` as they take their turns: those in ``order`` first."""
+        given = list(modalities)
+        return sorted(given, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
 
     def grad_accum_steps(self, world_size: int) -> int:
         """Micro-batches of a step on each rank; ``ValueError`` names the three numbers where they do not divide."""

@@ -99,6 +99,9 @@ class FoundationConfig:
     bert: str = ""
     """A ``bert-base-uncased`` folder: the LM head of ``text_branch: hub-itm``, the start of ``init.point_qformer: bert``, and the
     tokenizer where the text branch's folder has none."""
+    text_head: str = ""
+    """A file that ``rb import-released`` writes: the row of [DEC] and the bias of the LM head that a released checkpoint was trained
+    beside; they take the place of the text branch's own."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class ModelConfig:
     """Q-Former that reads points: ``shared``, BLIP-2's with LoRA, or ``separate``, a second one that trains whole (released code)."""
     shared_heads: bool = False
     """One text_proj, itm_head and temperature for all modalities (released code) instead of one each."""
+    box2d: str = "exact"
+    """Box of an image: ``exact``, or ``whole_pixels``, fractions of pixels cut off before it is divided by width and height (released code)."""
     box3d: str = "min_max"
     """Box of a cloud: ``min_max``, 6 numbers in the cloud's own frame mapped to [0, 1], or ``metres_corners``, the released code's 24:
     eight corners in the cloud's own units, extents of y and z exchanged."""
@@ -175,6 +180,7 @@ class ModelConfig:
             )
         one_of("model.llm", self.llm, ("auto", "decoder", "encoder_decoder"))
         one_of("model.point_qformer", self.point_qformer, ("shared", "separate"))
+        one_of("model.box2d", self.box2d, ("exact", "whole_pixels"))
         one_of("model.box3d", self.box3d, tuple(CLOUD_BOX_DIMS))
         one_of("model.cloud_frame", self.cloud_frame, ("unit", "metres"))
         one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))

@@ -9,6 +9,7 @@ from pathlib import Path
 RUN_CONFIG = "config.yaml"
 RUN_ENVIRONMENT = "environment.json"
 RUN_WEIGHTS = "weights.json"
+RUN_TEXT_HEAD = "text_head.safetensors"  # of an imported run; model.foundation.text_head names it
 RUN_LOG = "log.txt"
 RUN_VALIDATION = "validation"
 TRAINING_LOCK = "training.lock"

@@ -51,7 +51,8 @@ class TextProcessor:
         llm_kind: ``"decoder"`` (OPT and other causal models: soft prompt, start token and prompt, caption, end token) or
             ``"encoder_decoder"`` (T5: the encoder reads soft prompt and prefix, the decoder writes the caption).
         max_text_tokens: length of every text, end token included (32 in the paper's code). Longer captions lose words, never their end.
-        prompt: literal text before the caption. Empty means none for decoders and the modality's fixed prefix for T5.
+        prompt: literal text before the caption, without spaces at its end: the caption's first word brings its own, and an LLM never saw a
+            space token before a word. Empty means none for decoders and the modality's fixed prefix for T5.
     """
 
     qformer_tokenizer: PreTrainedTokenizerBase
@@ -61,6 +62,7 @@ class TextProcessor:
     prompt: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.prompt.rstrip(" "))
         if self.llm_kind not in ("decoder", "encoder_decoder"):
             raise ValueError(f"llm_kind must be 'decoder' or 'encoder_decoder', got {self.llm_kind!r}")
         for name in ("cls_token_id", "sep_token_id", "pad_token_id", "bos_token_id"):
@@ -173,7 +175,7 @@ class TextProcessor:
                 raise ValueError(
                     f"prompt {self.prompt!r} leaves no room for a caption in {self.max_text_tokens} tokens"
                 )
-        lead = " " if self.llm_kind == "decoder" and self.prompt and not self.prompt.endswith(" ") else ""
+        lead = " " if self.llm_kind == "decoder" and self.prompt else ""
         rows = [
             [*self.llm_tokenizer(lead + text, add_special_tokens=False)["input_ids"][:budget], self.end_token_id]
             for text in captions

@@ -12,7 +12,7 @@ from typing import Any
 
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
-from rb.core.text import clean_caption
+from rb.core.text import clean_caption, one_line
 from rb.data.index import Loaded, ManifestReader
 from rb.sources.source import Draws
 from rb.sources.table import source_of
@@ -26,11 +26,13 @@ class SampleTransform:
         of_source: by the name of the source, what its row in ``rb/sources/table.py`` made for the model.
         augment: augment when training.
         seed: of the run; keys every draw.
+        raw_captions: modalities that train on captions as they were written.
     """
 
     of_source: Mapping[str, Any]
     augment: bool = True
     seed: int = 0
+    raw_captions: tuple[str, ...] = ()
 
     def training_sample(self, loaded: Loaded, modality: str, position: int) -> Sample:
         """The sample at ``position`` of the modality's stream; ``FormatError`` if its media cannot be used."""
@@ -61,6 +63,7 @@ class SampleTransform:
         area = None if crop is None else (_box_of(seen), crop)
         inputs, numbers = source.read(self.of_source[source.name], seen.stored, box, draws, area)
         item, record = own.item, own.record
+        written = one_line if spec.name in self.raw_captions else clean_caption
         return Sample(
             id=own.id,
             source_id=record.source_id,
@@ -70,7 +73,7 @@ class SampleTransform:
             split=record.split,
             inputs=inputs,
             box=numbers,
-            caption=clean_caption(own.caption) if position >= 0 else "",
+            caption=written(own.caption) if position >= 0 else "",
             references=own.references,
             raw_box=tuple(map(float, item.box)) if item else None,
             position=position,

@@ -89,7 +89,7 @@ def run_predict(args: argparse.Namespace) -> int:
     else:
         loaded = load_base(args.run_file, dist.device(), args.overrides)
     if args.decode == "released":
-        loaded = loaded.generating(RELEASED_DECODING)
+        loaded = loaded.generating(RELEASED_DECODING[loaded.text.llm_kind])
     count = predict(job, loaded, args.out)
     if dist.is_main():
         say(f"{count} captions in {args.out}")

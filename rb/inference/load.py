@@ -22,7 +22,7 @@ from rb.core.device import usable_device
 from rb.core.fingerprints import is_weaker, weaker_fingerprint
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG, run_of_checkpoint, step_name
-from rb.core.run_paths import open_foundation, resolve_foundation, run_places
+from rb.core.run_paths import find_path, open_foundation, resolve_foundation, run_places
 from rb.core.text import TextProcessor
 from rb.data.samples import SampleTransform
 from rb.model.region_blip import RegionBLIP
@@ -166,6 +166,9 @@ def _from_run(path: Path, foundation: str | Path | FoundationConfig | None, over
         found = resolve_foundation(run.model.foundation, *run_places(run_dir, run))
     else:
         found = _given(foundation, Path(run.model.foundation.blip2).name)
+        head = run.model.foundation.text_head
+        if head and not isinstance(foundation, FoundationConfig):  # no such folder has it: it belongs to the run
+            found = replace(found, text_head=find_path("model.foundation.text_head", head, *run_places(run_dir, run)))
     return Trained(
         checkpoint.path,
         run.name,

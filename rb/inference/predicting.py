@@ -28,8 +28,12 @@ from rb.inference.generate import caption_examples, in_manifest_order
 from rb.inference.load import Loaded
 from rb.sources.table import source_of
 
-# What the released code evaluates with, for every task (it also runs at 364 px).
-RELEASED_DECODING = DecodeConfig(num_beams=5, max_new_tokens=30, min_new_tokens=8, length_penalty=1.0, image_size=364)
+# What the released code evaluates with, for every task (it also runs at 364 px), by kind of LLM. Its min_length 8 counts the token that
+# generation starts from, so 7 are new; so does OPT's max_length 30, but T5 asks for 30 new ones.
+RELEASED_DECODING = {
+    kind: DecodeConfig(num_beams=5, max_new_tokens=longest, min_new_tokens=7, length_penalty=1.0, image_size=364)
+    for kind, longest in (("decoder", 29), ("encoder_decoder", 30))
+}
 REFERENCE_POLICY = "all sentences of a source or box"
 WHOLE, CROPS, SHUFFLED, BLIND = "whole", "crops", "shuffled", "blind"
 

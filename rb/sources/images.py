@@ -48,6 +48,7 @@ class ImageTransform:
     size: int
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    whole_pixels: bool = False  # of boxes
 
     def __post_init__(self) -> None:
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -112,9 +113,10 @@ class ImageSource(Source[ImageTransform]):
         pixels = np.asarray(image.resize((17, 16), Image.Resampling.BOX))
         return np.packbits(pixels[:, :-1] > pixels[:, 1:]).tobytes()
 
-    def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:  # noqa: ARG002 (no setting of the run)
-        """The image processor's settings."""
-        return ImageTransform(settings.image_side, settings.image_mean, settings.image_std)
+    def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:
+        """The image processor's settings, and what becomes of a box."""
+        whole_pixels = config.box2d == "whole_pixels"
+        return ImageTransform(settings.image_side, settings.image_mean, settings.image_std, whole_pixels)
 
     def read(
         self,
@@ -128,8 +130,10 @@ class ImageSource(Source[ImageTransform]):
         image = decode_image(stored.media, stored.where, stored.size)
         if crop is not None:
             image = crop_to_box(image, *crop)
-        numbers = None if box is None else torch.tensor(normalise_image_box(box, *stored.size), dtype=torch.float32)
-        return transform(image), numbers
+        if box is None:
+            return transform(image), None
+        numbers = normalise_image_box(box, *stored.size, transform.whole_pixels)
+        return transform(image), torch.tensor(numbers, dtype=torch.float32)
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
         """By the vision encoder."""

@@ -50,7 +50,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
     check_request(config, world_size)
     data = open_training_data(config.data.train, config.seed)
     held_out = open_validation_data(config.data.val) if config.validation.every else {}
-    samples = {modality: len(d.stream) for modality, d in data.items()}
+    samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     folder = resume or Path(config.output_dir) / config.name
     if resume is None:

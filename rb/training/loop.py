@@ -23,13 +23,14 @@ from rb.core.config import RunConfig
 from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
 from rb.core.metric_names import EPOCH, RATE, TOTAL, TRAIN, parse_name, shown_values, value_name
 from rb.core.run_file import digest, dump_run, to_tree
-from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS
+from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_TEXT_HEAD, RUN_WEIGHTS
 from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
 from rb.inference.load import check_foundation, example_transform, read_trained
 from rb.model.weights.build import Built, build_model
+from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
 from rb.training.agree import agreed_to_stop, on_main, together
 from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
@@ -82,7 +83,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     together(partial(check_request, config))
     data = together(partial(open_training_data, config.data.train, config.seed))
     held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
-    samples = {modality: len(d.stream) for modality, d in data.items()}
+    samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
 
@@ -175,7 +176,7 @@ def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
     train_config = run.config.train
     transform = example_transform(run.built, run.config.seed)
-    transform = replace(transform, augment=run.config.data.augment)
+    transform = replace(transform, augment=run.config.data.augment, raw_captions=run.config.data.raw_captions)
     dataset = TrainDataset(
         run.data,
         run.schedule.at,
@@ -267,6 +268,11 @@ def warm_start(built: Built, source: str, allow: Sequence[str]) -> dict[str, lis
     """Take over the trained parameters of another run, and say how many; the differences that ``allow`` accepted."""
     trained = read_trained(source, built.config.foundation)
     accepted = check_foundation(f"init_from {source}", trained.recorded, built, allow)
+    if HEAD_ROLE in trained.recorded and HEAD_ROLE not in built.files:
+        raise ValueError(
+            f"init_from {source}: was imported with the LM head of its Q-Former, which this run lacks; "
+            f"set model.foundation.text_head={Path(source) / RUN_TEXT_HEAD}"
+        )
     fresh = checkpoint.copy_parameters(f"init_from {source}", built.model.trainable_parameters(), trained.values)
     log.info("init_from %s: %d parameters taken over, %d newly initialised", source, len(trained.values), len(fresh))
     for name in fresh:

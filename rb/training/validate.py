@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Validation:
         self._shown: dict[str, list[Shown]] = {}
         if self.settings.every:
             self._text = built.text
-            self._transform = example_transform(built, SEED)
+            self._transform = replace(example_transform(built, SEED), raw_captions=config.data.raw_captions)
             captioned_as = example_transform(built, SEED, config.decode.image_size)
             self._loaded = Loaded(built, captioned_as, config.decode, SEED)
 

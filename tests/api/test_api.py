@@ -135,6 +135,7 @@ def test_prompt_is_what_the_caption_goes_on_from(model: RegionBLIP) -> None:
     images = pictures(4)
     plain, led = model.caption(images), model.caption(images, prompt="a photo of the")
     assert plain != led
+    assert model.caption(images, prompt="a photo of the ") == led  # a space at its end is no word's
     assert model.caption(images) == plain
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import eval.predict
@@ -22,13 +23,15 @@ from rb.core.config import FoundationConfig, InitConfig, ModelConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.text import TextProcessor
 from rb.data.predictions import read_predictions
+from rb.inference.load import load_trained
 from rb.model import losses
 from rb.model.language import caption_logits
 from rb.model.qformer import query_and_text_pass
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
 from rb.model.weights.readers import CheckpointError
-from rb.model.weights.released import NOT_TRAINED_HERE, WAY_NOT_TAKEN, import_released
+from rb.model.weights.released import NOT_TRAINED_HERE, WAY_NOT_TAKEN, import_released, text_head
+from rb.training.loop import warm_start
 from tests.support import tiny
 from tests.support.small_data import write_set
 
@@ -140,8 +143,10 @@ def released(foundation: FoundationConfig, plain: RegionBLIP, llm: str) -> dict[
     # Buffers and tied copies of frozen weights.
     for qformer in ("Qformer", "Qformer_pc"):
         out[f"{qformer}.bert.embeddings.position_ids"] = torch.arange(32)[None]
-    out["Qformer.cls.predictions.decoder.weight"] = plain.text_branch.embeddings.word_embeddings.weight.clone() + 1
-    out["Qformer.cls.predictions.decoder.bias"] = plain.text_branch.bias.clone()
+    table = plain.text_branch.embeddings.word_embeddings.weight.detach().clone()
+    table[-1] = torch.randn(D, generator=generator)  # [DEC]
+    out["Qformer.cls.predictions.decoder.weight"] = table
+    out["Qformer.cls.predictions.decoder.bias"] = torch.randn(len(table), generator=generator)
     if llm == "opt":
         out["opt_model.lm_head.weight"] = language.get_output_embeddings().weight.detach().half()
     else:
@@ -162,6 +167,14 @@ def set_norms(model: RegionBLIP, tensors: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def config(foundation: FoundationConfig) -> ModelConfig:
     return tiny.model_config(foundation, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def with_head(config: ModelConfig, tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """The same with the row of [DEC] and the bias of the file."""
+    path = tmp_path_factory.mktemp("head") / "text_head.safetensors"
+    save_file(text_head(tensors), path)
+    return replace(config, foundation=replace(config.foundation, text_head=str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +232,9 @@ def said(
             for t in ("word", "position")
         }
         branch.load_state_dict(head | tables)
+    else:
+        branch.embeddings.word_embeddings.weight.data = tensors["Qformer.cls.predictions.decoder.weight"]
+        branch.bias.data = tensors["Qformer.cls.predictions.decoder.bias"]
     merge(qformer, tensors, "Qformer_pc.bert." if spec.source == "points" else "Qformer.bert.", m, in_qformer)
     queries = tensors[f"query_tokens_{m}"].expand(len(batch), -1, -1)
     if spec.regional:
@@ -253,9 +269,9 @@ def batch_of(modality: str, text: TextProcessor) -> Batch:
 
 @pytest.mark.parametrize("modality", list(SUFFIX))
 def test_outputs_are_what_the_tensors_say(
-    tensors: dict[str, Tensor], config: ModelConfig, plain: RegionBLIP, text: TextProcessor, llm: str, modality: str
+    tensors: dict[str, Tensor], with_head: ModelConfig, plain: RegionBLIP, text: TextProcessor, llm: str, modality: str
 ) -> None:
-    model, batch = build_model(config, seed=0).model, batch_of(modality, text)
+    model, batch = build_model(with_head, seed=0).model, batch_of(modality, text)
     before = model.soft_prompt(modality, batch.inputs, batch.boxes)
     import_released(model, tensors, "x.pth")
     soft_prompt, terms = said(tensors, plain, model, batch, llm)
@@ -268,8 +284,13 @@ def test_outputs_are_what_the_tensors_say(
         torch.testing.assert_close(found[name].detach(), value, rtol=1e-4, atol=1e-5)
 
 
-def test_every_key_is_accounted_for(tensors: dict[str, Tensor], config: ModelConfig, llm: str) -> None:
-    model = build_model(config, seed=0).model
+def test_every_key_is_accounted_for(
+    tensors: dict[str, Tensor], config: ModelConfig, with_head: ModelConfig, llm: str
+) -> None:
+    without = import_released(build_model(config, seed=0).model, tensors, "x.pth").left_out
+    built = build_model(with_head, seed=0)
+    model = built.model
+    assert "row of [DEC]: text_head/text_head.safetensors : dec_row" in str(built.ledger.origins)
     account = import_released(model, tensors, "x.pth")
     assert {*account.origins.values(), *account.left_out} == set(tensors)
     assert len(account.origins) == len(model.trainable_parameters())
@@ -281,8 +302,9 @@ def test_every_key_is_accounted_for(tensors: dict[str, Tensor], config: ModelCon
     assert idle == {k for k in tensors if "lora_" in k and k.startswith("Qformer.") and "_pc" in k} | {
         k for k in tensors if "lora_" in k and k.startswith("Qformer_pc.") and "_img" in k
     }
-    assert "captions do not read it" in reasons["Qformer.cls.predictions.decoder.weight"]
-    assert reasons["Qformer.cls.predictions.decoder.bias"].endswith("the foundation's")
+    for kind in ("weight", "bias"):
+        assert "captions do not read it" in without[f"Qformer.cls.predictions.decoder.{kind}"]
+        assert reasons.pop(f"Qformer.cls.predictions.decoder.{kind}").startswith("copy of a frozen weight, equal")
     assert sum(r.startswith("copy of a frozen weight, equal") for r in reasons.values()) == 4 + (
         1 if llm == "opt" else 2
     )
@@ -330,7 +352,7 @@ def test_a_model_without_the_released_variants_is_refused(tensors: dict[str, Ten
 
 def test_the_command_makes_a_run_that_captions(
     tensors: dict[str, Tensor],
-    config: ModelConfig,
+    with_head: ModelConfig,
     foundation: FoundationConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -344,7 +366,7 @@ def test_the_command_makes_a_run_that_captions(
     asked = ["import-released", str(file), "--run", str(run_file), "--out", str(out)]
     assert main(asked) == 0
     assert f"{len(tensors)} keys" in capsys.readouterr().out
-    model = build_model(config, seed=0).model
+    model = build_model(with_head, seed=0).model
     import_released(model, tensors, "x.pth")
     stored = load_parameters(out)
     assert {name: p.shape for name, p in model.trainable_parameters().items()} == {
@@ -364,3 +386,15 @@ def test_the_command_makes_a_run_that_captions(
     rows, meta = read_predictions(said_file)
     assert len(rows) == 3
     assert meta["checkpoint"]["step"] == 0
+    # The run keeps the head that it was trained beside, wherever it is moved; a run that starts from it must name it.
+    moved, bias = out.rename(tmp_path / "moved"), tensors["Qformer.cls.predictions.decoder.bias"]
+    pairs = zip(load_trained(moved).model.state_dict().values(), model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match=rf"set model.foundation.text_head={moved}/text_head.safetensors"):
+        warm_start(build_model(replace(with_head, foundation=foundation), seed=1), str(moved), [])
+    named = replace(foundation, text_head=str(moved / "text_head.safetensors"))
+    assert warm_start(started := build_model(replace(with_head, foundation=named), seed=1), str(moved), []) == {}
+    assert torch.equal(started.model.text_branch.bias, bias)
+    save_file({"bias": bias}, moved / "text_head.safetensors")
+    with pytest.raises(CheckpointError, match="needs dec_row of shape"):
+        load_trained(moved)

@@ -28,7 +28,7 @@ from rb.model.weights.ledger import Ledger, plain_name
 from rb.model.weights.point_qformer import bert_folder, point_qformer_start
 from rb.model.weights.points import load_points
 from rb.model.weights.readers import CheckpointError, read_headers, read_json, read_tensors
-from rb.model.weights.recipes import TextBranchWeights, Weights, read_text_branch, tokenizer_folder
+from rb.model.weights.recipes import HEAD_ROLE, TextBranchWeights, Weights, read_text_branch, tokenizer_folder
 
 PUBLIC_ITC_WIDTH = 256
 PUBLIC_QFORMER_VOCABULARY = 30523  # bert-base-uncased and [DEC]
@@ -129,6 +129,8 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     _settle_dtypes(model, dtype)
     ledger.check(model)
     files = {"blip2": folder.files, "text_branch": branch.files}
+    if branch.head:
+        files[HEAD_ROLE] = branch.head
     if point_files:
         files["point_encoder"] = point_files
     if model.point_qformer is not None and config.init.point_qformer == "bert":

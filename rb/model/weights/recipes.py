@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,9 @@ from rb.model.weights.text_branch import HEADS, check_stage1, stage1_names
 
 OPTION = "model.foundation.text_branch"
 BERT_OPTION = "model.foundation.bert"
-ROLE = "text_branch"
+ROLE, HEAD_ROLE = "text_branch", "text_head"
+WORD_TABLE = "text_branch.embeddings.word_embeddings.weight"
+DEC_ROW, LM_BIAS = "dec_row", "bias"  # of foundation.text_head: [D], [vocabulary]
 STAGE1_NAMES = ("text_branch", "blip2_pretrained")
 DEC_STD = 0.02  # of the row that [DEC] gets in BERT's table (BERT's own initializer_range)
 _LEFT_TO_BLIP2 = "the generation checkpoint's own version is used, or tied"
@@ -53,16 +55,18 @@ class TextBranchWeights:
         weights: target in the model -> (tensor, origin): all of the frozen text branch.
         heads: name inside a modality's parts (``vision_proj.weight``, ``temperature``, ...) -> the same; what is absent starts by rule.
         files: everything that its identity depends on.
+        head: the file of ``foundation.text_head``, if one is given.
     """
 
     weights: Weights
     heads: Weights
     files: list[Path] = field(default_factory=list)
+    head: list[Path] = field(default_factory=list)
 
     @property
     def vocabulary(self) -> int:
         """Rows of the word table, [DEC] included."""
-        return int(self.weights["text_branch.embeddings.word_embeddings.weight"][0].shape[0])
+        return int(self.weights[WORD_TABLE][0].shape[0])
 
     @property
     def positions(self) -> int:
@@ -82,7 +86,30 @@ def read_text_branch(config: ModelConfig, num_layers: int, ledger: Ledger, meta:
     Raises:
         CheckpointError: files or weights missing or left over; names file, keys and what to do.
     """
-    return RECIPES[config.text_branch](config, num_layers, ledger, read_headers if meta else read_tensors)
+    reader = read_headers if meta else read_tensors
+    found = RECIPES[config.text_branch](config, num_layers, ledger, reader)
+    return _with_text_head(found, config.foundation.text_head, reader) if config.foundation.text_head else found
+
+
+def _with_text_head(branch: TextBranchWeights, path: str, reader: Reader) -> TextBranchWeights:
+    """The row of [DEC] and the LM head's bias of ``foundation.text_head`` over the recipe's own."""
+    file = Path(path)
+    tensors = reader(file)
+    table, origin = branch.weights[WORD_TABLE]
+    for key, shape in ((DEC_ROW, table.shape[1:]), (LM_BIAS, branch.weights[f"text_branch.{LM_BIAS}"][0].shape)):
+        if key not in tensors or tensors[key].shape != shape:
+            raise CheckpointError(
+                f"{file}: needs {key} of shape {list(shape)} for this text branch; model.foundation.text_head is a file that "
+                "rb import-released wrote for the same foundation"
+            )
+    if not table.is_meta:  # [DEC] is the last word: it was added to BERT's
+        table = torch.cat([table[:-1], tensors[DEC_ROW][None].to(table)])
+    source = f"{HEAD_ROLE}/{file.name}"
+    weights = branch.weights | {
+        WORD_TABLE: (table, f"{origin}; row of [DEC]: {source}{FROM}{DEC_ROW}"),
+        f"text_branch.{LM_BIAS}": (tensors[LM_BIAS], f"{source}{FROM}{LM_BIAS}"),
+    }
+    return replace(branch, weights=weights, head=[file])
 
 
 def tokenizer_folder(config: ModelConfig) -> Path:
@@ -121,7 +148,7 @@ def _hub_itm(config: ModelConfig, num_layers: int, ledger: Ledger, reader: Reade
             f"{BERT_OPTION} is not set; the matching checkpoint has no LM head, which model.text_branch: hub-itm takes "
             "from a bert-base-uncased folder"
         )
-    rows = found["text_branch.embeddings.word_embeddings.weight"][0].shape[0]
+    rows = found[WORD_TABLE][0].shape[0]
     lm_head, bert = _bert_weights(Path(config.foundation.bert), BERT_OPTION, None, ledger, reader)
     lm_head = _with_dec(lm_head, rows, bert.path)
     weights = {name: weight for name, weight in found.items() if not name.startswith("heads.")}
@@ -137,7 +164,7 @@ def _bert(config: ModelConfig, num_layers: int, ledger: Ledger, reader: Reader) 
     if not folder:
         raise CheckpointError(f"{OPTION} is not set; model.text_branch: bert needs a bert-base-uncased folder there")
     weights, bert = _bert_weights(Path(folder), OPTION, num_layers, ledger, reader)
-    rows = weights["text_branch.embeddings.word_embeddings.weight"][0].shape[0] + 1
+    rows = weights[WORD_TABLE][0].shape[0] + 1
     return TextBranchWeights(_with_dec(weights, rows, bert.path), {}, bert.files)
 
 
@@ -199,7 +226,7 @@ def _with_dec(weights: Weights, rows: int, path: Path) -> Weights:
     """Word table and output bias with [DEC]'s row behind BERT's own: N(0, 0.02) drawn by a fixed key, and 0."""
     out = dict(weights)
     for name, rule in (
-        ("text_branch.embeddings.word_embeddings.weight", "N(0, 0.02)"),
+        (WORD_TABLE, "N(0, 0.02)"),
         ("text_branch.bias", "zero"),
     ):
         if name not in out:

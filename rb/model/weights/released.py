@@ -18,6 +18,7 @@ from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGIO
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.ledger import listing, plain_name
 from rb.model.weights.readers import CheckpointError
+from rb.model.weights.recipes import DEC_ROW, LM_BIAS
 
 MODALITY = {"img": IMAGE, "img_region": IMAGE_REGION, "pc": POINT_CLOUD, "pc_region": POINT_CLOUD_REGION}
 REMEDY = (
@@ -67,10 +68,12 @@ _TIED = {
     "Qformer_pc.cls.predictions.decoder.bias": "Qformer_pc.cls.predictions.bias",
 }
 _NO_WEIGHT = re.compile(r"Qformer(_pc)?\.bert\.embeddings\.position_ids|point_encoder\..*\.num_batches_tracked")
-# Frozen Q-Former's own word table and LM bias, saved as tied copies: BERT's (or a merged file's), not always the foundation's.
+# Frozen Q-Former's own word table and LM bias, saved as tied copies: BERT's (or a merged file's), not always the foundation's. The row of
+# [DEC] and the bias are nowhere else: ``text_head`` takes them.
+_TABLE, _BIAS = "Qformer.cls.predictions.decoder.weight", "Qformer.cls.predictions.decoder.bias"
 _FROZEN_TEXT = {
-    "Qformer.cls.predictions.decoder.weight": lambda model: model.text_branch.embeddings.word_embeddings.weight,
-    "Qformer.cls.predictions.decoder.bias": lambda model: model.text_branch.bias,
+    _TABLE: lambda model: model.text_branch.embeddings.word_embeddings.weight,
+    _BIAS: lambda model: model.text_branch.bias,
 }
 # Copies of frozen weights -> the foundation's own, which they must equal.
 _FROZEN: tuple[tuple[str, str, Callable[[RegionBLIP], Tensor]], ...] = (
@@ -109,6 +112,16 @@ class Account:
 
     origins: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+def text_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``model.foundation.text_head`` holds, from a released file; empty where the file lacks it.
+
+    It is [DEC]'s row (the last one) of the frozen Q-Former's word table, and the bias of its LM head.
+    """
+    if _TABLE not in tensors or _BIAS not in tensors:
+        return {}
+    return {DEC_ROW: tensors[_TABLE][-1].float().clone(), LM_BIAS: tensors[_BIAS].float().clone()}
 
 
 @torch.no_grad()
@@ -189,11 +202,9 @@ def _reason(model: RegionBLIP, tensors: Mapping[str, Tensor], key: str, tensor: 
         return f"tied to {twin}"
     if key in _FROZEN_TEXT:
         same = _close(tensor, _FROZEN_TEXT[key](model))
-        return "copy of a frozen weight, " + (
-            "the foundation's"
-            if same
-            else "not the foundation's text branch: captions do not read it, ITC and ITG of images do"
-        )
+        if same:
+            return "copy of a frozen weight, equal to the model's ([DEC]'s row and the bias are taken from this file)"
+        return "copy of a frozen weight, not the foundation's text branch: captions do not read it, ITC and ITG of images do"
     for pattern, option, ours in _FROZEN:
         if re.fullmatch(pattern, key):
             if not _close(tensor, ours(model)):

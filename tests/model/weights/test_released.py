@@ -241,8 +241,9 @@ def test_itm_of_a_modality_that_is_not_listed_never_runs(
 
 
 def test_released_decoding_preset(foundation: FoundationConfig, text: TextProcessor, tmp_path: Path) -> None:
-    decode = RELEASED_DECODING
-    assert (decode.num_beams, decode.min_new_tokens, decode.max_new_tokens, decode.image_size) == (5, 8, 30, 364)
+    decode = RELEASED_DECODING["decoder"]
+    assert dataclasses.replace(decode, max_new_tokens=30) == RELEASED_DECODING["encoder_decoder"]
+    assert (decode.num_beams, decode.min_new_tokens, decode.max_new_tokens, decode.image_size) == (5, 7, 29, 364)
     assert decode.length_penalty == 1.0
     config = tiny.model_config(foundation)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": to_tree(config)}))
@@ -251,7 +252,7 @@ def test_released_decoding_preset(foundation: FoundationConfig, text: TextProces
     asked = ["--run", str(tmp_path / "run.yaml"), "--data", str(tmp_path / "regions"), "--modality", IMAGE_REGION]
     assert eval.predict.main([*asked, "--out", str(said), "--decode", "released"]) == 0
     assert read_predictions(said)[1]["decoding"] == dataclasses.asdict(decode) | {"prompt": ""}
-    # 364 pixels are read as such, and no caption ends before its 8th token.
+    # 364 pixels are read as such, and no caption ends before its 7th token.
     built = build_model(config, seed=0)
     model, decoder = built.model, example_transform(built, 0, decode.image_size)
     loaded = ManifestReader(tmp_path / "regions" / "manifest.json").example(0)
@@ -260,7 +261,7 @@ def test_released_decoding_preset(foundation: FoundationConfig, text: TextProces
     inputs, boxes = sample.inputs[None], sample.box[None]
     assert model.encode(IMAGE_REGION, inputs).shape[1] == 1 + (364 // 8) ** 2
     ids = model.generate(IMAGE_REGION, inputs, boxes, Generation.of(text, IMAGE_REGION, decode))
-    assert 8 <= ids.shape[1] <= 30
+    assert 7 <= ids.shape[1] <= 29
     assert text.end_token_id not in ids[0, :7]
 
 
@@ -328,6 +329,6 @@ def test_the_run_file_trains_what_the_released_code_trains(monkeypatch: pytest.M
     assert round(total / 1e6, 1) == 205.2
     assert round((total - TRAINED["Qformer_pc"] - 4 * QFORMER_LORA) / 1e6, 1) == 17.0
     assert run.train.grad_accum_steps(32) == 1
-    assert run.decode == RELEASED_DECODING
+    assert run.decode == RELEASED_DECODING["decoder"]
     released_init = dataclasses.replace(RELEASED["init"], point_qformer="bert")
     assert {name: getattr(run.model, name) for name in RELEASED} == RELEASED | {"init": released_init}
