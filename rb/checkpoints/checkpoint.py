@@ -6,12 +6,16 @@ itself). A folder of that name is always complete: it is written under another n
 file `checkpoints/latest` name it, and `checkpoints/best`, where validation found it the best so far. No pickle. Only rank 0 writes;
 the engine gathers and scatters.
 
+What a disk or a person does to them afterwards is found when they are read. Whoever asks for a run's newest checkpoint gets the newest whole
+one, with a warning where that is not the one that `latest` names; who asks for a certain one gets that or an error.
+
 Who uses it: the loop (save, resume) and `rb/inference/load.py`, the way of everyone else.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rb.core.files import file_sha256, sha256, whole_folder, write_whole
+from rb.core.files import file_sha256, sha256, temporary_name, whole_folder, write_whole
 from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
 
 FORMAT = 1
@@ -31,6 +35,8 @@ STATE_FILE = "state.safetensors"
 META_FILE = "checkpoint.json"
 PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES = "parameter", "exp_avg", "exp_avg_sq", "updates"
 KINDS = (PARAMETER, EXP_AVG, EXP_AVG_SQ, UPDATES)
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -95,10 +101,23 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target}: cannot be written ({error}); earlier checkpoints are intact") from error
     kept = _pointed(folder / BEST) if (folder / BEST).is_file() else ""
-    older = sorted(p for p in folder.glob(f"{STEP_PREFIX}*") if p.name < target.name and p.name != kept)
-    for old in older[: max(0, len(older) - (keep - 1))]:
-        shutil.rmtree(old)
+    older = [path for path in _steps(folder) if _step(path) < step and path.name != kept]
+    for old in older[keep - 1 :]:
+        _remove(old)
     return target
+
+
+def set_aside_torn(run_dir: Path, step: int) -> None:
+    """Give torn checkpoints later than a step a hidden name; the next `save` removes them. Rank 0 only.
+
+    For a resume from that step, so that a torn one never counts among those that `save` keeps.
+    """
+    for path in _steps(run_dir / CHECKPOINTS):
+        if _step(path) > step:
+            try:
+                _verify(path)
+            except CheckpointError:
+                path.rename(temporary_name(path))
 
 
 def set_best(run_dir: Path, step: int | None) -> bool:
@@ -120,6 +139,23 @@ def _point(folder: Path, file: str, name: str) -> None:
     write_whole(folder / file, name + "\n")
 
 
+def _steps(folder: Path) -> list[Path]:
+    """Folders with the name of a checkpoint, the newest first."""
+    named = (path for path in folder.glob(f"{STEP_PREFIX}*") if path.name.removeprefix(STEP_PREFIX).isdecimal())
+    return sorted(named, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(STEP_PREFIX))
+
+
+def _remove(path: Path) -> None:
+    """Take the name away first: a folder that has it is whole, also if this is killed halfway."""
+    hidden = temporary_name(path)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 def _remove_left_overs(folder: Path) -> None:
     """What killed writers left. Only one process writes here: the one that holds the run folder's lock."""
     for left_over in folder.glob(".*.tmp"):
@@ -131,10 +167,10 @@ def _remove_left_overs(folder: Path) -> None:
 
 def _pointed(pointer: Path) -> str:
     """The name in a pointer file: a plain one, so that a crafted file leads nowhere else."""
-    name = pointer.read_text(encoding="utf-8").strip()
-    if not name.startswith(STEP_PREFIX) or not name.removeprefix(STEP_PREFIX).isdigit():
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if not name.startswith(STEP_PREFIX) or not name.removeprefix(STEP_PREFIX).isdecimal():
         raise CheckpointError(
-            f"{pointer}: names {name!r}, expected step_NUMBER; write the name of a folder beside it there"
+            f"{pointer}: names {name[:80]!r}, expected step_NUMBER; write the name of a folder beside it there"
         )
     return name
 
@@ -149,30 +185,60 @@ def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) 
 
 
 def find(path: Path) -> Checkpoint | None:
-    """The verified newest checkpoint of a run folder, or the one that a checkpoint folder is or the file `checkpoints/best` names.
+    """The newest whole checkpoint of a run folder, or the one that a checkpoint folder is or the file `checkpoints/best` names; verified.
 
+    A run folder's is the one that `latest` names; the newest of the others, with a warning, where that one is missing, incomplete or altered.
     None: the run has none yet.
 
     Raises:
-        CheckpointError: there is no such folder, or its checkpoint is incomplete or altered (never an older one instead).
+        CheckpointError: there is no such folder; the checkpoint asked for is incomplete or altered; a run has checkpoints but no whole one.
     """
-    if path.parent.name == CHECKPOINTS and path.name in (LATEST, BEST) and path.is_file():
+    if path.parent.name == CHECKPOINTS and path.name == LATEST:
+        return _newest_whole(path.parent)
+    if path.parent.name == CHECKPOINTS and path.name == BEST and path.is_file():
         return _verify(path.parent / _pointed(path))
     if (path / META_FILE).is_file() or path.parent.name == CHECKPOINTS:
         return _verify(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such run folder or checkpoint folder")
-    pointer = path / CHECKPOINTS / LATEST
-    if not pointer.is_file():
-        return None
-    return _verify(path / CHECKPOINTS / _pointed(pointer))
+    return _newest_whole(path / CHECKPOINTS)
+
+
+def _newest_whole(folder: Path) -> Checkpoint | None:
+    """The checkpoint that `latest` names if it is whole, else the newest whole one; none where the folder has neither.
+
+    Raises:
+        CheckpointError: there are checkpoints, or `latest` names one, but none is whole; the message has a line for each.
+    """
+    candidates, faults, pointer = _steps(folder), list[str](), folder / LATEST
+    try:
+        named = folder / _pointed(pointer)
+        candidates = [named, *(path for path in candidates if path != named)]
+    except FileNotFoundError:
+        if not candidates:
+            return None
+        faults.append(f"{pointer}: missing")
+    except (OSError, CheckpointError) as error:
+        faults.append(str(error))
+    for path in candidates:
+        try:
+            found = _verify(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            log.warning("%s is the newest whole checkpoint and is used: %s", path, "; ".join(faults))
+        return found
+    raise CheckpointError(
+        f"{folder}: no whole checkpoint: {'; '.join(faults)}. Put one back, or remove this folder to start the run at step 0"
+    )
 
 
 def require(path: Path) -> Checkpoint:
     """As `find`, but a run folder without a checkpoint is an error too."""
     found = find(path)
     if found is None:
-        raise CheckpointError(f"{path}: holds no checkpoint ({path / CHECKPOINTS / LATEST} is missing)")
+        raise CheckpointError(f"{path}: holds no checkpoint")
     return found
 
 

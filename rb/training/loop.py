@@ -96,6 +96,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     found = on_main(partial(checkpoint.find, folder.path)) if resume else None
     if found:
         together(partial(check_continues, found.meta, config, built, data))
+        on_main(partial(checkpoint.set_aside_torn, folder.path, found.step))
     elif config.init_from:
         accepted = together(partial(warm_start, built, config.init_from, allow))
         meta |= {"allowed": accepted} if accepted else {}

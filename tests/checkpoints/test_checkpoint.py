@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -123,37 +124,100 @@ def test_what_is_missing_or_altered_is_named(tmp_path: Path) -> None:
     with pytest.raises(ck.CheckpointError, match="holds no checkpoint"):
         ck.load_parameters(tmp_path)
     ck.save(tmp_path, 1, state(1), {}, keep=3)
-    path = ck.save(tmp_path, 2, state(2), {"config": {"seed": 7}}, keep=3)
-    tensors, meta, latest = path / ck.STATE_FILE, path / ck.META_FILE, path.parent / ck.LATEST
+    path = ck.save(tmp_path, 2, state(2), {"config": {"seed": 7}}, keep=3, best=True)
+    tensors, meta = path / ck.STATE_FILE, path / ck.META_FILE
     good = tensors.read_bytes(), meta.read_bytes()
+
+    def refused(match: str) -> None:
+        for asked in (path, path.parent / ck.BEST):  # a certain one: not step 1 instead
+            with pytest.raises(ck.CheckpointError, match=match):
+                ck.require(asked)
 
     flipped = bytearray(good[0])
     flipped[len(flipped) // 2] ^= 1
     for broken in (bytes(flipped), good[0][:-8], b""):
         tensors.write_bytes(broken)
-        with pytest.raises(ck.CheckpointError, match=r"step_0000002/state.safetensors: altered"):  # not step 1 instead
-            ck.require(tmp_path)
+        refused("step_0000002/state.safetensors: altered")
     tensors.unlink()
-    with pytest.raises(ck.CheckpointError, match=r"state.safetensors: missing"):
-        ck.require(tmp_path)
+    refused("state.safetensors: missing")
     tensors.write_bytes(good[0])
-
     meta.write_text(json.dumps(json.loads(good[1]) | {"step": 3}))
-    with pytest.raises(ck.CheckpointError, match=r"checkpoint.json: altered"):
-        ck.require(tmp_path)
+    refused("checkpoint.json: altered")
     meta.write_bytes(good[1][:-20])
-    with pytest.raises(ck.CheckpointError, match=r"checkpoint.json: altered or cut off"):
-        ck.require(tmp_path)
+    refused("checkpoint.json: altered or cut off")
     meta.unlink()
-    with pytest.raises(ck.CheckpointError, match=r"checkpoint.json: cannot be read"):
-        ck.require(tmp_path)
+    refused("checkpoint.json: cannot be read")
     meta.write_bytes(good[1])
+    assert ck.require(path.parent / ck.BEST).step == 2
 
-    latest.write_text("../../elsewhere")
-    with pytest.raises(ck.CheckpointError, match=r"names '\.\./\.\./elsewhere'"):
-        ck.require(tmp_path)
-    latest.write_text("step_0000002")
+
+def test_the_newest_whole_checkpoint_is_used_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2, 3):
+        path = ck.save(tmp_path, step, state(step), {}, keep=3)
+    folder, latest = path.parent, path.parent / ck.LATEST
+
+    def found(step: int, *words: str) -> None:
+        caplog.clear()
+        for asked in (tmp_path, latest):
+            assert equal(ck.load_state(ck.require(asked)), state(step))
+        assert len(caplog.messages) == (2 if words else 0)
+        for message in caplog.messages:
+            assert f"step_{step:07d} is the newest whole checkpoint and is used" in message
+            assert all(word in message for word in words), message
+
+    found(3)
+    latest.unlink()  # not: the run has none, so it starts at step 0
+    found(3, "latest: missing")
+    for text in ("", "../../elsewhere", "step_x", "\0" * 20):
+        latest.write_text(text)
+        found(3, "expected step_NUMBER")
+    latest.write_bytes(b"\xff\xfe")
+    found(3, "expected step_NUMBER")
+    latest.write_text("step_0000009\n")
+    found(3, "step_0000009/checkpoint.json: cannot be read")
+    latest.write_text(
+        "step_0000002\n"
+    )  # killed between the new folder and its name in `latest`: the same steps are made again
+    found(2)
+
+    latest.write_text("step_0000003\n")
+    tensors = path / ck.STATE_FILE
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found(2, "step_0000003/state.safetensors: altered")
+    (folder / "step_0000002" / ck.META_FILE).unlink()
+    latest.unlink()
+    found(1, "latest: missing", "step_0000003/state.safetensors: altered", "step_0000002/checkpoint.json")
+
+    # A run that goes on from step 1 does not count the torn ones among the two that it keeps.
+    ck.set_aside_torn(tmp_path, 1)
+    ck.save(tmp_path, 4, state(4), {}, keep=2)
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step_0000001", "step_0000004"]
+    found(4)
+
+    for torn in ("step_0000001", "step_0000004"):
+        (folder / torn / ck.STATE_FILE).write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(ck.CheckpointError, match=r"no whole checkpoint: .*remove this folder to start the run at"):
+            ck.find(tmp_path)
+        latest.unlink(missing_ok=True)
+    shutil.rmtree(folder)  # the remedy
+    assert ck.find(tmp_path) is None
+
+
+def test_a_folder_that_is_deleted_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ck.save(tmp_path, 1, state(1), {}, keep=1)
+    path = tmp_path / "checkpoints" / "step_0000001"
+    deleted: list[Path] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: deleted.append(Path(folder)))  # killed here
+    ck.save(tmp_path, 2, state(2), {}, keep=1)
+    assert not path.exists()
+    assert len([folder for folder in deleted if folder.is_dir() and folder.name.startswith(".step_0000001")]) == 1
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / ck.LATEST).unlink()
     assert ck.require(tmp_path).step == 2
+    ck.save(tmp_path, 3, state(3), {}, keep=1)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["latest", "step_0000003"]
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed() -> None:

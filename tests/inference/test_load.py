@@ -13,6 +13,7 @@ import pytest
 
 import eval.predict
 from rb.api import RegionBLIP
+from rb.checkpoints import checkpoint
 from rb.cli import main as cli
 from rb.core.modality import IMAGE_REGION
 from rb.data.predictions import read_predictions
@@ -113,3 +114,17 @@ def test_a_moved_run_finds_its_foundation_by_option(
     assert eval.predict.main(asked) == 2
     assert "/nowhere/foundation/blip2-opt does not exist" in capsys.readouterr().err
     assert eval.predict.main([*asked, "--foundation", str(tmp_path / "there" / "foundation")]) == 0
+
+
+def test_a_run_whose_newest_checkpoint_is_torn_is_read_from_the_one_before(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(world / "runs" / "tiny", tmp_path / "run")
+    newest = checkpoint.save(run, 9, checkpoint.load_state(checkpoint.require(run)), {"identities": {}}, keep=2)
+    (newest / checkpoint.STATE_FILE).write_bytes(b"")
+    (run / "checkpoints" / "latest").unlink()
+    # Prediction, API, export and init_from all read a trained model by this call.
+    assert read_trained(run, world / "foundation").step == exported.STEP
+    assert "step_0000007 is the newest whole checkpoint and is used" in caplog.text
+    with pytest.raises(checkpoint.CheckpointError, match="step_0000009/state.safetensors: altered"):
+        read_trained(newest, world / "foundation")

@@ -167,8 +167,13 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     assert len(family) >= 4  # the launcher, two ranks, and their loaders
     assert not psutil.wait_procs(family, timeout=10)[1]
 
-    # 4. To the end: bit by bit what the run without kills made.
-    finish(*start_ranks(2, ENTRY, "--resume", killed))
+    # 4. To the end, from the checkpoint before the newest, which a disk spoiled: bit by bit what the run without kills made.
+    newest = checkpoint.require(killed)
+    tensors = newest.path / checkpoint.STATE_FILE
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    output = finish(*start_ranks(2, ENTRY, "--resume", killed))
+    assert "is the newest whole checkpoint and is used" in output
+    assert f"{newest.path.name}/state.safetensors: altered" in output
     one, other = final_state(reference), final_state(killed)
     for kind in checkpoint.KINDS:
         assert one.tensors[kind].keys() == other.tensors[kind].keys()
