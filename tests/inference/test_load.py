@@ -126,5 +126,5 @@ def test_a_run_whose_newest_checkpoint_is_torn_is_read_from_the_one_before(
     # Prediction, API, export and init_from all read a trained model by this call.
     assert read_trained(run, world / "foundation").step == exported.STEP
     assert "step_0000007 is the newest whole checkpoint and is used" in caplog.text
-    with pytest.raises(checkpoint.CheckpointError, match="step_0000009/state.safetensors: altered"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"step_0000009/state.safetensors: altered"):
         read_trained(newest, world / "foundation")
