@@ -9,11 +9,14 @@
         preprocessor_config.json     image processor; README.md: model card; merged/: a whole BLIP-2 folder (`--merge`)
     DIR/point_bert/                  the frozen point encoder in its original names, where a modality reads points
 
-Used by `writing.py` and, to load an export, by `rb/api/model.py`.
+Used by `writing.py` and, to load an export, by `rb/api/model.py`. `files_of` is the list of what an export is made of; `rb push` sends
+these files and no other.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig
-from rb.core.modality import in_table_order
+from rb.core.modality import MODALITIES, in_table_order
 from rb.core.run_file import from_tree
 from rb.core.strict_json import parse
 
@@ -38,6 +41,13 @@ PROCESSOR_FILE = "preprocessor_config.json"
 CARD_FILE = "README.md"
 POINT_FOLDER = "point_bert"
 MERGED_FOLDER = "merged"
+POINT_WEIGHTS = "point_bert.safetensors"
+_MODALITY_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PARTS_FILE, MODALITY_FILE, PROCESSOR_FILE, CARD_FILE)
+# What transformers writes of a model and its tokenizer.
+_MERGED_FILES = re.compile(
+    r"(generation_|preprocessor_|tokenizer_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+    r"tokenizer\.(json|model)|spiece\.model|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
+)
 _PEFT = "base_model.model."
 _BLIP2 = "blip2."
 
@@ -119,6 +129,47 @@ def modality_folders(folder: Path) -> list[Path]:
         if not (one / MODALITY_FILE).is_file():
             raise ExportError(f"{one / MODALITY_FILE}: missing, though {EXPORT_FILE} lists it; export again")
     return folders
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files that an export, or one modality's folder of one, is made of, in order of names; hidden files are left out.
+
+    Raises:
+        ExportError: it is none, a listed folder is missing, or something else lies in it: a link, a file that no export has.
+    """
+    whole = not (folder / MODALITY_FILE).is_file()
+    roots = {one.relative_to(folder).as_posix() for one in modality_folders(folder)}
+    found, strangers = [], []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*folders, *(name for name in names if not name.startswith("."))):
+            path = Path(place) / name
+            relative = path.relative_to(folder)
+            if path.is_symlink():
+                strangers.append(f"{relative.as_posix()} (a link)")
+            elif name in names and path.is_file() and _belongs(relative, roots, whole):
+                found.append(path)
+            elif name in names:
+                strangers.append(relative.as_posix())
+    if strangers:
+        shown = ", ".join(sorted(strangers)[:10]) + (", ..." if len(strangers) > 10 else "")
+        raise ExportError(
+            f"{folder}: holds what an export does not have: {shown}; move it elsewhere (nothing was sent)"
+        )
+    return sorted(found)
+
+
+def _belongs(relative: Path, roots: Iterable[str], whole: bool) -> bool:
+    """Whether an export has a file at this place."""
+    within, name = relative.parent.as_posix(), relative.name
+    if within in roots:
+        return name in _MODALITY_FILES and (within == "." or within in MODALITIES)
+    if within == ".":
+        return name in (EXPORT_FILE, CARD_FILE)
+    if within == POINT_FOLDER and whole:
+        return name in ("config.json", POINT_WEIGHTS)
+    merged = relative.parent.name == MERGED_FOLDER and relative.parent.parent.as_posix() in roots
+    return merged and _MERGED_FILES.fullmatch(name) is not None
 
 
 def read_modality(folder: Path) -> ModalityExport:

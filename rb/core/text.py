@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rb.core.library_folders import read_tokenizer
 from rb.core.modality import modality_spec
 
 if TYPE_CHECKING:
@@ -76,14 +77,7 @@ class TextProcessor:
     @classmethod
     def from_folders(cls, qformer: Path, llm: Path, llm_kind: str, max_text_tokens: int, prompt: str) -> TextProcessor:
         """Tokenizers from local folders; ``ValueError`` names a folder that holds none."""
-        from transformers import AutoTokenizer
-
-        loaded = []
-        for folder in (qformer, llm):
-            try:
-                loaded.append(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"no tokenizer in {folder}: {error}") from error
+        loaded = [read_tokenizer(folder) for folder in (qformer, llm)]
         if loaded[0].bos_token_id is None:  # plain BERT's; BLIP-2's own brings it
             loaded[0].add_special_tokens({"bos_token": "[DEC]"})
         return cls(loaded[0], loaded[1], llm_kind, max_text_tokens, prompt)

@@ -41,37 +41,22 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_push(args: argparse.Namespace) -> int:
-    """List what goes and, unless it is a dry run, upload it."""
-    files = export_files(args.folder)
-    for path in files:
-        say(f"{path.stat().st_size:>14,}  {path.relative_to(args.folder).as_posix()}")
+    """List what goes and, unless it is a dry run, upload exactly that."""
+    from rb.checkpoints.export_folder import files_of
+
+    files = files_of(args.folder)
+    names = [path.relative_to(args.folder).as_posix() for path in files]
+    for name, path in zip(names, files, strict=True):
+        say(f"{path.stat().st_size:>14,}  {name}")
     total = sum(path.stat().st_size for path in files)
     say(f"{total:>14,}  bytes in {len(files)} files to {args.repo}")
     if args.dry_run:
         say("dry run: nothing was sent")
         return FINISHED
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     api.create_repo(args.repo, private=args.private, exist_ok=True)
-    names = [path.relative_to(args.folder).as_posix() for path in files]
-    sent = api.upload_folder(repo_id=args.repo, folder_path=args.folder, allow_patterns=names, commit_message="rb push")
-    say(f"{sent}")
+    added = [CommitOperationAdd(name, path) for name, path in zip(names, files, strict=True)]
+    say(f"{api.create_commit(args.repo, added, commit_message='rb push')}")
     return FINISHED
-
-
-def export_files(folder: Path) -> list[Path]:
-    """What of an export goes to the hub, in order of names.
-
-    Raises:
-        ExportError: not an export.
-    """
-    from rb.checkpoints.export_folder import ExportError, is_export
-
-    if not is_export(folder):
-        raise ExportError(
-            f"{folder}: no export; make one with rb export RUN_DIR --out DIR, and push that or one of its folders"
-        )
-    return sorted(
-        p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
-    )

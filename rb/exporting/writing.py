@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration
 
 from rb.checkpoints.export_folder import (
     ADAPTER_CONFIG,
@@ -28,6 +28,7 @@ from rb.checkpoints.export_folder import (
     MODALITY_FILE,
     PARTS_FILE,
     POINT_FOLDER,
+    POINT_WEIGHTS,
     PROCESSOR_FILE,
     ExportError,
     is_export,
@@ -35,6 +36,7 @@ from rb.checkpoints.export_folder import (
 )
 from rb.core.config import FoundationConfig, ModelConfig
 from rb.core.files import whole_folder, write_json
+from rb.core.library_folders import read_tokenizer
 from rb.core.modality import modality_spec
 from rb.core.run_file import to_tree
 from rb.core.text import TextProcessor
@@ -165,7 +167,7 @@ def _write_point_encoder(folder: Path, model: RegionBLIP) -> None:
     assert model.point_encoder is not None
     folder.mkdir()
     original = to_original(model.point_encoder.state_dict())
-    _save(original, folder / "point_bert.safetensors")
+    _save(original, folder / POINT_WEIGHTS)
     write_json(folder / "config.json", dataclasses.asdict(model.point_encoder.config))
 
 
@@ -184,7 +186,9 @@ def _check_mergeable(config: ModelConfig) -> None:
 def _write_merged(folder: Path, config: ModelConfig) -> None:
     """LoRA into the weights, the modality's query tokens and language projection in BLIP-2's places; PaFE stays outside."""
     base = config.foundation.blip2
-    plain = Blip2ForConditionalGeneration.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    plain = Blip2ForConditionalGeneration.from_pretrained(
+        base, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     blip2 = PeftModel.from_pretrained(plain, folder).merge_and_unload()
     parts = load_file(folder / PARTS_FILE)
     blip2.query_tokens.copy_(parts["query_tokens"])
@@ -192,7 +196,7 @@ def _write_merged(folder: Path, config: ModelConfig) -> None:
     blip2.language_projection.bias.copy_(parts["language_projection.bias"])
     target = folder / MERGED_FOLDER
     blip2.save_pretrained(target)
-    AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(target)
+    read_tokenizer(Path(base)).save_pretrained(target)
     shutil.copyfile(folder / PROCESSOR_FILE, target / PROCESSOR_FILE)
 
 

@@ -16,6 +16,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationC
 from transformers.utils import logging as transformers_logging
 
 from rb.core.config import ModelConfig
+from rb.core.library_folders import reading
 from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.weights.hub_folder import HubFolder, open_folder
 from rb.model.weights.ledger import FROM, Ledger, listing
@@ -51,7 +52,8 @@ def blip2_config(folder: Path, llm: str) -> Blip2Config:
     tree = read_json(folder / "config.json")
     if tree.get("model_type") != "blip-2":
         raise CheckpointError(f"{folder}/config.json describes a {tree.get('model_type')!r} model, not 'blip-2'")
-    found = Blip2Config.from_pretrained(folder, local_files_only=True)
+    with reading(folder / "config.json", "download it again", CheckpointError):
+        found = Blip2Config.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if llm not in ("auto", llm_kind(found)):
         raise CheckpointError(
             f"{OPTION}: {folder} holds a {llm_config_of(found).model_type} LLM, which is of kind {llm_kind(found)!r}, "
@@ -223,11 +225,13 @@ def _module(
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
+            trust_remote_code=False,
         )
         blip2: Blip2ForConditionalGeneration = loaded[0]
         info: dict[str, Any] = loaded[1]
         if (folder.path / "generation_config.json").is_file():
-            blip2.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+            # Not by from_pretrained, which would keep trust_remote_code as a setting.
+            blip2.generation_config = GenerationConfig.from_dict(read_json(folder.path / "generation_config.json"))
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         if "scaled_dot_product_attention" in str(error) and llm_attention != "eager":
             llm = llm_config_of(settings).model_type

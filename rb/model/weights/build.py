@@ -31,6 +31,7 @@ from rb.model.weights.readers import CheckpointError, read_headers, read_json, r
 from rb.model.weights.recipes import HEAD_ROLE, TextBranchWeights, Weights, read_text_branch, tokenizer_folder
 
 PUBLIC_ITC_WIDTH = 256
+MAX_SIDE = 4096  # pixels of an image as the ViT sees it
 PUBLIC_QFORMER_VOCABULARY = 30523  # bert-base-uncased and [DEC]
 
 
@@ -85,6 +86,8 @@ def image_settings(config: ModelConfig) -> dict[str, Any]:
     try:
         size = tree["size"]
         side = size["height"] if isinstance(size, dict) else int(size)
+        if not 0 < int(side) <= MAX_SIDE:
+            raise ValueError(f"size {side}")
         return {
             "size": int(side),
             "mean": tuple(map(float, tree["image_mean"])),
@@ -92,7 +95,7 @@ def image_settings(config: ModelConfig) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"preprocessor_config.json of {config.foundation.blip2} lacks size, image_mean or image_std"
+            f"preprocessor_config.json of {config.foundation.blip2} lacks size (1 to {MAX_SIDE}), image_mean or image_std"
         ) from error
 
 

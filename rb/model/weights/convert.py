@@ -22,6 +22,7 @@ from transformers import AutoConfig, Blip2Config, Blip2ForConditionalGeneration
 
 from rb.core import progress
 from rb.core.files import whole_folder
+from rb.core.library_folders import reading
 from rb.model.blip2_config import llm_config_of, vision_config_of
 from rb.model.weights.hub_folder import open_folder
 from rb.model.weights.ledger import listing
@@ -109,11 +110,13 @@ def convert(stage2: Path, vit: Path | None, llm: Path, out: Path, config: Path |
 
 def _settings(llm: Path, config: Path | None) -> Blip2Config:
     if config is not None:
-        settings = Blip2Config.from_dict(read_json(config))
+        with reading(config, "give the config.json of a BLIP-2", CheckpointError):
+            settings = Blip2Config.from_dict(read_json(config))
     else:
         open_folder(llm, "--llm")
         tree = read_json(llm / "config.json")  # as it is: the library would rewrite FlanT5's tie_word_embeddings
-        settings = Blip2Config(text_config=tree)
+        with reading(llm / "config.json", "download it again", CheckpointError):
+            settings = Blip2Config(text_config=tree)
     kind = read_json(llm / "config.json").get("model_type")
     if kind not in _TIED_TO or llm_config_of(settings).model_type != kind:
         raise CheckpointError(
@@ -293,4 +296,4 @@ def _finish(folder: Path, settings: Blip2Config, llm: Path, written: Written) ->
         raise CheckpointError(f"--llm {llm} holds no tokenizer; download it with the weights")
     for path in copied:
         shutil.copyfile(path, folder / path.name)
-    AutoConfig.from_pretrained(folder, local_files_only=True)  # what was written can be read
+    AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # what was written can be read

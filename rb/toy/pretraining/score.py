@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerBase
 
+from rb.core.library_folders import read_tokenizer
 from rb.core.modality import IMAGE, modality_spec
 from rb.core.text import one_line
 from rb.model.blip2_config import llm_config_of
@@ -28,8 +29,10 @@ _CHUNK = 50
 
 def load_foundation(folder: Path, llm: str = "opt") -> tuple[Blip2ForConditionalGeneration, PreTrainedTokenizerBase]:
     """The BLIP-2 of a foundation in fp32, with ``opt`` or ``t5``, and the LLM's tokenizer."""
-    model = Blip2ForConditionalGeneration.from_pretrained(folder / f"blip2-{llm}", dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder / f"blip2-{llm}")
+    model = Blip2ForConditionalGeneration.from_pretrained(
+        folder / f"blip2-{llm}", dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval(), read_tokenizer(folder / f"blip2-{llm}")
 
 
 @torch.no_grad()
