@@ -56,6 +56,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "points": ["torch-quickfps>=2.1"],
+        "clouds": ["plyfile>=1.1,<2", "pypcd4>=1.5,<2"],  # rb caption scan.ply, scan.pcd
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             "hypothesis>=6.100",

@@ -5,6 +5,7 @@ Every error says which image, cloud or box it is about and what would be right. 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box, points_in_box
+from rb.sources.cloud_files import read_cloud
 from rb.sources.pixels import UPRIGHT, ImageError, decode_upright, orientation_of, to_rgb, turned
 
+log = logging.getLogger(__name__)
+
 BOX_FORMATS = ("pixels", "normalised")
+CLOUD_BOX_FORMATS = ("metres", "normalised")
 ImageInput = Image.Image | NDArray[Any] | Tensor | str | Path
-PointsInput = NDArray[Any] | Tensor
+PointsInput = NDArray[Any] | Tensor | str | Path
 
 
 class InputError(ValueError):
@@ -72,11 +77,17 @@ def rgb_image(given: ImageInput, where: str) -> tuple[Image.Image, int]:
 
 
 def cloud(given: PointsInput, where: str) -> NDArray[np.float32]:
-    """A cloud as [N, 3 | 6] float32.
+    """A cloud as [N, 3 | 6] float32: an array, or a file (``rb/sources/cloud_files.py``; what was done to its points is logged).
 
     Raises:
         InputError: another shape, or a coordinate that is not finite.
+        PointsError: a file that cannot be read.
     """
+    if isinstance(given, str | Path):
+        found = read_cloud(Path(given))
+        for sentence in found.notes:
+            log.warning("%s: %s", given, sentence)
+        return found.points
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.ndim != 2 or array.shape[1] not in (3, 6) or len(array) < 1 or array.dtype.kind not in "fiu":
         raise InputError(
@@ -134,24 +145,48 @@ def image_box(
     return normalise_image_box(pixels, width, height, whole_pixels)
 
 
-def check_cloud_box(box: Sequence[float], points: NDArray[np.float32], where: str) -> None:
-    """``InputError`` where a box (min xyz, max xyz in the cloud's own units) is empty or holds none of the cloud's points."""
+def cloud_box(box: Sequence[float], points: NDArray[np.float32], box_format: str, where: str) -> list[float]:
+    """A box (min xyz, max xyz) in the cloud's own units.
+
+    Args:
+        box_format: "metres", the cloud's own units, or "normalised", 0 to 1 along each axis of its extent.
+
+    Raises:
+        InputError: empty, apparently in the other format, or holding none of the cloud's points.
+    """
+    low, high = points[:, :3].min(axis=0).astype(np.float64), points[:, :3].max(axis=0).astype(np.float64)
+    own = list(box)
     if cloud_box_problem(box) is not None:
-        raise InputError(f"{where}: {list(box)} is empty or not finite; it must be min x y z, max x y z with min < max")
-    low, high = points[:, :3].min(axis=0), points[:, :3].max(axis=0)
-    if any(box[i] > high[i] or box[3 + i] < low[i] for i in range(3)):
+        raise InputError(f"{where}: {own} is empty or not finite; it must be min x y z, max x y z with min < max")
+    if box_format == "normalised":
+        if min(box) < -0.5 or max(box) > 1.5:
+            raise InputError(
+                f"{where}: {own} is not within 0..1; if it is in the cloud's own units, say box_format='metres'"
+            )
+        own = (np.tile(low, 2) + np.asarray(box, dtype=np.float64) * np.tile(high - low, 2)).tolist()
+    if any(own[i] > high[i] or own[3 + i] < low[i] for i in range(3)):
         extent = f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()}"
         raise InputError(
-            f"{where}: {list(box)} lies outside the cloud, which reaches from {extent}; boxes are in the cloud's own units"
+            f"{where}: {list(box)} lies outside the cloud, which reaches from {extent}; boxes are in the cloud's own units, or normalised"
         )
-    if not points_in_box(points, box):
+    if not points_in_box(points, own):
         raise InputError(f"{where}: {list(box)} holds none of the cloud's {len(points)} points; give a box that does")
+    return own
 
 
 def check_box_format(box_format: str | None) -> str:
-    """The format, which must be given."""
+    """The format of an image's boxes, which must be given."""
     if box_format not in BOX_FORMATS:
         raise InputError(f"box_format: {box_format!r}; say 'pixels' or 'normalised' (divided by width and height)")
+    return box_format
+
+
+def check_cloud_box_format(box_format: str) -> str:
+    """The format of a cloud's boxes."""
+    if box_format not in CLOUD_BOX_FORMATS:
+        raise InputError(
+            f"box_format: {box_format!r}; say 'metres' (the cloud's own units) or 'normalised' (0 to 1 along each axis of its extent)"
+        )
     return box_format
 
 

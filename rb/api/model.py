@@ -121,12 +121,14 @@ class RegionBLIP:
         boxes: Any = None,
         prompt: str | None = None,
         batch_size: int = BATCH_SIZE,
+        box_format: str = "metres",
     ) -> Any:
-        """Captions of clouds [N, 3 | 6], or of their regions: boxes min xyz, max xyz in the cloud's own units. Otherwise as ``caption``.
+        """Captions of clouds, arrays [N, 3 | 6] or files (.ply, .pcd, .npy, .xyz), or of their regions. Otherwise as ``caption``.
 
-        A cloud of more points than the model reads is thinned by a fixed draw, one of fewer is filled up by repetition.
+        Boxes are min xyz, max xyz in the cloud's own units ("metres"), or "normalised", 0 to 1 along each axis of the cloud's extent. A
+        cloud of more points than the model reads is thinned by a fixed draw, one of fewer is filled up by repetition.
         """
-        modality, sources, shape = self._cloud_sources(points, boxes)
+        modality, sources, shape = self._cloud_sources(points, boxes, box_format)
         return shape(self._captions(modality, sources, prompt, batch_size))
 
     # -- retrieval ----------------------------------------------------------------------------------------------------
@@ -138,9 +140,11 @@ class RegionBLIP:
         modality, sources, _ = self._image_sources(images, boxes, box_format)
         return self._embeddings(modality, sources, batch_size)
 
-    def embed_points(self, points: Any, boxes: Any = None, batch_size: int = BATCH_SIZE) -> Tensor:
+    def embed_points(
+        self, points: Any, boxes: Any = None, batch_size: int = BATCH_SIZE, box_format: str = "metres"
+    ) -> Tensor:
         """Clouds or their regions in ITC space, [n, Q, E]. Arguments as of ``caption_points``."""
-        modality, sources, _ = self._cloud_sources(points, boxes)
+        modality, sources, _ = self._cloud_sources(points, boxes, box_format)
         return self._embeddings(modality, sources, batch_size)
 
     @torch.no_grad()
@@ -190,7 +194,10 @@ class RegionBLIP:
             alone.append(1 if one else -len(rows))
         return IMAGE_REGION, sources, _shaper(alone, single)
 
-    def _cloud_sources(self, points: Any, boxes: Any) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+    def _cloud_sources(
+        self, points: Any, boxes: Any, box_format: str
+    ) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+        box_format = inputs.check_cloud_box_format(box_format)
         given, single = inputs.listed(points, single_ndim=2)
         modality = POINT_CLOUD if boxes is None else POINT_CLOUD_REGION
         self._require(modality)
@@ -205,8 +212,7 @@ class RegionBLIP:
                 alone.append(None)
                 continue
             rows, one = inputs.box_rows(entry, 6, f"boxes[{i}]")
-            for j, row in enumerate(rows):
-                inputs.check_cloud_box(row, array, f"boxes[{i}][{j}]")
+            rows = [inputs.cloud_box(row, array, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)]
             # The draw of points has one key, so every box sees the same points.
             made = [self._points(array, row, where, key) for row in rows]
             if made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,66 @@ def test_caption_command(
     assert capsys.readouterr().out == model.caption(image) + "\n"
     assert rb(["caption", str(tmp_path / "none.png"), "--checkpoint", str(run)]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_clouds_on_the_command_line(
+    world: tuple[Path, Path, Path], model: RegionBLIP, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud, file = clouds(1)[0], tmp_path / "scan.npy"
+    np.save(file, cloud)
+    low, high = cloud.min(0).astype(float), cloud.max(0).astype(float)
+    box = [*low.tolist(), *((low + 2 * high) / 3).tolist()]
+    expected = model.caption_points(cloud, [box])
+    assert model.caption_points([str(file), cloud]) == [model.caption_points(cloud)] * 2
+    same = [0.0, 0.0, 0.0, 2 / 3, 2 / 3, 2 / 3]
+    assert torch.allclose(
+        model.embed_points(file, [same], box_format="normalised"), model.embed_points(cloud, [box]), atol=1e-5
+    )
+    rest = ["--checkpoint", str(world[1]), "--json"]
+    written = ",".join(map(repr, box))
+    assert written.startswith("-")  # which argparse must not take for an option
+    for given in ([str(file), "--box", written], ["--box", *map(str, box), str(file)]):
+        assert rb(["caption", *given, "--metres", *rest]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer == {
+            "cloud": str(file),
+            "num_points": 40,
+            "colours": False,
+            "box_format": "metres",
+            "captions": [{"box": box, "caption": expected[0]}],
+        }
+    assert rb(["caption", str(file), *rest]) == 0
+    assert json.loads(capsys.readouterr().out)["captions"] == [{"box": None, "caption": model.caption_points(cloud)}]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["scan.npy", "--box", "0,0,0,1,1,1"], "say what its numbers are: --metres"),
+        (["scan.npy", "--box", "0,0,1,1", "--metres"], "--box 1: has 4 numbers; a box of a cloud has 6"),
+        (["scan.npy", "--box", "90,90,90,91,91,91", "--metres"], "--box 1: .* lies outside the cloud"),
+        (["scan.npy", "--box", "9,9,9,1,1,1", "--metres"], "it must be min x y z, max x y z with min < max"),
+        (["scan.npy", "--box", "3,3,3,7,7,7", "--normalised"], "is not within 0..1; if it is in the cloud's own units"),
+        (["a.png", "--box", "0,0,9,9", "--box", "0,0,1"], "--box 2: has 3 numbers; a box of an image has 4"),
+        (["a.png", "--box", "0,0,9,x"], "--box 1: 'x' is not a number"),
+        (["a.png", "--box", "0,0,99,9"], "--box 1: .* leans out of the image of 23 x 17"),
+        (["a.png", "--box", "0,0," + "9" * 4000 + ",9"], "--box 1: .* is empty or not finite"),
+        (["a.png", "--box", "0,0,9,9", "--metres"], "--metres: .*a.png is an image"),
+        (["--box", "0,0,9,9"], "name the image or cloud to caption"),
+        (["broken.ply"], "not a PLY file"),
+    ],
+)
+def test_what_cannot_be_captioned_is_said_before_the_model_is_loaded(
+    words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("scan.npy", clouds(1)[0])
+    pictures(1)[0].save("a.png")
+    Path("broken.ply").write_text("<html>")
+    assert rb(["caption", *words, "--checkpoint", "there is none"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(error, said)
+    assert said.count("\n") == 1
 
 
 def test_a_phone_photo_is_read_upright_and_this_is_said(

@@ -1,0 +1,277 @@
+"""Point clouds as people have them: a .ply, .pcd, .npy or .xyz file to [N, 3 | 6] float32. Used by ``rb caption`` and the API.
+
+Coordinates stay as they are in the file; colours become numbers in [0, 1]. What a header says of counts is held against the size of the
+file before a library or numpy believes it. Shards have one form only, which ``points.py`` reads.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rb.sources.points import PointsError
+
+MAX_BYTES = 1 << 30  # of a file: 40 million coloured points; a model reads some thousands
+MAX_HEADER = 1 << 16
+_PLY_BYTES = {
+    **dict.fromkeys(("char", "int8", "uchar", "uint8"), 1),
+    **dict.fromkeys(("short", "int16", "ushort", "uint16"), 2),
+    **dict.fromkeys(("int", "int32", "uint", "uint32", "float", "float32"), 4),
+    **dict.fromkeys(("double", "float64"), 8),
+}
+_LZF_RATIO = 100  # LZF stores at most 264 bytes in 3
+_COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+
+
+@dataclass(frozen=True)
+class CloudFile:
+    """A cloud as read: [N, 3 | 6] float32, colours in [0, 1]; and what was done to it, in sentences for people."""
+
+    points: NDArray[np.float32]
+    notes: tuple[str, ...] = ()
+
+
+def read_cloud(path: Path) -> CloudFile:
+    """The points of a file, by its extension.
+
+    Raises:
+        PointsError: no such kind of file, cut short, larger than MAX_BYTES, a header that does not fit the file, no coordinates, columns
+            that are no colours, numbers that are not finite.
+        ValueError: the library that reads this kind is not installed.
+    """
+    where, reader = str(path), _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise PointsError(f"{where}: not a cloud of a known kind; it must end in {', '.join(EXTENSIONS)}")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise PointsError(
+            f"{where}: has {size} bytes; it must hold something, and at most {MAX_BYTES} bytes: thin the cloud"
+        )
+    try:
+        columns, notes = reader(path.read_bytes(), where)
+    except PointsError:
+        raise
+    except ImportError:
+        package = {".ply": "plyfile", ".pcd": "pypcd4"}[path.suffix.lower()]
+        raise ValueError(
+            f"{where}: reading {path.suffix.lower()} needs the package {package}: pip install {package}"
+        ) from None
+    except Exception as error:  # noqa: BLE001 (libraries have many ways to stumble over a damaged file)
+        raise PointsError(f"{where}: cannot be read ({' '.join(str(error).split())[:200]}); save it again") from None
+    points = np.ascontiguousarray(columns, dtype=np.float32)
+    if len(points) == 0:
+        raise PointsError(f"{where}: holds no points")
+    bad = ~np.isfinite(points).all(axis=1)
+    if bad.any():
+        raise PointsError(
+            f"{where}: {int(bad.sum())} of {len(points)} points are not finite (NaN or infinite), first {int(bad.argmax())}; remove them"
+        )
+    return CloudFile(points, notes)
+
+
+def _with_colours(xyz: NDArray[Any], colours: NDArray[Any] | None, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Coordinates and colours side by side; colours that count to 255 (or 65,535) are divided by it."""
+    if colours is None:
+        return xyz, ()
+    if colours.dtype.kind == "u" and colours.dtype.itemsize <= 2:
+        return np.column_stack([xyz, colours / np.float32(np.iinfo(colours.dtype).max)]), ()
+    low, high = float(np.nanmin(colours)), float(np.nanmax(colours))
+    if low < 0 or high > 255:
+        raise PointsError(
+            f"{where}: its colours reach from {low:g} to {high:g}; they must be 0 to 1 or 0 to 255. If these columns are something else, "
+            "keep x y z alone"
+        )
+    if high <= 1:
+        return np.column_stack([xyz, colours]), ()
+    return np.column_stack([xyz, colours / 255.0]), ("colours from 0 to 255, divided by 255",)
+
+
+def _named(columns: Any, names: tuple[str, ...], where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Coordinates and colours of a table with named columns."""
+    lost = [name for name in "xyz" if name not in names]
+    if lost:
+        raise PointsError(f"{where}: its points have no {lost[0]}; they have {', '.join(names)[:200]}")
+    xyz = np.column_stack([columns[name] for name in "xyz"])
+    trio = next((trio for trio in _COLOURS if set(trio) <= set(names)), None)
+    return _with_colours(xyz, None if trio is None else np.column_stack([columns[name] for name in trio]), where)
+
+
+def _plain(array: NDArray[Any], where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Coordinates and colours of a table without names."""
+    if array.ndim != 2 or array.shape[1] not in (3, 6):
+        raise PointsError(
+            f"{where}: has shape {list(array.shape)}; give [N, 3] x y z, or [N, 6] x y z and red green blue"
+        )
+    return _with_colours(array[:, :3], array[:, 3:] if array.shape[1] == 6 else None, where)
+
+
+def _too_short(where: str, claimed: str, least: int, there: int) -> PointsError:
+    return PointsError(
+        f"{where}: its header says {claimed}, which need at least {least} bytes, but {there} follow; the file is cut short or damaged"
+    )
+
+
+def _ply(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    import plyfile
+
+    found = re.match(rb"ply\r?\n(.*?\n)end_header[ \t]*\r?\n", data[:MAX_HEADER], re.DOTALL)
+    if found is None:
+        raise PointsError(
+            f"{where}: not a PLY file with a header of at most {MAX_HEADER} bytes; starts with {data[:40]!r}"
+        )
+    lines = found[1].decode("ascii", "replace").splitlines()
+    last = _last_line_of_vertices(lines, len(data) - found.end(), where)
+    # What follows the vertices (mostly faces, which a library reads one by one) is left out.
+    newline = "\r\n" if data[3:4] == b"\r" else "\n"
+    header = newline.join(["ply", *lines[:last], "end_header", ""]).encode("ascii", "replace")
+    with (
+        tempfile.TemporaryFile() as file
+    ):  # a file, since plyfile maps its numbers at once and reads streams one by one
+        file.write(header)
+        file.write(memoryview(data)[found.end() :])
+        file.seek(0)
+        vertices = plyfile.PlyData.read(file)["vertex"].data
+        return _named(vertices, vertices.dtype.names or (), where)
+
+
+def _last_line_of_vertices(lines: list[str], body: int, where: str) -> int:
+    """How many header lines end with the vertices' own, after the counts of all elements up to there were held against ``body`` bytes."""
+    text = any(line.split()[:2] == ["format", "ascii"] for line in lines)
+    elements: list[
+        tuple[str, int, list[int], int]
+    ] = []  # name, count, least bytes of each property in a row, its last line
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if words[:1] == ["element"] and len(words) == 3 and re.fullmatch(r"\d{1,18}", words[2], re.ASCII):
+            elements.append((words[1], int(words[2]), [], number))
+        elif words[:1] == ["element"]:
+            raise PointsError(
+                f"{where}: line {number + 1} of its header is {line[:80]!r}; it must be: element NAME COUNT"
+            )
+        elif words[:1] == ["property"] and elements:
+            name, count, sizes, _ = elements[-1]
+            # A list has at least its length; a number in text at least one digit and a space.
+            kind = words[2] if words[1:2] == ["list"] and len(words) > 2 else words[1] if len(words) > 1 else ""
+            if kind not in _PLY_BYTES:
+                raise PointsError(f"{where}: line {number + 1} of its header has the unknown type {kind[:40]!r}")
+            elements[-1] = (name, count, [*sizes, 2 if text else _PLY_BYTES[kind]], number)
+    least = 0
+    for name, count, sizes, last in elements:
+        least += count * sum(sizes)
+        if count and not sizes:
+            raise PointsError(f"{where}: element {name} has {count} rows without a property")
+        if least - (1 if text else 0) > body:
+            raise _too_short(where, f"{count} rows of {name}", least, body)
+        if name == "vertex":
+            return last
+    raise PointsError(f"{where}: has no element named vertex")
+
+
+def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    from pypcd4 import MetaData, PointCloud
+
+    found = re.match(rb"(.*?\n|)DATA[ \t]+(ascii|binary|binary_compressed)[ \t]*\r?\n", data[:MAX_HEADER], re.DOTALL)
+    if found is None:
+        raise PointsError(
+            f"{where}: not a PCD file with a header of at most {MAX_HEADER} bytes; starts with {data[:40]!r}"
+        )
+    lines = [line for line in found[0].decode("ascii", "replace").splitlines() if line and not line.startswith("#")]
+    if not any(line.startswith("COUNT") for line in lines):  # one each, says the format
+        fields = next((line.split()[1:] for line in lines if line.startswith("FIELDS")), [])
+        lines.insert(-1, f"COUNT {' '.join('1' for _ in fields)}")
+    meta, body = MetaData.parse_header(lines), data[found.end() :]
+    if not len(meta.fields) == len(meta.size) == len(meta.type) == len(meta.count):
+        raise PointsError(f"{where}: FIELDS, SIZE, TYPE and COUNT of its header are of different lengths")
+    row = sum(size * count for size, count in zip(meta.size, meta.count, strict=True))
+    if found[2] == b"ascii":
+        least = 2 * meta.points * sum(meta.count) - 1
+    elif found[2] == b"binary":
+        least = meta.points * row
+    else:
+        packed, whole = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
+        least = 8 + packed
+        if whole != meta.points * row or whole > packed * _LZF_RATIO:
+            raise PointsError(
+                f"{where}: its header says {meta.points} points of {row} bytes, its data {packed} bytes packed from {whole}"
+            )
+    if sum(meta.count) > MAX_HEADER or least > len(body):
+        raise _too_short(where, f"{meta.points} points", least, len(body))
+    table = PointCloud.from_fileobj(io.BytesIO("\n".join([*lines, ""]).encode("ascii") + body)).pc_data  # type: ignore[arg-type]
+    if len(table) != meta.points:
+        raise PointsError(f"{where}: its header says {meta.points} points, but it has {len(table)}")
+    names = table.dtype.names or ()
+    if {"x", "y", "z"} <= set(names):
+        # Organised clouds mark pixels without a measurement by NaN; that is the format's own way, and no fault.
+        seen = ~(np.isnan(table["x"]) & np.isnan(table["y"]) & np.isnan(table["z"]))
+        notes = (f"{int((~seen).sum())} of {len(table)} points without a measurement (NaN) left out",) * (
+            not seen.all()
+        )
+        table = table[seen]
+        packed_colour = next((name for name in ("rgb", "rgba") if name in names), None)
+        if packed_colour is not None and table.dtype[packed_colour].itemsize == 4:
+            xyz = np.column_stack([table[name] for name in "xyz"])
+            colours = PointCloud.decode_rgb(np.ascontiguousarray(table[packed_colour]))
+            return _with_colours(xyz, colours, where)[0], notes
+        columns, more = _named(table, names, where)
+        return columns, (*notes, *more)
+    return _named(table, names, where)
+
+
+def _npy(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise PointsError(f"{where}: an npy file of version {version}; save it by numpy.save")
+    shape, by_columns, kind = read(stream)
+    if kind.kind not in "fiu" or len(shape) != 2:
+        raise PointsError(f"{where}: holds {list(shape)} of {kind}; give [N, 3] or [N, 6] numbers, saved by numpy.save")
+    least, there = shape[0] * shape[1] * kind.itemsize, len(data) - stream.tell()
+    if least != there:
+        raise _too_short(where, f"{list(shape)} numbers of {kind}", least, there)
+    array = np.frombuffer(data, kind, offset=stream.tell())
+    return _plain(array.reshape(shape, order="F" if by_columns else "C"), where)
+
+
+def _xyz(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    lines = re.sub(r"[,;\t]", " ", data.decode("utf-8-sig", "replace")).splitlines()
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if not line.lstrip().startswith(("#", "//"))]
+    rows = [(number, words) for number, words in rows if words]
+    claimed = (
+        int(rows[0][1][0])
+        if rows and len(rows[0][1]) == 1 and re.fullmatch(r"\d{1,18}", rows[0][1][0], re.ASCII)
+        else None
+    )
+    if claimed is not None:
+        rows = rows[1:]
+        if claimed != len(rows):
+            raise PointsError(f"{where}: its first line says {claimed} points, but {len(rows)} lines follow")
+    width = len(rows[0][1]) if rows else 0
+    table = np.empty((len(rows), width), dtype=np.float64)
+    for i, (number, words) in enumerate(rows):
+        try:
+            if len(words) != width:
+                raise ValueError
+            table[i] = words
+        except ValueError:
+            raise PointsError(
+                f"{where}: line {number} is {' '.join(words)[:80]!r}; every line must be x y z, or x y z red green blue"
+            ) from None
+    return _plain(table, where)
+
+
+_READERS: dict[str, Callable[[bytes, str], tuple[NDArray[Any], tuple[str, ...]]]] = {
+    ".ply": _ply,
+    ".pcd": _pcd,
+    ".npy": _npy,
+    ".xyz": _xyz,
+}
+EXTENSIONS = tuple(_READERS)
