@@ -19,7 +19,7 @@ from rb.core.metrics import METRICS, check_metrics
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_tokenise
-from rb.evaluation.spice import SpiceMissingError, SpiceRow, spice_jars, spice_scores
+from rb.evaluation.spice import MAX_WORDS, SpiceMissingError, SpiceRow, cut_for_spice, spice_jars, spice_scores
 from rb.evaluation.tokenise import ptb_tokenise
 
 LOG = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class CaptionScores:
         per_example: id to its value of each metric that has one per example (None where skipped). Their mean is the corpus value; CIDEr's
             depends on the set.
         spice_details: id to precision, recall and f per category of tuples; empty where SPICE was skipped.
+        spice_cut: how many texts SPICE read only the first words of: ``words`` (the limit), ``predictions``, ``references``; empty where it was
+            skipped.
         attainable: CIDEr and BLEU-4 that a perfect captioner reaches on this set (see ``attainable_scores``).
         skipped: metric to reason and remedy, one line each.
         tokeniser: ``ptb``, or ``simple`` without Java; scores of the two are not comparable.
@@ -47,6 +49,7 @@ class CaptionScores:
     scores: dict[str, float | None]
     per_example: dict[str, dict[str, float | None]]
     spice_details: dict[str, SpiceRow]
+    spice_cut: dict[str, int]
     attainable: dict[str, float]
     skipped: dict[str, str]
     tokeniser: str
@@ -98,10 +101,14 @@ def score_captions(
         except JavaToolError as error:
             skipped["METEOR"] = str(error)
     details: list[SpiceRow] = []
+    spice_cut: dict[str, int] = {}
     if java and "SPICE" in metrics and "SPICE" not in skipped:
         try:
             jars = spice_jars()
-            scores["SPICE"], details = spice_scores(texts, sets, java, jars, spice_cache)
+            short, cut = cut_for_spice(texts)
+            short_sets, cut_sets = zip(*map(cut_for_spice, sets), strict=True)
+            scores["SPICE"], details = spice_scores(short, short_sets, java, jars, spice_cache)
+            spice_cut = {"words": MAX_WORDS, "predictions": cut, "references": sum(cut_sets)}
             each["SPICE"] = [row["All"]["f"] for row in details]
             versions["corenlp"] = ", ".join(jar.name for jar in jars)
         except (SpiceMissingError, JavaToolError) as error:
@@ -111,6 +118,7 @@ def score_captions(
         scores={name: scores[name] if name in metrics else None for name in METRICS},
         per_example={i: {name: values[k] for name, values in each.items()} for k, i in enumerate(ids)},
         spice_details=dict(zip(ids, details, strict=False)),
+        spice_cut=spice_cut,
         attainable=attainable_scores(wanted),
         skipped={name: skipped[name] for name in METRICS if name in skipped},
         tokeniser=tokeniser,

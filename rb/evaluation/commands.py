@@ -68,6 +68,11 @@ def run_score(args: argparse.Namespace) -> int:
 def _tell_once(result: dict[str, Any], told: set[str]) -> None:
     """What was skipped and why, each line once, on stderr."""
     lines = [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
+    cut = result["spice_cut"]
+    if cut and cut["predictions"] + cut["references"]:
+        lines.append(
+            f"note: SPICE read only the first {cut['words']} words of {cut['predictions']} predictions and {cut['references']} references"
+        )
     if result["tokeniser"] != "ptb":
         lines.append(
             "note: tokenised without Stanford's PTB tokeniser, so scores may differ slightly from published ones"

@@ -1,5 +1,7 @@
 """Finds Java and pycocoevalcap's jars and runs one Java tool as a separate process that cannot hang, shift or outlive us.
 
+Options for every JVM in the environment (``_JAVA_OPTIONS`` and its siblings) are kept from the tools: they get ours only.
+
 Used by the tokeniser, METEOR, SPICE and ``rb metrics doctor``. Holds nothing about what the tools compute.
 """
 
@@ -10,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +27,8 @@ HOW_TO_GET_JAVA = (
     "install a Java runtime, 17 to 25 (Debian, Ubuntu: apt-get install default-jre-headless), or point JAVA_HOME at one"
 )
 
+# Options in these apply to every JVM, the last even against a command line: -Duser.language=de, -Xmx512m, another garbage collector.
+OVERRIDING = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 # Without these a German JVM writes "0,5" and an ASCII one loses accents; both are the tools' own habits, not ours.
 LOCALE_OPTIONS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 
@@ -34,6 +39,10 @@ class JavaMissingError(ValueError):
 
 class JavaToolError(RuntimeError):
     """A Java tool ended badly, took too long or answered something we cannot read."""
+
+
+class JavaTimeoutError(JavaToolError):
+    """A Java tool was ended at its time limit."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,13 @@ def find_java() -> Java:
         raise JavaMissingError(f"no Java found; {HOW_TO_GET_JAVA}")
     try:
         answer = subprocess.run(
-            [path, "-version"], capture_output=True, text=True, errors="replace", timeout=60, check=False
+            [path, "-version"],
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JavaMissingError(f"{path} does not start ({error}); {HOW_TO_GET_JAVA}") from error
@@ -100,7 +115,7 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
     With ``show`` a clock with that text appears on stderr after 5 seconds.
 
     Raises:
-        JavaToolError: bad exit status or time limit, with the end of its stderr.
+        JavaToolError: bad exit status or (``JavaTimeoutError``) time limit, with the end of its stderr.
     """
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -108,7 +123,7 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
             clock = progress.bar(desc=show, bar_format="{desc}: {elapsed}", delay=5, disable=not show)
             while process.poll() is None:
                 if time.monotonic() > deadline:
-                    raise JavaToolError(
+                    raise JavaTimeoutError(
                         f"{name} did not finish in {timeout_s:.0f} s; its stderr ends: {_tail(read_back(err))}"
                     )
                 try:
@@ -125,10 +140,14 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
 def started(
     command: Sequence[str], name: str, stdin: int | None, stdout: int | IO[bytes], stderr: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A started tool that is gone when the block is left, however that happens."""
+    """A started tool that is gone when the block is left, however that happens, and when this process is killed."""
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=stdout, stderr=stderr
+            [*_bound_to_us(), *command],
+            env=_environment(),
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=stdout,
+            stderr=stderr,
         )
     except OSError as error:
         raise JavaToolError(f"{name} does not start: {error}") from error
@@ -144,6 +163,23 @@ def started(
                     pipe.close()
                 except BrokenPipeError:  # what was still unwritten goes to a process that is gone
                     continue
+
+
+# Asks Linux to kill this process with its parent, leaves at once if the parent is gone already, and becomes the tool.
+_BIND = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "  # PR_SET_PDEATHSIG
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def _bound_to_us() -> list[str]:
+    """What stands before a command so that it ends with this process, by whatever that is ended. Linux only; 20 ms."""
+    # A small program and no preexec_fn: that would run Python between fork and exec, which may hang in a process with threads.
+    return [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid())] if sys.platform == "linux" else []
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in OVERRIDING}
 
 
 def read_back(file: IO[bytes]) -> str:

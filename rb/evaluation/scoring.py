@@ -76,6 +76,7 @@ def score_file(
         **({"truth": truth} if judge is not None else {}),
         "attainable": found.attainable,
         "skipped": found.skipped,
+        "spice_cut": found.spice_cut,
         "tokeniser": found.tokeniser,
         "num_examples": len(rows),
         "num_references": sum(len(row.references) for row in rows),

@@ -68,7 +68,7 @@ def meteor(java: Java) -> Iterator[Meteor]:
             for name, value in (("LC_ALL", "de_DE.UTF-8"), ("LANG", "de_DE.UTF-8")):
                 patch.setenv(name, value)
             # The locale may not be installed here; this makes any JVM German.
-            patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+            patch.setenv("_JAVA_OPTIONS", "-Duser.language=de -Duser.country=DE")
             process.scores(["ein Haus"], [["das Haus"]], java)
         yield process
 

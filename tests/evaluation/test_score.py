@@ -174,25 +174,35 @@ def test_out_names_one_file_only(tmp_path: Path, capsys) -> None:
 
 @needs_java
 @pytest.mark.java
-def test_scorings_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
-    """Two processes on one SPICE cache: one has it, the other does without."""
+def test_scorings_at_the_same_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one SPICE cache: one has it, the other does without. Neither stalls at a model that loops."""
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx1m")  # reaches no tool
+    loop = "a chair left of a table and " * 143  # 1,001 words, which held SPICE for minutes
+    long = replace(rows()[0], id="long", source_id="long", prediction=loop, references=["a chair", f"a cube {loop}"])
+    more = ([long], [])
     wanted = ["CIDEr", "SPICE"] if os.environ.get("RB_SPICE_JARS") else ["CIDEr", "BLEU-4"]
     calls = []
     for number in range(2):
-        path = write(tmp_path / f"{number}" / "predictions.jsonl", rows()[number : number + 3])
+        path = write(tmp_path / f"{number}" / "predictions.jsonl", [*rows()[number : number + 3], *more[number]])
         options = ["--no-mlflow", "--spice-cache", str(tmp_path / "cache"), "--metrics", *wanted]
         calls.append([sys.executable, "-m", "eval.score", str(path), *options])
     running = [subprocess.Popen(call, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for call in calls]
-    for process in running:
+    for number, process in enumerate(running):
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
+        if "SPICE" in wanted:
+            assert (b"first 60 words of 1 predictions and 1 references" in err) == (number == 0)
     for number in range(2):
         written = json.loads((tmp_path / f"{number}" / "metrics.json").read_text())
         assert written["tokeniser"] == "ptb"
         assert written["skipped"] == {}
         if "SPICE" in wanted:
             expected = [row["spice"]["All"]["f"] for row in GOLDEN["rows"][number : number + 3]]
-            assert written["scores"]["SPICE"] == pytest.approx(sum(expected) / 3, abs=1e-9)
+            lines = (tmp_path / f"{number}" / "metrics.examples.jsonl").read_text().splitlines()
+            found = {row["id"]: row["SPICE"] for row in map(json.loads, lines)}
+            assert found.pop("long", 1) > 0
+            assert sorted(found.values()) == pytest.approx(sorted(expected), abs=1e-9)
+            assert written["spice_cut"] == {"words": 60, "predictions": 1 - number, "references": 1 - number}
 
 
 def test_a_terminated_scoring_takes_java_along(tmp_path: Path) -> None:

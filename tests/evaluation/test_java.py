@@ -1,0 +1,90 @@
+"""Java tools: nothing in the environment changes what they compute, none outlives its scorer, and captions are cut for SPICE."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rb.evaluation import java as java_file
+from rb.evaluation.java import JavaToolError, find_java, run_tool, started
+from rb.evaluation.spice import MAX_WORDS, cut_for_spice
+from rb.evaluation.tokenise import ptb_tokenise
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java on PATH")
+
+
+@needs_java
+@pytest.mark.java
+@pytest.mark.parametrize("variable", ["_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS"])
+@pytest.mark.parametrize("options", ["-Dfile.encoding=US-ASCII -Duser.language=de", "-Xmx1m -XX:+NoSuchOption"])
+def test_options_in_the_environment_reach_no_tool(variable: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, options)
+    assert ptb_tokenise(["Ein Café für 0,5 Euro."], find_java()) == ["ein café für 0,5 euro"]
+
+
+def gone(pid: int, within_s: float = 60.0) -> bool:
+    """Whether a process ends soon; a zombie, which somebody else must collect, has ended."""
+    for _ in range(int(within_s / 0.05)):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a child with its parent")
+@pytest.mark.parametrize("how", ["run_tool(['/bin/sleep', '600'], 'tool', 600)", "METEOR"])
+def test_a_killed_scorer_takes_its_tool_along(how: str, tmp_path: Path) -> None:
+    """METEOR stays for many sets, with pipes; the others run to their end: both ways to start a tool."""
+    script = "from rb.evaluation.java import *\n"
+    if how == "METEOR":
+        (tmp_path / "java").write_text("#!/bin/sh\nexec /bin/sleep 600\n")
+        (tmp_path / "java").chmod(0o755)
+        script += "from rb.evaluation.meteor import Meteor\n"
+        how = f"Meteor().scores(['a'], [['a']], Java({str(tmp_path / 'java')!r}, '17'))"
+    scorer = subprocess.Popen([sys.executable, "-c", script + how])
+    try:
+        tools: list[psutil.Process] = []
+        while not any(tool.name() == "sleep" for tool in tools):  # until it has become the tool
+            assert scorer.poll() is None
+            time.sleep(0.05)
+            tools = psutil.Process(scorer.pid).children()
+        scorer.send_signal(signal.SIGKILL)
+        assert all(gone(tool.pid) for tool in tools)
+    finally:
+        scorer.kill()
+        scorer.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a child with its parent")
+def test_a_tool_whose_scorer_is_gone_before_it_starts_does_not_start(tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    before = java_file._bound_to_us()
+    orphan = [*before[:-1], "1", "/usr/bin/touch", str(mark)]  # process 1 is not its parent
+    assert subprocess.run(orphan, check=False).returncode == 1
+    assert not mark.exists()
+    subprocess.run([*before, "/usr/bin/touch", str(mark)], check=True)
+    assert mark.exists()
+
+
+def test_a_tool_that_cannot_start_is_a_line() -> None:
+    with pytest.raises(JavaToolError, match=r"tool ended with status 1: .*No such file"):
+        run_tool(["/no-such-java"], "tool", 10)
+    with Path(os.devnull).open("r+b") as nowhere, started(["/bin/true"], "tool", None, nowhere, nowhere) as process:
+        assert process.wait(60) == 0
+
+
+def test_long_captions_are_cut_for_spice_alone() -> None:
+    words = [f"w{i}" for i in range(MAX_WORDS + 1)]
+    texts = ["", " ".join(words[:-1]), " ".join(words), "a red cube"]
+    assert cut_for_spice(texts) == (["", texts[1], texts[1], "a red cube"], 1)
