@@ -6,6 +6,7 @@ split; the metrics mean nothing over a mixture (CIDEr weighs words by the set th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import CaptionScores, score_captions
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
-from rb.tracking import log_evaluation
+from rb.tracking import ScoredSet, log_evaluation
 
 # Which model produced the captions: the frozen one, the same on cut-out regions, a trained one; then controls: wrong boxes, empty input.
 VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind")
@@ -49,7 +50,7 @@ def score_file(
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
     """
-    predictions = Path(predictions)
+    started, predictions = time.time(), Path(predictions)
     rows, meta = read_predictions(predictions)
     modality, dataset, split = _one_set(rows, predictions)
     for row in rows:
@@ -92,7 +93,7 @@ def score_file(
     write_whole(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}))
     write_json(out, result)
     if use_mlflow:
-        _log(result, predictions, out)
+        _log(result, predictions, out, started)
     return result
 
 
@@ -153,7 +154,7 @@ def _examples(found: CaptionScores, verdicts: Mapping[str, Mapping[str, bool]]) 
     )
 
 
-def _log(result: Mapping[str, Any], predictions: Path, out: Path) -> None:
+def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float) -> None:
     """To MLflow by way of the journals.
 
     Where the predictions lie in a run folder, or a checkpoint names it, that training run gets the scores too, at the checkpoint's
@@ -176,10 +177,10 @@ def _log(result: Mapping[str, Any], predictions: Path, out: Path) -> None:
     log_evaluation(
         {prefix + name: value for name, value in result["scores"].items() if value is not None},
         name=predictions.stem,
-        dataset=result["dataset"],
-        split=result["split"],
+        data=ScoredSet(result["dataset"], result["split"], result["set_sha256"], result["predictions"]),
         run_dir=run_dir if in_run else None,
         job_dir=None if in_run else out.resolve().parent / "evaluations" / predictions.stem,
         step=checkpoint.get("step") or 0,
         tags={tag: result[tag] for tag in tags},
+        started=started,
     )

@@ -40,6 +40,7 @@ from rb.drawing.curves import Series, chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
 from rb.pages.gallery import gallery
 from rb.pages.report_scores import scores_section
+from rb.tracking.closing import close_if_dead
 from rb.tracking.journal import Point, metric_points, read_rows
 
 PLAIN = {RATE: "learning rate", GRAD_NORM: "gradient norm", SPEED: "samples per second"}  # of the whole run
@@ -57,6 +58,8 @@ def build_report(run_dir: str | Path, examples: int = 12) -> Path:
         raise ValueError(f"{run_dir}: no {RUN_JOURNAL}, {RUN_METRICS}/ or {RUN_PREDICTIONS}/ in it; give a run folder")
     problems: list[str] = []
     journal = run_dir / RUN_JOURNAL
+    with contextlib.suppress(OSError):  # a folder that may only be read
+        close_if_dead(run_dir)
     points = metric_points(journal, on_bad=problems.append)
     events = [row for row, _ in read_rows(journal, on_bad=lambda _: None) if row["kind"] != "metrics"]
     parts = [

@@ -9,9 +9,9 @@ from rb.core.exit_codes import FINISHED
 from rb.core.locks import FileLock
 from rb.core.output import say
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.closing import close_dead_runs, close_if_dead
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.journal import Journal, read_rows
-from rb.tracking.mlflow_store import TrackingError
+from rb.tracking.errors import TrackingError
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,9 @@ def sync(run_dir: str | Path, root: str | Path | None = None) -> list[str]:
         raise TrackingError(f"{run_dir}: no {RUN_JOURNAL} in it; give a run folder")
     root = root or run_dir.parent
     jobs = sorted(path.parent for path in (run_dir / RUN_EVALUATIONS).glob(f"*/{RUN_JOURNAL}"))
-    return [_sync_one(folder, root) for folder in (run_dir, *jobs)]
+    lines = [_sync_one(folder, root) for folder in (run_dir, *jobs)]
+    closed = close_dead_runs(Path(root).resolve(), run_dir)
+    return lines + [f"{folder}: its process is gone; the run is closed as KILLED" for folder in closed]
 
 
 def _sync_one(folder: Path, root: str | Path) -> str:
@@ -48,8 +50,7 @@ def _sync_one(folder: Path, root: str | Path) -> str:
     if not lock.acquire():
         return f"{folder}: a live process tracks it and copies by itself"
     try:
-        if lock.certain:
-            _mark_killed(folder)
+        close_if_dead(folder, lock)
         copier = JournalCopier(folder, root)
         try:
             copier.pump()
@@ -61,15 +62,3 @@ def _sync_one(folder: Path, root: str | Path) -> str:
         return f"{folder}: {copier.points} points sent, MLflow run {copier.run_id} in {copier.uri} is complete"
     finally:
         lock.release()
-
-
-def _mark_killed(folder: Path) -> None:
-    """We hold the lock of the folder, so a run that says RUNNING was killed."""
-    last = ""
-    for row, _ in read_rows(folder / RUN_JOURNAL):
-        if row["kind"] == "status":
-            last = row.get("status", "")
-    if last == "RUNNING":
-        journal = Journal(folder / RUN_JOURNAL)
-        journal.write("status", status="KILLED")
-        journal.close()

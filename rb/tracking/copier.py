@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rb.core.metric_names import EVAL, parse_name
 from rb.core.run_layout import RUN_JOURNAL
+from rb.tracking.errors import TrackingError
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import (
     OFFSET_TAG,
-    TrackingError,
+    USER_TAG,
     clean_name,
     clean_value,
     open_client,
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 CHUNK_POINTS = 900  # MLflow takes 1,000 metrics, and 1,000 entities in all, per call
 CHUNK_VALUES = 90  # and 100 params or tags
+MLFLOW_TAGS = "mlflow."  # what MLflow's own clients set: user, source
+# Identities are tags in the journal and parameters in MLflow: they say what went in, and as tags they hide the others.
+_IDENTITIES = ("foundation.", "config_digest", "set_sha256")
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 
 _log = logging.getLogger(__name__)
@@ -68,7 +73,8 @@ class JournalCopier:
 
     def __init__(self, run_dir: str | Path, root: str | Path | None = None) -> None:
         self.run_dir = Path(run_dir).resolve()
-        self.uri = tracking_uri(root or self.run_dir.parent)
+        self.root = Path(root or self.run_dir.parent).resolve()
+        self.uri = tracking_uri(self.root)
         self.run_id = ""
         self.offset = 0
         self.points = 0
@@ -86,8 +92,8 @@ class JournalCopier:
         """Bytes of the journal not copied yet."""
         return max(0, self.journal.stat().st_size - self.offset) if self.journal.exists() else 0
 
-    def pump(self) -> None:
-        """Copy all that the journal holds now.
+    def pump(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Copy all that the journal holds now; ``stop`` is asked between two pieces, and the next call goes on from there.
 
         Raises:
             TrackingError: MLflow refuses the run itself (deleted there), or knows more of the journal than there is.
@@ -106,17 +112,31 @@ class JournalCopier:
             if len(metrics) >= CHUNK_POINTS or row["kind"] != "metrics":
                 self._send(client, metrics, end)
                 metrics = []
+                if stop():
+                    return
         if end > self.offset:
             self._send(client, metrics, end)
 
     def _connect(self) -> MlflowClient:
         client = open_client(self.uri)
-        run = open_run(client, self.uri, self.run_dir)
+        run = open_run(client, self.uri, self.run_dir, *self._beginning())
         self.run_id = run.info.run_id
         self._params = dict(run.data.params)
         self._replay(int(run.data.tags.get(OFFSET_TAG, "0")))
         self._client = client
         return client
+
+    def _beginning(self) -> tuple[float | None, dict[str, str]]:
+        """When the run began, and MLflow's own tags of that time: from the rows before its first metrics."""
+        start: float | None = None
+        tags: dict[str, str] = {}
+        for row, _ in read_rows(self.journal, on_bad=lambda _: None):
+            start = row["time"] if start is None else start
+            if row["kind"] == "metrics":
+                break
+            if row["kind"] == "tags":
+                tags |= {k: clean_value(v) for k, v in row["values"].items() if k.startswith(MLFLOW_TAGS)}
+        return start, tags
 
     def _replay(self, offset: int) -> None:
         """Rebuild what was sent from the part of the journal that is already copied."""
@@ -180,7 +200,7 @@ class JournalCopier:
             if row["kind"] == "params":
                 self._copy_params(client, row["values"])
             elif row["kind"] == "tags":
-                self._set_tags(client, {clean_name(name): clean_value(value) for name, value in row["values"].items()})
+                self._copy_tags(client, row["values"])
             elif row["kind"] == "input":
                 self._copy_input(client, row)
             elif row["kind"] == "artifact":
@@ -209,6 +229,14 @@ class JournalCopier:
         self._params.update({param.key: param.value for param in new})
         self._set_tags(client, changed)
 
+    def _copy_tags(self, client: MlflowClient, values: dict[str, str]) -> None:
+        """Tags as such, but identities as parameters; the user is set when the run is made, and MLflow does not let it change."""
+        identities = {name: value for name, value in values.items() if name.startswith(_IDENTITIES)}
+        if identities:
+            self._copy_params(client, identities)
+        rest = {name: value for name, value in values.items() if name not in identities and name != USER_TAG}
+        self._set_tags(client, {clean_name(name): clean_value(value) for name, value in rest.items()})
+
     def _set_tags(self, client: MlflowClient, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
@@ -217,15 +245,14 @@ class JournalCopier:
             client.log_batch(self.run_id, tags=tags[start : start + CHUNK_VALUES])
 
     def _copy_input(self, client: MlflowClient, row: dict[str, Any]) -> None:
-        """A data set as MLflow's input (its digest holds 36 characters) and, whole, as a tag; without a context it was trained on."""
+        """A data set as MLflow's input, the whole digest as the input's tag (its own field holds 36 characters)."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name, digest, source = row["name"], row["digest"], row["source"]
         data = Dataset(name=name, digest=digest.removeprefix("sha256:")[:36], source_type="local", source=source)
-        context = row.get("context", "training")
-        client.log_inputs(self.run_id, [DatasetInput(dataset=data, tags=[InputTag("mlflow.data.context", context)])])
-        prefix = "dataset" if context == "training" else f"{context}_dataset"
-        self._set_tags(client, {clean_name(f"{prefix}.{name}.digest"): digest})
+        tags = {"mlflow.data.context": row.get("context", "training"), "digest": digest}
+        marked = DatasetInput(dataset=data, tags=[InputTag(key, value) for key, value in tags.items()])
+        client.log_inputs(self.run_id, [marked])
 
     def _copy_artifact(self, client: MlflowClient, path: str) -> None:
         local = self.run_dir / path

@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from rb.core.locks import FileLock
 from rb.core.metric_names import evaluation_name
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.client_tags import client_tags
+from rb.tracking.closing import close_dead_runs, close_if_dead
+from rb.tracking.identity import EXPERIMENT, run_identity
 from rb.tracking.journal import Journal
 from rb.tracking.mlflow_copy import MlflowCopy
-from rb.tracking.mlflow_store import run_identity
+from rb.tracking.tracker import flatten
 
 TIMEOUT_S = 60.0  # how long a finished job waits for MLflow
+CLOSING_S = 10.0  # and how long it may copy runs of dead processes
 
 _log = logging.getLogger(__name__)
+
+
+class ScoredSet(NamedTuple):
+    """The set of examples that was scored: its data set and split, a digest of its ids and references, and where they were read."""
+
+    dataset: str
+    split: str
+    digest: str = ""
+    source: str = ""
 
 
 def score_names(scores: Mapping[str, float], dataset: str, split: str) -> dict[str, float]:
@@ -32,12 +48,12 @@ def log_evaluation(
     scores: Mapping[str, float],
     *,
     name: str,
-    dataset: str,
-    split: str,
+    data: ScoredSet,
     run_dir: str | Path | None = None,
     job_dir: str | Path | None = None,
     step: int | None = None,
     tags: Mapping[str, object] | None = None,
+    started: float | None = None,
     mlflow: bool = True,
 ) -> bool:
     """Log the scores of one set of predictions; whether MLflow has them (if not, a warning is logged, and the journals have them).
@@ -47,10 +63,12 @@ def log_evaluation(
     Args:
         scores: metric name to value, e.g. {"CIDEr": 1.2}.
         name: the evaluation's name, unique within its training run.
+        data: what was scored.
         run_dir: the training run whose checkpoint was evaluated; its journal gets the scores at ``step``. None for a base model.
         job_dir: folder of the job's own journal; ``RUN_DIR/evaluations/NAME`` where not given.
         step: the checkpoint's step; needed with ``run_dir``.
-        tags: what the scores depend on: modality, checkpoint, decoding, reference policy, data digest.
+        tags: what the scores depend on: modality, checkpoint, decoding, reference policy, data digest; nested ones get dotted names.
+        started: when scoring began, in seconds since 1970; now where not given.
         mlflow: false writes the journals only.
 
     Raises:
@@ -62,41 +80,41 @@ def log_evaluation(
         raise ValueError(f"log_evaluation: the step of the checkpoint in {run_dir} is needed to place its scores")
     if run_dir is not None and not (Path(run_dir) / RUN_JOURNAL).exists():
         raise ValueError(f"{run_dir}: no {RUN_JOURNAL} in it, so not a run folder; give the folder of the training run")
-    named = score_names(scores, dataset, split)
-    marks = {"job": "evaluation", "dataset": dataset, "split": split, **(tags or {})}
+    training = Path(run_dir).resolve() if run_dir is not None else None
+    values = score_names(scores, data.dataset, data.split)
+    marks: dict[str, object] = {"job": "evaluation", "dataset": data.dataset, "split": data.split, **(tags or {})}
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "regionblip")
-    if run_dir is not None:
-        run_dir = Path(run_dir).resolve()
-        training = run_identity(run_dir)
-        experiment = training["experiment"]
-        marks |= {"training_run": run_dir.name, "training_run_id": training.get("run_id", ""), "checkpoint_step": step}
-        _append(run_dir, step or 0, named)
+    title = name
+    if training is not None:
+        experiment = run_identity(training)[EXPERIMENT]
+        title = f"{training.name}-{name}"
+        marks |= {"training_run": training.name, "checkpoint_step": step}
+        with closing(Journal(training / RUN_JOURNAL)) as journal:
+            journal.metrics(step or 0, values)
     folder = Path(job_dir) if job_dir is not None else Path(run_dir or ".") / RUN_EVALUATIONS / name
-    run_identity(folder, experiment, f"{run_dir.name}-{name}" if isinstance(run_dir, Path) else name)
-    _append(folder, step or 0, named, marks)
-    if not mlflow:
-        return False
-    root = run_dir.parent if isinstance(run_dir, Path) else None
-    copied = MlflowCopy(folder, root).close(TIMEOUT_S)
-    return _follow(run_dir) and copied if isinstance(run_dir, Path) else copied
+    run_identity(folder, experiment, title)
+    with closing(Journal(folder / RUN_JOURNAL)) as journal:
+        journal.write("status", status="RUNNING", time=time.time() if started is None else started)
+        journal.write("tags", values=client_tags() | flatten(marks))
+        if data.digest:
+            journal.write("input", name=data.dataset, digest=data.digest, source=data.source, context="evaluation")
+        journal.metrics(step or 0, values)
+        journal.write("status", status="FINISHED")
+    return _copy(folder, training) if mlflow else False
 
 
-def _append(folder: Path, step: int, values: Mapping[str, float], marks: Mapping[str, object] | None = None) -> None:
-    journal = Journal(folder / RUN_JOURNAL)
-    try:
-        if marks is not None:
-            journal.write("tags", values={key: str(value) for key, value in marks.items()})
-        journal.metrics(step, values)
-        if marks is not None:
-            journal.write("status", status="FINISHED")
-    finally:
-        journal.close()
-
-
-def _follow(run_dir: Path) -> bool:
-    """Copy the training run's journal too, unless its own process is alive and does it."""
-    lock = FileLock(run_dir / TRACKING_LOCK)
-    if not lock.acquire():
-        _log.info("%s is tracked by a live process, which copies the scores to MLflow", run_dir)
-        return True
-    return MlflowCopy(run_dir, lock=lock).close(TIMEOUT_S)
+def _copy(folder: Path, training: Path | None) -> bool:
+    """Copy both journals: first the training run's, which is the parent, unless its own process is alive and does it."""
+    followed = True
+    if training is not None:
+        lock = FileLock(training / TRACKING_LOCK)
+        if lock.acquire():
+            close_if_dead(training, lock)
+            followed = MlflowCopy(training, lock=lock).close(TIMEOUT_S)
+        else:
+            _log.info("%s is tracked by a live process, which copies the scores to MLflow", training)
+    copied = MlflowCopy(folder, training.parent if training else None).close(TIMEOUT_S)
+    if copied:
+        end = time.monotonic() + CLOSING_S
+        close_dead_runs((training or folder.resolve()).parent, training or folder, lambda: time.monotonic() > end)
+    return copied and followed

@@ -31,6 +31,8 @@ from rb.core.locks import locked
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume")
 
+_LONGEST_ROW = 1 << 20  # bytes that surely hold the last row
+
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,10 @@ class Journal:
         self.write("resume", step=int(step))
 
     def write(self, kind: str, **fields: object) -> None:
-        """Append one row of any kind. ``OSError`` where the disk refuses; a line cut off by that is dropped by the next write."""
+        """Append one row of any kind; ``time`` among its fields replaces the present.
+
+        ``OSError`` where the disk refuses; a line cut off by that is dropped by the next write.
+        """
         assert kind in KINDS, kind
         row = {"kind": kind, "time": time.time(), **fields}
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
@@ -128,6 +133,18 @@ def read_rows(
                 on_bad(f"{path}: the line at byte {begin} is not a journal row and is skipped ({error!r})")
                 continue
             yield row, offset
+
+
+def last_row(path: str | Path) -> dict[str, Any] | None:
+    """The last row of a journal, from the end of the file; none where there is none or its last whole line is not a row."""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LONGEST_ROW))
+            lines = file.read().split(b"\n")
+        return _decode(lines[-2])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _decode(line: bytes) -> dict[str, Any]:

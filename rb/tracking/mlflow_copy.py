@@ -11,8 +11,10 @@ from pathlib import Path
 
 from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
+from rb.tracking.closing import close_dead_runs
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.mlflow_store import TrackingError, load_mlflow
+from rb.tracking.errors import TrackingError
+from rb.tracking.mlflow_store import load_mlflow
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 120.0
 
@@ -65,6 +67,7 @@ class MlflowCopy:
 
     def _copy_until_closed(self) -> None:
         retry_s = FIRST_RETRY_S
+        looked = False
         while True:
             closing = self._closing.is_set()  # read before the pass: the last pass begins after the last row
             try:
@@ -73,17 +76,26 @@ class MlflowCopy:
                     self._copier.pump()
                     self._back_again()
                     retry_s = FIRST_RETRY_S
+                if done and not (looked or closing):
+                    close_dead_runs(self._copier.root, self._copier.run_dir, self._closing.is_set)
+                    looked = True
                 wait_s = self._interval_s
                 self._complete = closing and done
             except TrackingError as error:
-                _log.warning("%s. Metrics now go to the journal only.", error)
-                return
+                self._refused(error)
+                wait_s = LONGEST_RETRY_S
             except retry_errors() as error:
                 self._away(error)
                 wait_s, retry_s = retry_s, min(2 * retry_s, LONGEST_RETRY_S)
             if closing:
                 return
             self._closing.wait(wait_s)
+
+    def _refused(self, error: TrackingError) -> None:
+        """A person has to do something; once it is done the copy goes on."""
+        if not self._warned:
+            _log.warning("%s. Until then metrics go to the journal only.", error)
+        self._warned = True
 
     def _away(self, error: Exception) -> None:
         if not self._warned:

@@ -1,24 +1,42 @@
-"""Where MLflow keeps things and what it accepts: store address, first opening, names, one run per run folder.
+"""What MLflow is asked for: store address, a client, names that it accepts, one MLflow run per run folder.
 
-Used by ``mlflow_copy.py`` alone. Importing this file does not import MLflow (2.7 s): its functions do.
+Used by ``copier.py``. Importing this file does not import MLflow (2.7 s): its functions do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import logging
 import os
 import re
-import uuid
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rb.core.files import write_json
-from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_MLFLOW
+from rb.tracking.errors import TrackingError
+from rb.tracking.identity import (
+    COPIED_FROM,
+    EXPERIMENT,
+    EXPERIMENT_ID,
+    FOLDER,
+    KEY,
+    RUN_ID,
+    RUN_NAME,
+    TRACKING_URI,
+    identity_in,
+    parent_folder,
+    save_identity,
+)
+from rb.tracking.sqlite_store import (
+    SQLITE,
+    artifact_folder,
+    cannot_open,
+    forget_connections,
+    open_errors,
+    prepare_store,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,6 +44,11 @@ if TYPE_CHECKING:
 
 OFFSET_TAG = "journal_offset"
 KEY_TAG = "run_key"
+USER_TAG = "mlflow.user"  # MLflow's own tags: docs of MLflow, "System Tags"
+PARENT_TAG = "mlflow.parentRunId"
+EXPERIMENT_KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # the page of runs and curves, not that of GenAI traces
 MAX_VALUE_CHARS = 500
 MAX_NAME_CHARS = 250
 
@@ -38,22 +61,18 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-_SQLITE = "sqlite:///"
 _NOT_ALLOWED = re.compile(r"[^/\w.\- :]")
-
-
-class TrackingError(ValueError):
-    """MLflow cannot be reached, or refuses what it is sent; the journal still holds everything."""
+_JOINED = re.compile(r"(?<=\w)\+(?=\w)")
 
 
 def tracking_uri(root: str | Path) -> str:
     """``MLFLOW_TRACKING_URI``, else a sqlite file in ``root`` (absolute, so that it does not depend on the working folder)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path(root).resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path(root).resolve() / 'mlflow.db'}"
 
 
 def clean_name(name: str) -> str:
-    """``name`` in the characters that MLflow takes: "refcoco+" becomes "refcocoplus", any other stranger "_"."""
-    return _NOT_ALLOWED.sub("_", name.replace("+", "plus"))[:MAX_NAME_CHARS]
+    """``name`` in the characters that MLflow takes: "refcoco+" becomes "refcocoplus", "a+b" "a_and_b", any other stranger "_"."""
+    return _NOT_ALLOWED.sub("_", _JOINED.sub("_and_", name).replace("+", "plus"))[:MAX_NAME_CHARS]
 
 
 def clean_value(value: object) -> str:
@@ -69,31 +88,29 @@ def load_mlflow() -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client whose store exists. A sqlite file is opened under a lock: processes that create one together break it for good."""
+    """A client whose store exists.
+
+    Raises:
+        TrackingError: a sqlite store that MLflow cannot use; the message has the remedy.
+        Exception: MLflow's and ``OSError``, when the store cannot be reached now.
+    """
     load_mlflow()
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every table it makes
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry; we do once
-    with _creation_lock(uri):
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a sqlite store, none for any other."""
-    return Path(uri[len(_SQLITE) :]) if uri.startswith(_SQLITE) else None
-
-
-@contextlib.contextmanager
-def _creation_lock(uri: str) -> Iterator[None]:
     path = sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    with FileLock(path.with_name(path.name + ".lock")):
-        yield
+    if path is not None:
+        prepare_store(path)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+    except open_errors() as error:
+        if path is None:
+            raise
+        forget_connections(path)
+        raise cannot_open(path, error) from error
+    client.search_experiments(max_results=1)
+    return client
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -101,12 +118,11 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     path = sqlite_path(uri)
-    # A sqlite store would put artifacts into ./mlruns of whoever created it first.
-    location = (path.parent / "mlartifacts").resolve().as_uri() if path else None
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
+        location = artifact_folder(path) if path else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=dict(EXPERIMENT_KIND)))
         except MlflowException:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -115,55 +131,66 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
         raise TrackingError(
             f"MLflow experiment {name!r} is deleted in {uri}; restore it there, or set tracking.experiment"
         )
+    for tag, value in EXPERIMENT_KIND.items():
+        if tag not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, tag, value)
     return str(experiment.experiment_id)
 
 
-def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dict[str, str]:
-    """What ``mlflow.json`` says (key, experiment, run_name, and once known tracking_uri, run_id, experiment_id); made where missing.
+def open_run(client: MlflowClient, uri: str, run_dir: Path, start_s: float | None, tags: Mapping[str, str]) -> Run:
+    """This run folder's one MLflow run in this store: the one it has, or a new one. Its id goes to ``mlflow.json``.
 
-    The random key is written before MLflow is asked for a run, and tagged there: a process killed in between finds its run again.
+    Args:
+        start_s: when the run began, in seconds since 1970; none: now. For a new run, as the next.
+        tags: of MLflow's own kind (``mlflow.user``), which it takes when a run is made.
     """
-    path = run_dir / RUN_MLFLOW
-    if path.exists():
-        try:
-            identity = json.loads(path.read_text(encoding="utf-8"))
-            return {str(name): str(value) for name, value in identity.items()} | {"key": str(identity["key"])}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise TrackingError(
-                f"{path}: not readable as MLflow's identity of this run ({error!r}); remove it to start a new one"
-            ) from error
-    identity = {"key": uuid.uuid4().hex, "experiment": experiment or "regionblip", "run_name": run_name or run_dir.name}
-    save_identity(run_dir, identity)
-    return identity
+    identity = identity_in(run_dir, uri)
+    run = _known_run(client, uri, identity)
+    if run is None:
+        experiment_id = ensure_experiment(client, uri, identity[EXPERIMENT])
+        found = _search(client, experiment_id, identity)
+        made = {KEY_TAG: identity[KEY], **tags}
+        if COPIED_FROM in identity:
+            made[COPIED_FROM] = identity[COPIED_FROM]
+        start_ms = None if start_s is None else int(start_s * 1000)
+        run = found or client.create_run(experiment_id, start_ms, made, identity[RUN_NAME])
+    place = {TRACKING_URI: uri, EXPERIMENT_ID: run.info.experiment_id, RUN_ID: run.info.run_id}
+    place |= {FOLDER: str(run_dir)}
+    if not place.items() <= identity.items():
+        save_identity(run_dir, identity | place)
+    _join_parent(client, uri, run_dir, run)
+    return _active(run, uri)
 
 
-def save_identity(run_dir: Path, identity: dict[str, str]) -> None:
-    """Write ``mlflow.json`` in one step."""
-    path = run_dir / RUN_MLFLOW
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, identity)
-
-
-def open_run(client: MlflowClient, uri: str, run_dir: Path) -> Run:
-    """This run folder's one MLflow run in this store: the one it has, or a new one. Its id goes to ``mlflow.json``."""
+def _known_run(client: MlflowClient, uri: str, identity: Mapping[str, str]) -> Run | None:
+    """The run whose id is noted for this store; none if there is none, or not any more."""
     from mlflow.exceptions import MlflowException
 
-    identity = run_identity(run_dir)
-    if identity.get("tracking_uri") == uri and identity.get("run_id"):
-        try:
-            return _active(client.get_run(identity["run_id"]), uri)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-    experiment_id = ensure_experiment(client, uri, identity["experiment"])
-    known = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{identity['key']}'", max_results=1)
-    run = (
-        known[0]
-        if known
-        else client.create_run(experiment_id, run_name=identity["run_name"], tags={KEY_TAG: identity["key"]})
-    )
-    save_identity(run_dir, {**identity, "tracking_uri": uri, "experiment_id": experiment_id, "run_id": run.info.run_id})
-    return _active(run, uri)
+    if identity.get(TRACKING_URI) != uri or not identity.get(RUN_ID):
+        return None
+    try:
+        return client.get_run(identity[RUN_ID])
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None
+
+
+def _search(client: MlflowClient, experiment_id: str, identity: Mapping[str, str]) -> Run | None:
+    found = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{identity[KEY]}'", max_results=1)
+    return found[0] if found else None
+
+
+def _join_parent(client: MlflowClient, uri: str, run_dir: Path, run: Run) -> None:
+    """Set the training run as parent of an evaluation, once the training run is in the store."""
+    folder = parent_folder(run_dir)
+    if folder is None:
+        return
+    identity = identity_in(folder, uri)
+    parent = _known_run(client, uri, identity) or _search(client, run.info.experiment_id, identity)
+    if parent is not None and run.data.tags.get(PARENT_TAG) != parent.info.run_id:
+        client.set_tag(run.info.run_id, PARENT_TAG, parent.info.run_id)
+        client.set_tag(run.info.run_id, "training_run_id", parent.info.run_id)
 
 
 def _active(run: Run, uri: str) -> Run:

@@ -14,9 +14,10 @@ from typing import Any
 
 from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.client_tags import client_tags
+from rb.tracking.identity import run_identity
 from rb.tracking.journal import STATUSES, Journal
 from rb.tracking.mlflow_copy import MlflowCopy
-from rb.tracking.mlflow_store import run_identity
 
 
 class Tracker:
@@ -53,6 +54,7 @@ class Tracker:
         run_identity(self.run_dir, experiment, run_name or self.run_dir.name)
         self._journal = Journal(self.run_dir / RUN_JOURNAL)
         self._journal.write("status", status="RUNNING")
+        self._journal.write("tags", values=client_tags())
         if mlflow:
             self._copy = MlflowCopy(self.run_dir, interval_s=interval_s, lock=self._lock)
 

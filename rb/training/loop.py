@@ -145,7 +145,8 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 
         stopping, last = agreed_to_stop(stop, run.device), done == run.total_steps
         if done % train_config.log_every == 0 or last or stopping:
-            values = window.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): float(turn.epoch)}
+            epoch = run.schedule.epochs_after(done)
+            values = window.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
             tracker.metrics(done, values)
             show(bar, done, run.total_steps, values)
         # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.

@@ -81,6 +81,12 @@ class Schedule:
                 high = middle
         return low
 
+    def epochs_after(self, steps: int) -> float:
+        """Epochs that so many optimizer steps make, with the part of the one that is not over: 2.5."""
+        whole = self.epoch_of(steps)
+        first, next_first = self.total_steps(whole), self.total_steps(whole + 1)
+        return whole + (steps - first) / (next_first - first)
+
     def at(self, step: int) -> Turn:
         """The turn of optimizer step `step` (from 0). O(log epochs) once its epoch has been laid out."""
         epoch = self.epoch_of(step)

@@ -256,7 +256,17 @@ def test_scores_reach_the_training_run_in_mlflow(tmp_path: Path, monkeypatch: py
     job = runs["toy-regions"]
     assert job.data.metrics["eval/refcoco/test/CIDEr"] == pytest.approx(GOLDEN["corpus"]["CIDEr"], abs=1e-9)
     assert job.data.tags["variant"] == "checkpoint"
-    assert job.data.tags["set_sha256"] == set_digest(read_predictions(trained)[0])
+    digest = set_digest(read_predictions(trained)[0])
+    assert job.data.params["set_sha256"] == digest
+    (scored,) = job.inputs.dataset_inputs
+    assert (scored.dataset.name, scored.dataset.digest) == ("refcoco", digest[:36])
+    assert scored.dataset.source == str(trained.resolve())
+    assert {tag.key: tag.value for tag in scored.tags} == {"digest": digest, "mlflow.data.context": "evaluation"}
+    # As MLflow's own clients write a child run: who, with what, under which run, from when to when.
+    assert job.data.tags["mlflow.parentRunId"] == runs["toy"].info.run_id
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(job.data.tags)
+    assert all(one.info.start_time <= one.info.end_time for one in (job, runs["toy-base"]))
+    assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def metrics(variant: str, modality: str, cider: float, spice: float | None, **more: Any) -> dict[str, Any]:

@@ -286,3 +286,12 @@ def test_texts_cannot_leave_their_place() -> None:
     nasty = "</script><script>alert('x')</script>\"'&"
     Page(page(nasty, esc(nasty) + json_script({"a": nasty})))
     assert "<script>alert" not in page(nasty, esc(nasty) + json_script({"a": nasty}))
+
+
+def test_a_run_whose_process_died_is_shown_as_killed_and_a_live_one_as_running(tmp_path: Path) -> None:
+    with Tracker(tmp_path / "alive", mlflow=False) as tracker:
+        tracker.metrics(1, {"train/lr": 1e-4})
+        (tmp_path / "dead").mkdir()
+        (tmp_path / "dead" / "journal.jsonl").write_bytes((tmp_path / "alive" / "journal.jsonl").read_bytes())
+        for name, status in (("alive", "running"), ("dead", "killed")):
+            assert re.search(rf'class="pill[^>]*>{status}<', build_report(tmp_path / name).read_text())

@@ -20,10 +20,12 @@ import pytest
 from rb.cli import main as rb
 from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
-from rb.tracking import Journal, Tracker, log_evaluation, metric_points
+from rb.tracking import Journal, ScoredSet, Tracker, log_evaluation, metric_points
 from rb.tracking.commands import sync
+from rb.tracking.errors import TrackingError
+from rb.tracking.identity import run_identity
 from rb.tracking.journal import read_rows
-from rb.tracking.mlflow_store import OFFSET_TAG, TrackingError, clean_name, run_identity
+from rb.tracking.mlflow_store import OFFSET_TAG, clean_name
 from rb.tracking.tracker import flatten
 from tests.support.processes import finish, start_function
 
@@ -176,10 +178,15 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(run.data.params) == 152
     assert run.data.params["long"] == "x" * 500
     assert run.data.tags["trainable_parameters.image_region"] == "5585799"
-    assert run.data.tags["dataset.refcocoplus.digest"] == digest
-    assert run.data.tags["validation_dataset.refcocoplus.digest"] == digest[::-1]
-    inputs = {(d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs}
-    assert inputs == {("refcoco+", digest[:36], "training"), ("refcoco+", digest[::-1][:36], "validation")}
+    assert run.inputs is not None
+    inputs = {
+        (d.dataset.name, d.dataset.digest, *(tag.value for tag in sorted(d.tags, key=lambda t: t.key)))
+        for d in run.inputs.dataset_inputs
+    }
+    assert inputs == {
+        ("refcoco+", digest[:36], digest, "training"),
+        ("refcoco+", digest[::-1][:36], digest[::-1], "validation"),
+    }
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml", "validation"]
     (page,) = client.list_artifacts(run.info.run_id, "validation")
     assert Path(client.download_artifacts(run.info.run_id, page.path)).read_text() == "<p>a red cube</p>"
@@ -351,7 +358,7 @@ def test_evaluation_is_a_run_and_a_point_of_its_training(tmp_path: Path) -> None
     with Tracker(run_dir, experiment="exp", interval_s=0.1) as tracker:
         tracker.metrics(100, losses(100))
         tracker.mlflow_run_id()
-    job = {"name": "refcoco+-val", "dataset": "refcoco+", "split": "val", "run_dir": run_dir, "step": 100}
+    job = {"name": "refcoco+-val", "data": ScoredSet("refcoco+", "val"), "run_dir": run_dir, "step": 100}
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.1}, **job, tags={"decoding": "beam 5"})
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.2}, **job)
     client = client_of(tmp_path / "runs")
@@ -374,11 +381,11 @@ def test_what_a_user_can_get_wrong(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"no journal\.jsonl"):
         sync(tmp_path)
     with pytest.raises(ValueError, match="not a run folder"):
-        log_evaluation({"CIDEr": 1.0}, name="x", dataset="d", split="s", run_dir=tmp_path, step=1)
+        log_evaluation({"CIDEr": 1.0}, name="x", data=ScoredSet("d", "s"), run_dir=tmp_path, step=1)
     with pytest.raises(ValueError, match="step of the checkpoint"):
-        log_evaluation({"CIDEr": 1.0}, name="x", dataset="d", split="s", run_dir=tmp_path)
+        log_evaluation({"CIDEr": 1.0}, name="x", data=ScoredSet("d", "s"), run_dir=tmp_path)
     with pytest.raises(ValueError, match="job_dir"):
-        log_evaluation({"CIDEr": 1.0}, name="x", dataset="d", split="s")
+        log_evaluation({"CIDEr": 1.0}, name="x", data=ScoredSet("d", "s"))
     (tmp_path / "mlflow.json").write_text("{")
     with pytest.raises(TrackingError, match=r"mlflow\.json"):
         run_identity(tmp_path)

@@ -125,6 +125,15 @@ def test_an_epoch_may_have_no_step_of_a_tiny_modality() -> None:
     assert [lonely.at(s).epoch for s in range(3)] == [0, 10, 20]
 
 
+def test_epochs_made_are_a_fraction_and_whole_at_their_end() -> None:
+    schedule = Schedule("round_robin", {"a": 30, "b": 11}, 4)
+    assert [schedule.epochs_after(schedule.total_steps(epochs)) for epochs in range(4)] == [0, 1, 2, 3]
+    steps = schedule.total_steps(1)
+    assert [schedule.epochs_after(step) for step in range(steps)] == [step / steps for step in range(steps)]
+    # Steps of a run of 2,200 that an epoch of one sample each would never end: the value still grows.
+    assert Schedule("sequential", {"a": 2200}, 1).epochs_after(1420) == 1420 / 2200
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"schedule: 'weighted'.*weighted_round_robin"):
         Schedule("weighted", {"image_region": 1}, 1)

@@ -20,7 +20,7 @@ from rb.data.predictions import read_predictions
 from rb.data.shards import ShardWriter
 from rb.evaluation.simple_cider import simple_cider
 from rb.tracking import metric_points
-from rb.tracking.mlflow_store import run_identity
+from rb.tracking.identity import run_identity
 from tests.support import small_data, tiny
 from tests.support.processes import finish, start_ranks
 

@@ -1,0 +1,204 @@
+"""The MLflow store of a folder of runs: made whole or not at all, a broken one mended or named, and which run a run folder writes to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rb.cli import main as rb
+from rb.core.files import sha256
+from rb.tracking import Tracker
+from rb.tracking.closing import last_status
+from rb.tracking.errors import TrackingError
+from rb.tracking.identity import run_identity
+from rb.tracking.mlflow_store import clean_name
+from rb.tracking.sqlite_store import prepare_store
+from tests.support.processes import finish, start_function
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole store, to be copied (making one takes 3 s); a process was killed while it made one there."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    process = start_function(make, path)
+    end = time.monotonic() + 60
+    while not any(found.stat().st_size > 100_000 for found in path.parent.glob(".mlflow.db.*.tmp")):
+        assert time.monotonic() < end, process.output()
+        time.sleep(0.005)
+    process.send(signal.SIGKILL)
+    process.wait()
+    (path.parent / "left").write_text(",".join(sorted(found.name for found in path.parent.iterdir())))
+    prepare_store(path)
+    return path
+
+
+def make(path: Path) -> None:
+    prepare_store(path)
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs with a store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(made, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def a_run(run_dir: Path, mlflow: bool = True) -> None:
+    with Tracker(run_dir, experiment="exp", mlflow=mlflow) as tracker:
+        tracker.metrics(1, {"a": 1.0})
+
+
+def client_of(root: Path):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def run_of(run_dir: Path):
+    return client_of(run_dir.parent).get_run(run_identity(run_dir)["run_id"])
+
+
+def as_if_killed_while_made(path: Path) -> None:
+    """What a process leaves that is killed in MLflow's migrations: tables that the noted version does not know of."""
+    with closing(sqlite3.connect(path)) as store:
+        assert store.execute("SELECT count(*) FROM secrets").fetchone() == (0,)
+        store.execute("DROP TABLE endpoints")
+        store.execute("UPDATE alembic_version SET version_num = (SELECT '1b5f0d9ad7c1')")
+        store.commit()
+    hour_ago = time.time() - 3600
+    os.utime(path, (hour_ago, hour_ago))
+
+
+def test_a_process_killed_while_it_makes_a_store_leaves_none(made: Path, runs: Path) -> None:
+    left = (made.parent / "left").read_text().split(",")
+    assert "mlflow.db" not in left
+    assert any(name.startswith(".mlflow.db.") for name in left)
+    assert not list(made.parent.glob(".mlflow.db.*"))
+    a_run(runs / "run")
+    assert run_of(runs / "run").data.metrics == {"a": 1.0}
+
+
+def test_a_half_made_store_without_runs_is_set_aside(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    as_if_killed_while_made(runs / "mlflow.db")
+    a_run(runs / "run", mlflow=False)
+    assert rb(["track", "sync", str(runs / "run")]) == 0
+    assert run_of(runs / "run").info.status == "FINISHED"
+    assert (runs / "mlflow.db.broken-1").exists()
+    assert "half made" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["half upgraded", "not a database"])
+def test_a_broken_store_is_named_and_its_remedy_works(
+    kind: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs / "mlflow.db"
+    finish(start_function(a_run, runs / "run"))  # in another process: MLflow keeps a store that it has opened
+    if kind == "half upgraded":
+        as_if_killed_while_made(path)
+    else:
+        path.write_bytes(b"what was here is lost" * 200)
+    before = sha256(path.read_bytes())
+    assert rb(["track", "sync", str(runs / "run")]) == 2
+    assert f"mv {path} {path}.broken" in capsys.readouterr().err
+    assert sha256(path.read_bytes()) == before
+    shutil.move(path, f"{path}.broken")
+    assert rb(["track", "sync", str(runs / "run")]) == 0
+    assert run_of(runs / "run").data.metrics == {"a": 1.0}
+
+
+def test_a_store_that_another_program_is_just_making_is_left_alone(runs: Path) -> None:
+    path = runs / "mlflow.db"
+    as_if_killed_while_made(path)
+    os.utime(path)
+    with pytest.raises(OSError, match="another program may make it"):
+        prepare_store(path)
+    assert path.exists()
+
+
+# Which MLflow run a folder writes to
+
+
+def test_a_copied_run_folder_gets_a_run_for_itself(runs: Path) -> None:
+    a_run(runs / "first")
+    shutil.copytree(runs / "first", runs / "second")
+    with Tracker(runs / "second") as tracker:
+        tracker.metrics(2, {"a": 2.0})
+    first, second = run_of(runs / "first"), run_of(runs / "second")
+    assert first.info.run_id != second.info.run_id
+    assert first.data.metrics == {"a": 1.0}
+    assert [p.step for p in client_of(runs).get_metric_history(second.info.run_id, "a")] == [1, 2]
+    assert second.info.run_name == "second"
+    assert second.data.tags["copied_from"] == first.info.run_id
+    a_run(runs / "first")
+    assert run_of(runs / "first").info.run_id == first.info.run_id
+
+
+def test_a_moved_run_folder_keeps_its_run_and_so_does_a_copied_folder_of_runs(runs: Path) -> None:
+    a_run(runs / "first")
+    run_id = run_of(runs / "first").info.run_id
+    (runs / "first").rename(runs / "renamed")
+    a_run(runs / "renamed")
+    assert run_of(runs / "renamed").info.run_id == run_id
+    (runs / "link").symlink_to(runs / "renamed")
+    a_run(runs / "link")
+    assert run_of(runs / "renamed").info.run_id == run_id
+    everything = runs / "everything"
+    shutil.copytree(runs, everything, symlinks=True, ignore=lambda *_: {"everything"})
+    a_run(everything / "renamed")
+    assert run_of(everything / "renamed").info.run_id == run_id
+    assert run_identity(runs / "renamed")["tracking_uri"] != run_identity(everything / "renamed")["tracking_uri"]
+
+
+# Runs whose process is gone
+
+
+def track_and_die(run_dir: Path) -> None:
+    tracker = Tracker(run_dir, interval_s=0.05)
+    tracker.metrics(1, {"a": 1.0})
+    tracker.mlflow_run_id()
+    time.sleep(60)
+
+
+def test_the_next_run_closes_those_whose_process_died(runs: Path) -> None:
+    process = start_function(track_and_die, runs / "killed")
+    end = time.monotonic() + 60
+    while not ((runs / "killed" / "mlflow.json").exists() and "run_id" in run_identity(runs / "killed")):
+        assert time.monotonic() < end, process.output()
+        time.sleep(0.05)
+    with Tracker(runs / "alive", mlflow=False):
+        (runs / "never copied").mkdir()
+        shutil.copy(runs / "alive" / "journal.jsonl", runs / "never copied")
+        process.send(signal.SIGKILL)
+        process.wait()
+        with Tracker(runs / "next", interval_s=0.05) as tracker:
+            tracker.mlflow_run_id()
+            while run_of(runs / "killed").info.status == "RUNNING":
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        assert last_status(runs / "alive") == "RUNNING"
+    killed = run_of(runs / "killed")
+    assert killed.info.status == "KILLED"
+    assert killed.info.start_time <= killed.info.end_time <= run_of(runs / "next").info.start_time
+    assert last_status(runs / "never copied") == "KILLED"
+    assert not (runs / "never copied" / "mlflow.json").exists()
+
+
+def test_names_in_mlflow_are_readable() -> None:
+    assert clean_name("trainable_parameters.point_cloud+point_cloud_region") == (
+        "trainable_parameters.point_cloud_and_point_cloud_region"
+    )
+    assert clean_name("eval/refcoco+/val/CIDEr") == "eval/refcocoplus/val/CIDEr"
+
+
+def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.json").write_text("[]")
+    with pytest.raises(TrackingError, match=r"mlflow\.json"):
+        run_identity(tmp_path)
