@@ -150,7 +150,7 @@ def test_samples_and_manifests_are_in_mlflow(runs: Path) -> None:
     inputs = {
         (
             Path(json.loads(d.dataset.source)["uri"]) if d.dataset.source.startswith("{") else Path(d.dataset.source)
-        ).parent.name: d.tags[0].value
+        ).parent.name: {tag.key: tag.value for tag in d.tags}["mlflow.data.context"]
         for d in run.inputs.dataset_inputs
     }
     assert inputs == dict.fromkeys(("regions", "clouds"), "training") | dict.fromkeys(
