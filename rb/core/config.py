@@ -151,7 +151,7 @@ class TrainConfig:
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's file; its batch numbers are "auto"."""
     timeout_s: float = 600.0
-    """How long a rank waits for another in a collective."""
+    """How long a rank waits for another in a collective; half of it for a batch of its loader processes, which then say what is wrong."""
     num_threads: int = 0
     """CPU threads of one rank; 0 leaves torch's choice."""
 
@@ -187,6 +187,11 @@ class TrainConfig:
                 f"{self.micro_batch_size} x {world_size} ranks = {per_pass}; choose sizes that divide"
             )
         return self.global_batch_size // per_pass
+
+    @property
+    def loader_timeout_s(self) -> float:
+        """How long a rank waits for a batch."""
+        return self.timeout_s / 2
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,12 @@ is an argument; this file does not know which orders exist.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from rb.core.batch import Batch, Sample
 from rb.core.config import DataSource
@@ -23,6 +20,7 @@ from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
+from rb.data.loading import TIMEOUT_S, Batches
 from rb.data.order import Place, Stream
 from rb.data.samples import SampleTransform, check_fits
 
@@ -183,45 +181,18 @@ class PredictDataset(Dataset[PredictionBatch]):
         return PredictionBatch(samples, inputs, torch.stack(boxes) if boxes else None)
 
 
-def _start_worker(_worker: int) -> None:
-    """Make a worker process ignore the signals that ask the trainer to stop: it still needs data to finish and save its step.
-
-    Launchers send SIGINT and SIGTERM to the whole process group. Only the trainer's own SIGTERM, sent when it leaves, ends a worker; if the
-    trainer dies, torch's watchdog in the worker notices.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_await_sigterm, args=(os.getppid(),), daemon=True).start()
-
-
-def _await_sigterm(parent: int) -> None:
-    while True:
-        info = signal.sigwaitinfo({signal.SIGTERM})
-        if info.si_pid == parent:
-            os._exit(0)
-
-
-def _loader(dataset: Dataset, items: range, num_workers: int, pin_memory: bool) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=items,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=num_workers > 0,
-    )
-
-
 def train_loader(
-    dataset: TrainDataset, start_step: int = 0, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
+    dataset: TrainDataset,
+    start_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    timeout_s: float = TIMEOUT_S,
+) -> Batches[Batch]:
     """The run's micro-batches from optimizer step ``start_step`` on, in order, whatever the number of workers."""
-    return _loader(dataset, range(start_step * dataset.grad_accum_steps, len(dataset)), num_workers, pin_memory)
+    items = range(start_step * dataset.grad_accum_steps, len(dataset))
+    return Batches(dataset, items, num_workers, pin_memory, timeout_s)
 
 
-def predict_loader(
-    dataset: PredictDataset, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader[PredictionBatch]:
+def predict_loader(dataset: PredictDataset, num_workers: int = 0, pin_memory: bool = False) -> Batches[PredictionBatch]:
     """This rank's examples, in the manifest's order; over all ranks each example once."""
-    return _loader(dataset, range(len(dataset)), num_workers, pin_memory)
+    return Batches(dataset, range(len(dataset)), num_workers, pin_memory)

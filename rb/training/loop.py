@@ -190,7 +190,8 @@ def open_batches(run: Run) -> Iterator[Batch]:
         rank=dist.rank(),
         world_size=dist.world_size(),
     )
-    loader = train_loader(dataset, run.start, run.config.data.num_workers, pin_memory=run.device.type == "cuda")
+    num_workers, pinned = run.config.data.num_workers, run.device.type == "cuda"
+    loader = train_loader(dataset, run.start, num_workers, pinned, train_config.loader_timeout_s)
     return (batch.to(run.device) for batch in loader)
 
 

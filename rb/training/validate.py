@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from rb.core import dist, progress
 from rb.core.batch import Batch
@@ -25,6 +24,7 @@ from rb.core.config import DataSource, RunConfig
 from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value_name
 from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.core.schedules import Turn
+from rb.data.loading import Batches
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_scores
 from rb.inference.generate import caption_examples
@@ -154,7 +154,7 @@ class Validation:
         share = count * dist.world_size()
         return {loss_name(VAL, modality, term): total / share for term, total in zip(sums, fetched, strict=True)}
 
-    def _loss_batches(self, modality: str) -> tuple[DataLoader[Batch], int]:
+    def _loss_batches(self, modality: str) -> tuple[Batches[Batch], int]:
         """This rank's part of the first batches of the held-out stream, and how many: no sample twice, unless one batch is too large."""
         micro = self._config.train.micro_batch_size
         whole = len(self._data[modality].stream) // (micro * dist.world_size())
@@ -170,7 +170,8 @@ class Validation:
             rank=dist.rank(),
             world_size=dist.world_size(),
         )
-        return train_loader(dataset, 0, self._config.data.num_workers, self._model.device.type == "cuda"), count
+        num_workers, pinned = self._config.data.num_workers, self._model.device.type == "cuda"
+        return train_loader(dataset, 0, num_workers, pinned, self._config.train.loader_timeout_s), count
 
     def _caption_scores(self, modality: str) -> dict[str, float]:
         """Scores of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""

@@ -206,11 +206,9 @@ def test_altered_record_stops_training_in_workers_too(tmp_path: Path, text: Text
     message = r"small-000000\.tar: record 'image/0\.x' at byte 0: its bytes were altered"
     with pytest.raises(ShardCorruptionError, match=message):
         list(train_loader(damaged))
-    batches = iter(train_loader(damaged, num_workers=1))
-    with pytest.raises(ShardCorruptionError, match=message):
-        list(batches)
-    # Left to the garbage collector, the queue may go before the worker, and torch waits five seconds for it.
-    batches._shutdown_workers()
+    with pytest.raises(ShardCorruptionError, match=message) as raised:
+        list(train_loader(damaged, num_workers=1))
+    assert "\n" not in str(raised.value)
 
 
 def test_readers_survive_pickling(sources) -> None:
@@ -226,14 +224,14 @@ def test_readers_survive_pickling(sources) -> None:
 _SCRIPT = """
     import os, signal, subprocess, sys
     from torch.utils.data import Dataset
-    from rb.data import pipeline
+    from rb.data.loading import Batches
 
     class Slow(Dataset):
         def __getitem__(self, item):
             return item, os.getpid()
 
     def main():
-        numbers = iter(pipeline._loader(Slow(), range(40), 2, False))
+        numbers = iter(Batches(Slow(), range(40), 2, False))
         pids = {next(numbers)[1] for _ in range(2)}
         {action}
 
