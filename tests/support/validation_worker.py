@@ -6,17 +6,17 @@ usage: validation_worker.py RUN_FILE HELD_OUT    (HELD_OUT: folder of the region
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from rb.checkpoints import checkpoint
 from rb.core import dist
 from rb.core.config import RunConfig
 from rb.core.exit_codes import leave
 from rb.core.run_file import load_run
-from rb.training.agree import StopRequest
+from rb.core.stopping import StopRequest
 from rb.training.loop import FINISHED, STOPPED, finish, prepare, start_tracking, take_steps
 from rb.training.run_folder import saved_run
 
@@ -24,17 +24,21 @@ ON = ("validation.every=3",)
 
 
 class StopAfter(StopRequest):
-    """A stop request that comes in step `step` of this process."""
+    """A stop request that comes in step `step` of this process: the loop looks before the first step and after each."""
 
     def __init__(self, step: int) -> None:
+        self.left = step + 1
         super().__init__()
-        self.left = step
 
-    def agreed(self, device: torch.device) -> bool:
-        self.left -= 1
-        if self.left == 0:
-            self.reason = "the test"
-        return super().agreed(device)
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        if threading.current_thread() is threading.main_thread():
+            self.left -= 1
+        return "the test" if self.left <= 0 else ""
+
+    @reason.setter
+    def reason(self, value: str) -> None:
+        """Nobody else asks."""
 
 
 def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
