@@ -22,6 +22,7 @@ from rb.core.boxes import image_box_problem, normalise_image_box
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
 from rb.core.modality import MODALITIES, ModalitySpec
 from rb.core.run_file import to_tree
+from rb.core.step_layout import StepLayout
 from rb.core.strict_json import FormatError
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.index import ManifestReader
@@ -194,10 +195,8 @@ def test_a_new_source_is_one_row_and_one_file(foundation: FoundationConfig, tmp_
         transform,
         text,
         total_steps=STEPS,
-        micro_batch_size=8,
-        grad_accum_steps=1,
+        layout=StepLayout(8, 8, 8, 1),
         rank=0,
-        world_size=1,
     )
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
     losses = []

@@ -99,7 +99,7 @@ class Batch:
 class LossTerms:
     """What a forward pass returns: named 0-dim losses, unweighted, and their weighted sum. The loop does not know their names.
 
-    Each term is scaled so that its mean over ranks is the value over the global micro-batch.
+    Each term is scaled so that its mean over the micro-batches of a step, those of all ranks, is the step's value.
     """
 
     terms: dict[str, Tensor]

@@ -23,6 +23,7 @@ from rb.core.model_config import (
     one_of,
 )
 from rb.core.schedules import SCHEDULES
+from rb.core.step_layout import StepLayout
 
 # The ``model`` section's classes are part of this module for everyone else.
 __all__ = (
@@ -130,7 +131,10 @@ class TrainConfig:
     global_batch_size: int = 128
     """Samples of one optimizer step over all ranks."""
     micro_batch_size: int = 16
-    """Samples of one forward pass on one rank. Accumulation is derived: global / (micro * ranks)."""
+    """Samples of one forward pass on one rank. Accumulation is derived: global / (micro * ranks). Losses do not depend on it."""
+    contrastive_batch_size: int | None = None
+    """Samples that ITC and ITM contrast with each other, on any number of ranks: a multiple of the micro-batch that divides the global
+    batch; none is the global batch. Where it is larger than micro-batch * ranks, the Q-Former runs twice."""
     schedule: str = "weighted_round_robin"
     """Which modality a step trains: ``weighted_round_robin``, ``round_robin`` or ``sequential`` (rb/core/schedules.py)."""
     order: tuple[str, ...] = ()
@@ -169,8 +173,9 @@ class TrainConfig:
             "keep_checkpoints",
         ):
             at_least(f"train.{name}", getattr(self, name), 1)
-        if self.max_steps is not None:
-            at_least("train.max_steps", self.max_steps, 1)
+        for name in ("contrastive_batch_size", "max_steps"):
+            value = getattr(self, name)
+            at_least(f"train.{name}", 1 if value is None else value, 1)
         at_least("train.timeout_s", self.timeout_s, 1)
 
     def in_order(self, modalities: Iterable[str]) -> list[str]:
@@ -178,15 +183,10 @@ class TrainConfig:
         given = list(modalities)
         return sorted(given, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
 
-    def grad_accum_steps(self, world_size: int) -> int:
-        """Micro-batches of a step on each rank; ``ValueError`` names the three numbers where they do not divide."""
-        per_pass = self.micro_batch_size * world_size
-        if self.global_batch_size % per_pass:
-            raise ValueError(
-                f"train.global_batch_size {self.global_batch_size} is not a multiple of train.micro_batch_size "
-                f"{self.micro_batch_size} x {world_size} ranks = {per_pass}; choose sizes that divide"
-            )
-        return self.global_batch_size // per_pass
+    def layout(self, world_size: int) -> StepLayout:
+        """A step on so many ranks; ``ValueError`` names the sizes that do not divide, and what would."""
+        pool = self.contrastive_batch_size or self.global_batch_size
+        return StepLayout(self.global_batch_size, self.micro_batch_size, pool, world_size)
 
     @property
     def loader_timeout_s(self) -> float:
@@ -203,7 +203,7 @@ class ValidationConfig:
     num_examples: int = 200
     """Captions per modality, spread evenly over its manifests; 0 is none."""
     num_loss_batches: int = 8
-    """Micro-batches of every rank whose losses are averaged, per modality; never more than one pass over its samples."""
+    """Contrastive batches whose losses are averaged, per modality; never more than one pass over its samples."""
     keep_best: str | None = None
     """Score whose best checkpoint is kept for good, e.g. ``val/image_region/CIDEr`` or ``val/point_cloud/loss_llm``; none keeps none."""
 

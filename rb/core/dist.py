@@ -7,6 +7,7 @@ collective; never call one under a rank condition.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,26 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from rb.core.device import usable_device
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive ranks that gather from each other: all ranks, or an equal part of them.
+
+    Attributes:
+        size: how many they are.
+        rank: this process's place among them.
+        number: of the group: 0 for ranks 0 to size - 1, and so on.
+        handle: torch's; none for all ranks, and for a rank alone, which has nothing to gather.
+    """
+
+    size: int
+    rank: int
+    number: int
+    handle: Any = None
+
+
+_groups: dict[int, Any] = {}  # size -> torch's group that this rank is in; made once, since each costs connections
 
 
 def active() -> bool:
@@ -69,9 +90,27 @@ def set_timeout(timeout_s: float) -> None:
             torch_dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)  # noqa: SLF001
 
 
+def group(size: int) -> Group:
+    """This rank's group where all ranks are divided into groups of ``size``, a divisor of their number. Collective at its first call."""
+    assert world_size() % size == 0, (world_size(), size)
+    number, place = divmod(rank(), size)
+    if size in (1, world_size()):
+        return Group(size, place, number)
+    if size not in _groups:
+        made = [torch_dist.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
+        _groups[size] = made[number]
+    return Group(size, place, number, _groups[size])
+
+
+def everyone() -> Group:
+    """All ranks."""
+    return group(world_size())
+
+
 def shutdown() -> None:
     """Leave the process group."""
     if active():
+        _groups.clear()
         torch_dist.destroy_process_group()
 
 
@@ -82,41 +121,47 @@ def barrier() -> None:
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenate over ranks; the gradient of this rank's slice is the sum of what every rank's loss sends to it."""
+    """Concatenate over a group; the gradient of this rank's slice is the sum of what every rank's loss sends to it."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        ctx.rows = local.shape[0]
-        return all_gather(local)
+    def forward(ctx: Any, local: Tensor, ranks: Group) -> Tensor:
+        ctx.rows, ctx.ranks = local.shape[0], ranks
+        return all_gather(local, ranks)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
-        torch_dist.all_reduce(grad)
-        start = rank() * ctx.rows
-        return grad[start : start + ctx.rows]
+        torch_dist.all_reduce(grad, group=ctx.ranks.handle)
+        start = ctx.ranks.rank * ctx.rows
+        return grad[start : start + ctx.rows], None
 
 
-def all_gather(local: Tensor) -> Tensor:
-    """[B, ...] on each rank to [W, ...] on all, in rank order, without gradient. Shapes must be equal on all ranks."""
-    if world_size() == 1:
+def all_gather(local: Tensor, ranks: Group | None = None) -> Tensor:
+    """[B, ...] on each rank of a group (none: all ranks) to [W, ...] on all of them, in rank order, without gradient.
+
+    Shapes must be equal on all of them.
+    """
+    ranks = ranks or everyone()
+    if ranks.size == 1:
         return local.detach()
     local = local.detach().contiguous()
-    pieces = [torch.empty_like(local) for _ in range(world_size())]
-    torch_dist.all_gather(pieces, local)
+    pieces = [torch.empty_like(local) for _ in range(ranks.size)]
+    torch_dist.all_gather(pieces, local, group=ranks.handle)
     return torch.cat(pieces)
 
 
-def all_gather_with_grad(local: Tensor) -> Tensor:
+def all_gather_with_grad(local: Tensor, ranks: Group | None = None) -> Tensor:
     """As ``all_gather``, with gradient to every rank's piece, so that one and two ranks compute the same gradient."""
-    return local if world_size() == 1 else _AllGather.apply(local)
+    ranks = ranks or everyone()
+    return local if ranks.size == 1 else _AllGather.apply(local, ranks)
 
 
-def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over ranks, as a new tensor without gradient."""
+def all_reduce_sum(value: Tensor, ranks: Group | None = None) -> Tensor:
+    """The sum over a group (none: all ranks), as a new tensor without gradient."""
+    ranks = ranks or everyone()
     value = value.detach().clone()
-    if world_size() > 1:
-        torch_dist.all_reduce(value)
+    if ranks.size > 1:
+        torch_dist.all_reduce(value, group=ranks.handle)
     return value
 
 

@@ -32,6 +32,7 @@ class LossTerm:
         applies: the modalities that have it.
         listed_in: field of ``ModelConfig`` that lists the modalities that have it; empty where all have it to which it applies.
         reads_text: whether it needs the caption's pass through the Q-Former.
+        contrasts: whether it compares samples with each other, so that it needs all of the contrastive batch.
     """
 
     name: str
@@ -40,13 +41,14 @@ class LossTerm:
     applies: Callable[[ModalitySpec], bool] = everywhere
     listed_in: str = ""
     reads_text: bool = False
+    contrasts: bool = False
 
 
 LOSS_TERMS: dict[str, LossTerm] = {
     term.name: term
     for term in (
-        LossTerm("itc", "image-text contrast", 1.0, reads_text=True),
-        LossTerm("itm", "image-text matching", 1.0, listed_in="itm_modalities", reads_text=True),
+        LossTerm("itc", "image-text contrast", 1.0, reads_text=True, contrasts=True),
+        LossTerm("itm", "image-text matching", 1.0, listed_in="itm_modalities", reads_text=True, contrasts=True),
         LossTerm("itg", "caption written by the Q-Former", 1.0, reads_text=True),
         LossTerm("llm", "caption written by the LLM", 1.0),
         LossTerm("reg", "box regression", 1.0, applies=regional),

@@ -145,7 +145,7 @@ class ModelConfig:
     itm_modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MODALITIES))
     """Modalities that have an ITM term."""
     itm_negatives: str = "global"
-    """Hard negatives chosen over all ranks (``global``) or this one (``local``)."""
+    """Hard negatives chosen in the whole contrastive batch (``global``) or in the sample's own micro-batch (``local``)."""
     itc_mask_duplicates: bool = True
     """Leave the same object and the same caption out of ITC's and ITM's negatives."""
     max_text_tokens: int = 32

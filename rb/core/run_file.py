@@ -24,9 +24,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from rb.core.config import RunConfig
+from rb.core import strict_json
+from rb.core.config import RunConfig, TrainConfig
 from rb.core.files import sha256
 from rb.core.install import RUNS, project_file
+from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT
 from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml
 
 T = TypeVar("T")
@@ -49,6 +51,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool =
     if not path.is_file():
         raise ValueError(f"run file {path} does not exist; `rb runs list` shows the project's own (launch/runs/)")
     tree = read_run_tree(path)
+    if path.name == RUN_CONFIG:
+        tree = with_pool(tree, *_recorded(path.parent))
     for override in overrides:
         _apply_override(tree, override)
     if keep_unset:
@@ -110,6 +114,37 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def with_pool(tree: Mapping[str, Any], ranks: int | None, pool: int | None = None) -> dict[str, Any]:
+    """The tree of a run of before ``train.contrastive_batch_size``, with it: there ITC and ITM contrasted micro-batch x ranks samples.
+
+    Nothing is added where that is the global batch, which the field's default means.
+
+    Args:
+        tree: of a run folder or a checkpoint.
+        ranks: that trained it; none where that is not recorded, which leaves the tree as it is.
+        pool: what a newer version recorded as it went on with the run.
+    """
+    train = tree.get("train")
+    if not isinstance(train, Mapping) or "contrastive_batch_size" in train or not (ranks or pool):
+        return dict(tree)
+    sizes = from_tree(TrainConfig, {k: v for k, v in train.items() if k.endswith("_batch_size")}, "train")
+    pool = pool or sizes.micro_batch_size * (ranks or 1)
+    return (
+        dict(tree) if pool == sizes.global_batch_size else {**tree, "train": {**train, "contrastive_batch_size": pool}}
+    )
+
+
+def _recorded(run_dir: Path) -> tuple[int | None, int | None]:
+    """Ranks and pool as a run folder's own record says them; none where it does not."""
+    try:
+        place = strict_json.parse((run_dir / RUN_ENVIRONMENT).read_bytes(), RUN_ENVIRONMENT)
+    except (OSError, ValueError):
+        return None, None
+    found = [place.get(key) if isinstance(place, dict) else None for key in ("ranks", "contrastive_batch_size")]
+    ranks, pool = (value if isinstance(value, int) and value > 0 else None for value in found)
+    return ranks, pool
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from rb.core.batch import Batch, Sample
 from rb.core.config import DataSource
 from rb.core.schedules import Turn
+from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.formats import find_manifest
@@ -54,12 +55,14 @@ def open_training_data(sources: Mapping[str, Sequence[DataSource]], seed: int) -
 class TrainDataset(Dataset[Batch]):
     """Item ``step * grad_accum_steps + micro_step`` is this rank's micro-batch of it.
 
-    The k-th step of a modality holds the positions [k * G, (k + 1) * G) of its stream, G being the global batch size; its micro-steps, and
-    within them the ranks, take consecutive parts. So the same positions meet in a step on any number of ranks.
+    The k-th step of a modality holds the positions [k * G, (k + 1) * G) of its stream, G being the global batch size; ``StepLayout`` divides
+    them. So the same positions meet in a step, and in a contrastive batch, on any number of ranks.
 
     Args:
         turn_at: the schedule, step -> modality and its step.
         total_steps: of the run; the dataset ends there.
+        layout: of a step.
+        rank: whose micro-batches these are.
     """
 
     def __init__(
@@ -70,27 +73,23 @@ class TrainDataset(Dataset[Batch]):
         text: TextProcessor,
         *,
         total_steps: int,
-        micro_batch_size: int,
-        grad_accum_steps: int,
+        layout: StepLayout,
         rank: int,
-        world_size: int,
     ) -> None:
-        assert 0 <= rank < world_size, (rank, world_size)
+        assert 0 <= rank < layout.world_size, (rank, layout)
         self.data, self.turn_at, self.transform, self.text = dict(data), turn_at, transform, text
-        self.total_steps, self.grad_accum_steps = total_steps, grad_accum_steps
-        self.micro_batch_size, self.rank, self.world_size = micro_batch_size, rank, world_size
+        self.total_steps, self.layout, self.rank = total_steps, layout, rank
 
     def __len__(self) -> int:
         """Micro-batches of the whole run."""
-        return self.total_steps * self.grad_accum_steps
+        return self.total_steps * self.layout.grad_accum_steps
 
     def positions(self, item: int) -> tuple[str, range]:
         """(modality, positions in its stream) of a micro-batch, without reading it."""
-        step, micro_step = divmod(item, self.grad_accum_steps)
+        step, micro_step = divmod(item, self.layout.grad_accum_steps)
         turn = self.turn_at(step)
-        per_pass = self.micro_batch_size * self.world_size
-        start = (turn.modality_step * self.grad_accum_steps + micro_step) * per_pass + self.rank * self.micro_batch_size
-        return turn.modality, range(start, start + self.micro_batch_size)
+        start = turn.modality_step * self.layout.global_batch_size + self.layout.start(self.rank, micro_step)
+        return turn.modality, range(start, start + self.layout.micro_batch_size)
 
     def __getitem__(self, item: int) -> Batch:
         """Read, transform and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
@@ -189,7 +188,7 @@ def train_loader(
     timeout_s: float = TIMEOUT_S,
 ) -> Batches[Batch]:
     """The run's micro-batches from optimizer step ``start_step`` on, in order, whatever the number of workers."""
-    items = range(start_step * dataset.grad_accum_steps, len(dataset))
+    items = range(start_step * dataset.layout.grad_accum_steps, len(dataset))
     return Batches(dataset, items, num_workers, pin_memory, timeout_s)
 
 

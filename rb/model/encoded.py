@@ -1,7 +1,7 @@
 """One modality on its way through the model: the parts that read it (``ModalityModel``), and a micro-batch that they have read (``Encoded``).
 
-``region_blip.py`` makes both, ``loss_terms.py`` computes every loss from an ``Encoded``. Shapes: B micro-batch, W gathered batch (all
-ranks), P patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
+``region_blip.py`` makes both, ``loss_terms.py`` computes every loss from an ``Encoded`` and its ``StepShare``. Shapes: B micro-batch, P
+patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.config import ModelConfig
 from rb.core.modality import ModalitySpec
-from rb.model import losses
 from rb.model.blip2_config import vision_config_of
 from rb.model.parts import ModalityParts, SharedHeads
 from rb.model.point_encoder import PointBert
+from rb.model.pool import CachedPart, Negatives, PoolRows
 from rb.model.qformer import TextBranch, TextPass, query_and_text_pass, query_pass
 from rb.sources.source import Source
 
@@ -116,21 +116,22 @@ class ModalityModel:
 
 
 @dataclass(frozen=True)
-class GatheredTexts:
-    """Every rank's texts and keys, gathered in one collective."""
+class StepShare:
+    """What the losses of one micro-batch must know of the optimizer step that it is a part of.
 
-    object_keys: Tensor  # [W]
-    caption_keys: Tensor  # [W]
-    text_ids: Tensor  # [W, T]
-    text_mask: Tensor  # [W, T]
+    Attributes:
+        num_parts: micro-batches of the step, over all ranks; the step's losses are the mean of theirs.
+        totals: term -> what it counts (``loss_terms.COUNTS``) over the whole step, 0-dim float32.
+        group: the ranks whose micro-batches make a pool of ITC and ITM.
+        pool_parts: micro-batches of a pool, over these ranks.
+        cached: what an earlier pass over the pool found; none where one pass of the group is the pool.
+    """
 
-    @classmethod
-    def of(cls, batch: Batch) -> GatheredTexts:
-        """Collective."""
-        keys = torch.stack([batch.object_keys, batch.caption_keys], dim=1)
-        everything = dist.all_gather(torch.cat([keys, batch.text_ids, batch.text_mask], dim=1))  # [W, 2 + 2T]
-        length = batch.text_ids.shape[1]
-        return cls(everything[:, 0], everything[:, 1], everything[:, 2 : 2 + length], everything[:, 2 + length :])
+    num_parts: int
+    totals: dict[str, Tensor]
+    group: dist.Group
+    pool_parts: int
+    cached: CachedPart | None = None
 
 
 @dataclass
@@ -140,6 +141,7 @@ class Encoded:
     Attributes:
         batch: what was read.
         model: the parts that read it.
+        share: its place in the step.
         features: [B, P, V or point width], frozen.
         image_embeds: [B, P, V].
         queries: [B, Q, D], the position of the box added.
@@ -149,6 +151,7 @@ class Encoded:
 
     batch: Batch
     model: ModalityModel
+    share: StepShare
     features: Tensor
     image_embeds: Tensor
     queries: Tensor
@@ -156,18 +159,18 @@ class Encoded:
     text: TextPass | None
 
     @classmethod
-    def of(cls, model: ModalityModel, batch: Batch, reads_text: bool) -> Encoded:
-        """Read a micro-batch: the encoder, then one pass of the Q-Former, with the caption or without."""
-        features = model.encode(batch.inputs)
+    def of(cls, model: ModalityModel, batch: Batch, share: StepShare, reads_text: bool) -> Encoded:
+        """Read a micro-batch: the encoder, unless an earlier pass did, then one pass of the Q-Former, with the caption or without."""
+        features = model.encode(batch.inputs) if share.cached is None else share.cached.features
         image_embeds = model.image_embeds(features)
         queries = model.query_tokens(batch.boxes, len(batch))
         if not reads_text:
             output = query_pass(model.qformer, queries, image_embeds)
-            return cls(batch, model, features, image_embeds, queries, output, None)
+            return cls(batch, model, share, features, image_embeds, queries, output, None)
         text = query_and_text_pass(
             model.qformer, model.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
         )
-        return cls(batch, model, features, image_embeds, queries, text.query_output, text)
+        return cls(batch, model, share, features, image_embeds, queries, text.query_output, text)
 
     @property
     def text_cls(self) -> Tensor:
@@ -181,35 +184,27 @@ class Encoded:
         assert self.text is not None, "the term's row must say reads_text"
         return self.text.itg_hidden
 
-    @property
-    def row_offset(self) -> int:
-        """Place of this rank's first row among the rows of all ranks."""
-        return dist.rank() * len(self.batch)
+    @cached_property
+    def itc_vectors(self) -> tuple[Tensor, Tensor]:
+        """Normalised vectors of queries [B, Q, E] and texts [B, E]."""
+        with torch.autocast(self.query_output.device.type, enabled=False):
+            queries = F.normalize(self.model.parts.vision_proj(self.query_output.float()), dim=-1)
+            texts = F.normalize(self.model.heads.text_proj(self.text_cls.float()), dim=-1)
+        return queries, texts
 
     @cached_property
-    def gathered(self) -> GatheredTexts:
-        """Texts and keys of all ranks. Collective."""
-        return GatheredTexts.of(self.batch)
-
-    @cached_property
-    def duplicates(self) -> Tensor:
-        """[B, W] bool: columns that show the row's object or have its caption, the row itself not among them. Collective."""
-        batch, gathered = self.batch, self.gathered
-        return losses.duplicate_mask(
-            batch.object_keys, batch.caption_keys, gathered.object_keys, gathered.caption_keys, self.row_offset
+    def pool(self) -> PoolRows:
+        """This micro-batch among those that the other ranks of its group read at the same time: the whole pool."""
+        assert self.share.cached is None, "the pool is larger than one pass"
+        heads = self.model.heads
+        return PoolRows(
+            self.model.config, self.share.group, [self.batch], self.features, *self.itc_vectors, heads.temperature
         )
 
     @cached_property
-    def similarities(self) -> tuple[Tensor, Tensor]:
-        """Image to text and text to image, [B, W] each, over the temperature; texts and images of all ranks. Collective."""
-        heads = self.model.heads
-        with torch.autocast(self.query_output.device.type, enabled=False):
-            queries = F.normalize(self.model.parts.vision_proj(self.query_output.float()), dim=-1)  # [B, Q, E]
-            texts = F.normalize(heads.text_proj(self.text_cls.float()), dim=-1)  # [B, E]
-            return losses.similarities(
-                queries,
-                texts,
-                dist.all_gather_with_grad(queries),
-                dist.all_gather_with_grad(texts),
-                heads.temperature,
-            )
+    def negatives(self) -> Negatives:
+        """What ITM shows each row besides its own pair. Collective, unless an earlier pass chose them."""
+        if self.share.cached is None:
+            return self.pool.choose_negatives()
+        assert self.share.cached.negatives is not None
+        return self.share.cached.negatives

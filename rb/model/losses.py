@@ -1,16 +1,20 @@
 """The losses of RegionBLIP (paper, equation 2) as pure functions of tensors: ITC, ITM, tokens (ITG and LLM) and boxes.
 
-No modules, no communication, no host synchronisation: what other ranks contribute is an argument, and every loss is
-scaled so that its mean over ranks is the value over the global micro-batch. ITC and ITM follow BLIP-2's stage 1 (arXiv
-2301.12597, section 3.2). Shape letters: B micro-batch, W gathered batch (all ranks), Q query tokens, T text tokens, E
-width of the contrastive space. Row b of a rank is global row `row_offset + b`.
+No modules, no communication, no host synchronisation: what others contribute is an argument, and every loss is scaled so that
+its mean over the parts of a step (micro-batches of all ranks) is the step's value. ITC and ITM follow BLIP-2's stage 1 (arXiv
+2301.12597, section 3.2). Shape letters: B rows of a rank, W rows of the pool (the samples that are contrasted with each other), Q
+query tokens, T text tokens, E width of the contrastive space. Row b of a rank is row `row_offset + b` of the pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LABEL_SMOOTHING = 0.1  # ITC and ITG (LAVIS)
 
 
 def own_column(table: Tensor, row_offset: int) -> Tensor:
@@ -56,13 +60,13 @@ def similarities(
 
 
 def itc_loss(
-    sim_i2t: Tensor, sim_t2i: Tensor, row_offset: int, exclude: Tensor | None, label_smoothing: float = 0.1
+    sim_i2t: Tensor, sim_t2i: Tensor, row_offset: int, exclude: Tensor | None, label_smoothing: float = LABEL_SMOOTHING
 ) -> Tensor:
     """Image-text contrast: each row must find its own text among all texts and its own image among all images.
 
     Args:
         sim_i2t, sim_t2i: [B, W], see `similarities`.
-        row_offset: global row of this rank's first row.
+        row_offset: row in the pool of this rank's first row.
         exclude: [B, W] bool, columns that take no part in a row, not in the label smoothing either; see
             `duplicate_mask`. None: all take part.
         label_smoothing: share of the target spread evenly over the columns that take part.
@@ -113,38 +117,44 @@ def itm_row_weights(image_valid: Tensor, text_valid: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(image_valid), image_valid, text_valid))
 
 
-def itm_loss(logits: Tensor, weights: Tensor, total_rows: Tensor, world_size: int) -> Tensor:
+def itm_loss(logits: Tensor, weights: Tensor, total_rows: Tensor, num_parts: int) -> Tensor:
     """Image-text matching: cross-entropy with class 1 = match; the plain mean where every row is valid.
 
     Args:
         logits: [3B, 2], rows [positives; text i with its negative image; image i with its negative text].
         weights: [3B], see `itm_row_weights`.
-        total_rows: 0-dim, sum of the weights over all ranks.
-        world_size: of which this loss is averaged later.
+        total_rows: 0-dim, sum of the weights over the pool.
+        num_parts: micro-batches of the pool, of which this loss is averaged later.
     """
     num_pairs, rest = divmod(logits.shape[0], 3)
     assert rest == 0
     labels = (torch.arange(logits.shape[0], device=logits.device) < num_pairs).long()
-    return token_loss(logits, labels, weights, total_rows, world_size, label_smoothing=0.0)
+    return token_loss(logits, labels, weights, total_rows, num_parts, label_smoothing=0.0)
 
 
 def token_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, total_tokens: Tensor, world_size: int, label_smoothing: float = 0.0
+    logits: Tensor, labels: Tensor, weights: Tensor, total_tokens: Tensor, num_parts: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy of tokens: ITG (smoothing 0.1) and LLM (0.0), normalised by the number of tokens of all ranks.
+    """Cross-entropy of tokens: ITG (smoothing 0.1) and LLM (0.0), normalised by the number of tokens of the whole step.
 
     Args:
         logits: [..., vocabulary], any float type.
         labels: [...] int64, any valid id where the weight is 0.
         weights: [...], 1 for a token that counts, 0 for padding.
-        total_tokens: 0-dim, sum of the weights over all ranks; 0 gives loss 0.
-        world_size: of which this loss is averaged later.
+        total_tokens: 0-dim, sum of the weights over the step; 0 gives loss 0.
+        num_parts: micro-batches of the step, of which this loss is averaged later.
         label_smoothing: share of the target spread evenly over the vocabulary.
     """
     losses = F.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), reduction="none", label_smoothing=label_smoothing
     )
-    return (losses * weights.flatten()).sum() * world_size / total_tokens.clamp(min=1)
+    return (losses * weights.flatten()).sum() * num_parts / total_tokens.clamp(min=1)
+
+
+def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """A 0-dim loss that is `value`, and whose gradients with respect to `inputs` are `gradients` (GradCache, arXiv 2101.06983, eq. 6)."""
+    surrogate = torch.stack([(x.float() * g).sum() for x, g in zip(inputs, gradients, strict=True)]).sum()
+    return value + (surrogate - surrogate.detach())
 
 
 def box_regression_loss(predicted: Tensor, boxes: Tensor) -> Tensor:

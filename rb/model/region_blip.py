@@ -7,22 +7,27 @@ micro-batch, W gathered batch, P patches, Q query tokens, T text tokens, D Q-For
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2QFormerModel
 
+from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import ModelConfig
 from rb.core.loss_terms import LOSS_TERMS
 from rb.core.modality import modality_spec
+from rb.core.step_layout import StepLayout
 from rb.model import language, loss_terms
 from rb.model.adapters import Adapters
-from rb.model.encoded import Encoded, ModalityModel
+from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.language import Generation
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
+from rb.model.pool import PoolRows, cached_parts
 from rb.model.qformer import TextBranch
 from rb.sources.table import source_of
 
@@ -135,18 +140,64 @@ class RegionBLIP(nn.Module):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> LossTerms:
+    def shares(self, batches: Sequence[Batch], layout: StepLayout) -> Iterator[tuple[Batch, StepShare]]:
+        """This rank's micro-batches of a step, each with what ``forward`` must know of the others. Collective.
+
+        Where a pool of ITC and ITM is larger than one pass of its ranks, the pool's micro-batches are read here first, without gradient;
+        their frozen features are kept until ``forward`` has had them.
+
+        Args:
+            batches: all of the step, of one modality, in order.
+            layout: of the step; its ranks are all ranks, or a group of them that makes the step alone.
+        """
+        modality = batches[0].modality
+        names = self.config.terms_of(modality)
+        whole, group = dist.group(layout.world_size), dist.group(layout.group_size)
+        share = StepShare(
+            layout.num_parts, loss_terms.totals(batches, names, whole), group, layout.pool_passes * group.size
+        )
+        if layout.pool_passes == 1 or not any(LOSS_TERMS[name].contrasts for name in names):
+            yield from ((batch, share) for batch in batches)
+            return
+        for first in range(0, len(batches), layout.pool_passes):
+            pool = batches[first : first + layout.pool_passes]
+            self.adapters.activate(modality)
+            with self._autocast():
+                parts = cached_parts(self._read_pool(pool, share), names)
+            for batch, cached in zip(pool, parts, strict=True):
+                yield batch, replace(share, cached=cached)
+
+    def _read_pool(self, batches: Sequence[Batch], share: StepShare) -> PoolRows:
+        """The first pass over this rank's part of a pool: frozen features, and the vectors of ITC as leaves of a new graph."""
+        with torch.no_grad():
+            model, kept = self.of(batches[0].modality), []
+            for batch in batches:
+                read = Encoded.of(model, batch, share, reads_text=True)
+                kept.append((read.features, *read.itc_vectors))
+            features, queries, texts = (torch.cat(pieces) for pieces in zip(*kept, strict=True))
+            temperature = model.heads.temperature.detach()
+        leaves = [tensor.requires_grad_(torch.is_grad_enabled()) for tensor in (queries, texts, temperature)]
+        return PoolRows(self.config, share.group, batches, features, *leaves)
+
+    def forward(self, batch: Batch, share: StepShare | None = None) -> LossTerms:
         """All losses of one micro-batch of one modality: those of the table of terms that apply to it and have a weight.
 
-        Every term is scaled so that its mean over ranks is its value over the global micro-batch: token and ITM losses are sums over
-        global counts. Terms of weight 0 are not computed.
+        Every term is scaled so that its mean over the micro-batches of the step is the step's value: a token loss is a sum divided by the
+        tokens of the step. Terms of weight 0 are not computed.
+
+        Args:
+            batch: what is read.
+            share: from ``shares``; without it the step, and its only pool, is the micro-batch that each rank reads now.
         """
         names = self.config.terms_of(batch.modality)
+        if share is None:
+            ranks = dist.everyone()
+            share = StepShare(ranks.size, loss_terms.totals([batch], names, ranks), ranks, ranks.size)
         self.adapters.activate(batch.modality)
         terms: dict[str, Tensor] = {}
         with self._autocast():
             reads_text = any(LOSS_TERMS[name].reads_text for name in names)
-            encoded = Encoded.of(self.of(batch.modality), batch, reads_text)
+            encoded = Encoded.of(self.of(batch.modality), batch, share, reads_text)
             for name in names:
                 terms[name] = loss_terms.FUNCTIONS[name](encoded)
         weights = self.config.loss_weights

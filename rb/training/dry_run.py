@@ -48,6 +48,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
         ValueError: whatever would stop training before its first step, as training says it.
     """
     check_request(config, world_size)
+    layout = config.train.layout(world_size)
     data = open_training_data(config.data.train, config.seed)
     held_out = open_validation_data(config.data.val) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
@@ -70,9 +71,11 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
         "data": {"train": _listed(config.data.train, data), "val": _listed(config.data.val, held_out)},
         "batch": {
             "ranks": world_size,
-            "micro_batch_size": config.train.micro_batch_size,
-            "grad_accum_steps": config.train.grad_accum_steps(world_size),
-            "global_batch_size": config.train.global_batch_size,
+            "micro_batch_size": layout.micro_batch_size,
+            "grad_accum_steps": layout.grad_accum_steps,
+            "global_batch_size": layout.global_batch_size,
+            "contrastive_batch_size": layout.pool_size,
+            "qformer_passes": 1 if layout.pool_passes == 1 else 2,
         },
         "schedule": {
             "kind": schedule.kind,
@@ -105,6 +108,8 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
     lines += [
         f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']} "
         f"x {batch['grad_accum_steps']} accumulated",
+        f"  ITC and ITM contrast {batch['contrastive_batch_size']} samples"
+        + ("" if batch["qformer_passes"] == 1 else "; more than one pass of the ranks, so the Q-Former runs twice"),
         "",
         f"schedule  {schedule['kind']}, {schedule['total_steps']:,} steps, {schedule['epochs_begun']} epoch(s) begun",
         *_columns(

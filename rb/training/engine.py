@@ -42,7 +42,7 @@ class StepResult:
     """What one optimizer step did.
 
     Attributes:
-        terms: every loss term and "total", 0-dim on the device, this rank's mean over the step's micro-batches.
+        terms: every loss term and "total", 0-dim on the device, this rank's mean over its micro-batches; the mean over ranks is the step's.
         applied: whether parameters moved; false on all ranks where any loss or gradient on any rank was not finite.
         grad_norm: norm over all ranks before clipping; infinite where not applied.
         ids: sample ids of this rank.
@@ -57,15 +57,15 @@ class StepResult:
 
 
 class _TotalLoss(nn.Module):
-    """What DeepSpeed wraps: batch -> total loss. DeepSpeed hooks the output, so it must be a plain tensor."""
+    """What DeepSpeed wraps: micro-batch -> total loss. DeepSpeed hooks the output, so it must be a plain tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.terms: dict[str, Tensor] = {}
 
-    def forward(self, batch: Batch) -> Tensor:
-        losses: LossTerms = self.model(batch)
+    def forward(self, batch: Batch, share: object) -> Tensor:
+        losses: LossTerms = self.model(batch, share)
         self.terms = {name: value.detach() for name, value in losses.with_total().items()}
         # A loss that is not finite may still have a finite gradient (an L1 of infinity). Make that NaN, so that DeepSpeed's own
         # check skips the step on all ranks; without a host sync, and bit-equal where the loss is finite.
@@ -77,7 +77,8 @@ class Engine:
     """A model under DeepSpeed ZeRO-2 whose step moves one modality's parameters.
 
     Args:
-        model: `model(batch) -> LossTerms`; parameters that train are float32 and require gradients.
+        model: `model.shares(batches, layout)` gives every micro-batch of a step with its share, `model(batch, share)` its `LossTerms`;
+            parameters that train are float32 and require gradients.
         modalities_of: for every parameter that trains, the modalities that use it.
         optim: rate (its peak), betas, decay, clipping, kernel.
         train: batch sizes, DeepSpeed's file, timeout.
@@ -87,14 +88,15 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, modalities_of: Mapping[str, Iterable[str]], optim: OptimConfig, train: TrainConfig
+        self, model: Any, modalities_of: Mapping[str, Iterable[str]], optim: OptimConfig, train: TrainConfig
     ) -> None:
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for name, parameter in self.parameters.items():
             assert parameter.dtype == torch.float32, f"{name} trains in {parameter.dtype}"
             assert parameter.ndim > 0, f"{name} is 0-dim, which DeepSpeed cannot take; give it shape [1]"
-        self.grad_accum_steps = train.grad_accum_steps(dist.world_size())
+        self.layout = train.layout(dist.world_size())
+        dist.group(self.layout.group_size)  # made now, so that it gets the time limit too
         settings = ds_settings(train, optim, dist.world_size())
         deepspeed = import_deepspeed()
         device = next(iter(self.parameters.values())).device
@@ -114,24 +116,23 @@ class Engine:
     def train_step(self, modality: str, rate: float, batches: Iterator[Batch]) -> StepResult:
         """One optimizer step: as many micro-batches as accumulate, backward through each, one update of `modality`'s groups.
 
+        All of them are read before the first forward pass, since each is weighed by the tokens of the whole step.
         Collective: all ranks call it with the same modality and rate.
         """
         sums: dict[str, Tensor] = {}
-        ids: list[str] = []
-        positions: list[int] = []
         self.optimizer.set_active(modality)
         self.optimizer.set_rate(rate)
-        for _ in range(self.grad_accum_steps):
-            batch = next(batches)
+        taken = [next(batches) for _ in range(self.layout.grad_accum_steps)]
+        for batch, share in self.model.shares(taken, self.layout):
             assert batch.modality == modality, f"the schedule says {modality}, the data are {batch.modality}"
-            ids += batch.ids
-            positions += batch.positions
-            self._engine.backward(self._engine(batch))
+            self._engine.backward(self._engine(batch, share))
             for name, value in self._loss.terms.items():
                 sums[name] = sums[name] + value if name in sums else value
             self._engine.step()  # DeepSpeed wants one a micro-batch; it moves parameters at the last of them
         norm = self._engine.get_global_grad_norm()
-        terms = {name: value / self.grad_accum_steps for name, value in sums.items()}
+        terms = {name: value / len(taken) for name, value in sums.items()}
+        ids = [one for batch in taken for one in batch.ids]
+        positions = [position for batch in taken for position in batch.positions]
         return StepResult(terms, self._engine.was_step_applied(), norm, ids, positions)
 
     def gather_state(self) -> TrainState | None:
@@ -217,7 +218,7 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict
     numbers = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_accumulation_steps": train.grad_accum_steps(world_size),
+        "gradient_accumulation_steps": train.layout(world_size).grad_accum_steps,
         "gradient_clipping": optim.grad_clip,
     }
     for key, value in numbers.items():

@@ -176,7 +176,6 @@ def finish(run: Run, tracker: Tracker, code: int) -> None:
 
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
-    train_config = run.config.train
     transform = example_transform(run.built, run.config.seed)
     transform = replace(transform, augment=run.config.data.augment, raw_captions=run.config.data.raw_captions)
     dataset = TrainDataset(
@@ -185,10 +184,8 @@ def open_batches(run: Run) -> Iterator[Batch]:
         transform,
         run.built.text,
         total_steps=run.total_steps,
-        micro_batch_size=train_config.micro_batch_size,
-        grad_accum_steps=run.engine.grad_accum_steps,
+        layout=run.engine.layout,
         rank=dist.rank(),
-        world_size=dist.world_size(),
     )
     num_workers, pinned = run.config.data.num_workers, run.device.type == "cuda"
     loader = train_loader(dataset, run.start, num_workers, pinned, train_config.loader_timeout_s)
@@ -218,7 +215,12 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     """The run folder's small files, the first log lines, and the tracker with all that is known of the run by now."""
     config, model = run.config, run.built.model
     place = environment(
-        {"ranks": dist.world_size(), "device": device_name(run.device), "optimizer_kernel": run.engine.kernel}
+        {
+            "ranks": dist.world_size(),
+            "contrastive_batch_size": run.engine.layout.pool_size,
+            "device": device_name(run.device),
+            "optimizer_kernel": run.engine.kernel,
+        }
     )
     counts = trainable_counts(model.parameter_modalities(), run.engine.parameters)
     if dist.is_main():
@@ -236,7 +238,7 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
 
     tracking = config.tracking
     tracker = Tracker(run.folder.path, dist.is_main(), tracking.experiment, config.name, tracking.mlflow)
-    tracker.params(run.meta["config"] | {"itc_batch_size": config.train.micro_batch_size * dist.world_size()})
+    tracker.params(run.meta["config"] | {"itc_batch_size": run.engine.layout.pool_size})
     tracker.tags({f"trainable_parameters.{users}": count for users, count in counts.items()})
     tracker.tags({f"foundation.{part}": fingerprint for part, fingerprint in run.built.foundation.items()})
     tracker.tags({"git_commit": place["git_commit"], "config_digest": run.meta["config_digest"]})

@@ -20,7 +20,7 @@ from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
 from rb.core.install import git_commit
 from rb.core.locks import FileLock
-from rb.core.run_file import load_run, to_tree, with_defaults
+from rb.core.run_file import load_run, to_tree, with_defaults, with_pool
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
 from rb.core.verbosity import show_progress_lines
@@ -46,6 +46,7 @@ FREE_KEYS = (
     "train.timeout_s",
     "train.num_threads",
 )
+POOL = "train.contrastive_batch_size"
 FREE_SECTIONS = ("tracking.", "decode.", "model.foundation.", "validation.", "data.val")
 STEP_LOG = "rb.training.steps"  # one line every few steps: to the file only, the progress bar shows them
 
@@ -136,20 +137,24 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     """Whether a checkpoint's record fits what is about to continue it.
 
     Args:
-        meta: of the checkpoint, with "config" (the configuration as a tree; a field that is newer than it means its default) and
-            "identities".
+        meta: of the checkpoint, with "config" (the configuration as a tree; a field that is newer than it means its default, or what
+            ``with_pool`` says) and "identities".
         config: the configuration now.
         identities: digests of foundation and data now.
 
     Raises:
         ValueError: names every key that would change what is computed, and every digest that differs.
     """
-    before, now = flatten(with_defaults(meta["config"])), flatten(config)
+    before, now = flatten(with_defaults(with_pool(meta["config"], meta.get("num_ranks")))), flatten(config)
+    for run in (before, now):
+        run[POOL] = run[POOL] or run["train.global_batch_size"]
+    # Losses depend on the micro-batch only where negatives are sought within it.
+    free = FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-        and key not in FREE_KEYS
+        and key not in free
         and not key.startswith(FREE_SECTIONS)
         and not key.endswith(".manifest")
     ]

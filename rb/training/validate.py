@@ -1,29 +1,29 @@
 """Validation while training: held-out losses, and scores of generated captions, per modality; and which step was the best so far.
 
 Nothing about training changes by it: it draws from no generator that training uses, leaves no gradient, and puts the active adapter
-back. All ranks take part: a loss batch is spread over them as in training, captions are shared out. What is shown is the same at every
-validation and for every seed. The loop decides when, and writes checkpoints; `validation_page.py` shows a few of the captions.
+back. All ranks take part: losses are of whole contrastive batches, spread over ranks as in training, and captions are shared out. What is
+shown is the same at every validation, on any number of ranks and for every seed. The loop decides when, and writes checkpoints; `validation_page.py` shows a few of the captions.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rb.core import dist, progress
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
-from rb.core.metric_names import VAL, loss_name, parse_name, shown_values, value_name
+from rb.core.metric_names import TOTAL, VAL, loss_name, parse_name, shown_values, value_name
 from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.core.schedules import Turn
+from rb.core.step_layout import StepLayout
 from rb.data.loading import Batches
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.simple_cider import simple_scores
@@ -140,38 +140,40 @@ class Validation:
         self._model.adapters.activate(active)
 
     def _losses(self, modality: str) -> dict[str, float]:
-        """Mean of every loss term over the batches and ranks, as the training's metrics have them."""
-        sums: dict[str, Tensor] = {}
-        loader, count = self._loss_batches(modality)
-        bar = progress.bar(loader, desc=f"{modality} validation", unit="batch", disable=not dist.is_main(), leave=False)
-        for batch in bar:
-            found = self._model(batch.to(self._model.device))
-            for term, value in found.with_total().items():
-                sums[term] = sums[term] + value if term in sums else value
-        if not sums:
+        """Mean of every loss term over the first contrastive batches of the held-out stream, each taken as a training step of its own."""
+        train, terms = self._config.train, self._model.config.terms_of(modality)
+        layout = train.layout(dist.world_size()).of_one_pool()
+        count = min(self.settings.num_loss_batches, max(1, len(self._data[modality].stream) // layout.pool_size))
+        if not count:
             return {}
+        # A group of ranks takes every so-manieth contrastive batch; no collective within them is of all ranks.
+        group = dist.group(layout.world_size)
+        own = range(group.number, count, dist.world_size() // group.size)
+        batches = iter(self._loss_batches(modality, own, layout))
+        sums = {term: torch.zeros((), device=self._model.device) for term in (*terms, TOTAL)}
+        bar = progress.bar(own, desc=f"{modality} validation", unit="batch", disable=not dist.is_main(), leave=False)
+        for _ in bar:
+            taken = [next(batches).to(self._model.device) for _ in range(layout.grad_accum_steps)]
+            for batch, share in self._model.shares(taken, layout):
+                for term, value in self._model(batch, share).with_total().items():
+                    sums[term] = sums[term] + value
         fetched = dist.all_reduce_sum(torch.stack([value.double() for value in sums.values()])).tolist()
-        share = count * dist.world_size()
-        return {loss_name(VAL, modality, term): total / share for term, total in zip(sums, fetched, strict=True)}
+        parts = count * layout.num_parts
+        return {loss_name(VAL, modality, term): total / parts for term, total in zip(sums, fetched, strict=True)}
 
-    def _loss_batches(self, modality: str) -> tuple[Batches[Batch], int]:
-        """This rank's part of the first batches of the held-out stream, and how many: no sample twice, unless one batch is too large."""
-        micro = self._config.train.micro_batch_size
-        whole = len(self._data[modality].stream) // (micro * dist.world_size())
-        count = min(self.settings.num_loss_batches, max(1, whole))
+    def _loss_batches(self, modality: str, pools: Sequence[int], layout: StepLayout) -> Batches[Batch]:
+        """This rank's micro-batches of some contrastive batches of the held-out stream: no sample twice, unless one is too large."""
         dataset = TrainDataset(
             self._data,
-            [Turn(modality, number, 0) for number in range(count)].__getitem__,
+            [Turn(modality, number, 0) for number in pools].__getitem__,
             self._transform,
             self._text,
-            total_steps=count,
-            micro_batch_size=micro,
-            grad_accum_steps=1,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
+            total_steps=len(pools),
+            layout=layout,
+            rank=dist.group(layout.world_size).rank,
         )
         num_workers, pinned = self._config.data.num_workers, self._model.device.type == "cuda"
-        return train_loader(dataset, 0, num_workers, pinned, self._config.train.loader_timeout_s), count
+        return train_loader(dataset, 0, num_workers, pinned, self._config.train.loader_timeout_s)
 
     def _caption_scores(self, modality: str) -> dict[str, float]:
         """Scores of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""

@@ -82,9 +82,9 @@ def test_environment_in_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_accumulation_is_derived() -> None:
     train = TrainConfig(global_batch_size=48, micro_batch_size=8)
-    assert [train.grad_accum_steps(n) for n in (1, 2, 3, 6)] == [6, 3, 2, 1]
+    assert [train.layout(n).grad_accum_steps for n in (1, 2, 3, 6)] == [6, 3, 2, 1]
     with pytest.raises(ValueError, match=r"48.*8 x 4 ranks = 32"):
-        train.grad_accum_steps(4)
+        train.layout(4)
 
 
 def test_the_projects_own_runs_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_projects_own_runs_load(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in runs:
         config = load_run(path)
         assert path.read_text().startswith("#"), f"{path.name} says nothing about purpose, hardware, time"
-        assert config.train.grad_accum_steps(1) >= 1
+        assert config.train.layout(1).grad_accum_steps >= 1
         assert (ROOT / config.train.ds_config).is_file(), f"{path.name}: {config.train.ds_config}"
     assert dataclasses.is_dataclass(RunConfig)
 

@@ -20,6 +20,7 @@ import torch
 from rb.core.batch import Batch
 from rb.core.config import DataSource, FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, MODALITIES, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.index import ManifestReader, ShardCorruptionError
@@ -76,10 +77,8 @@ def dataset(
         decoder,
         text,
         total_steps=schedule.total_steps(epochs),
-        micro_batch_size=micro,
-        grad_accum_steps=accum,
+        layout=StepLayout(micro * world * accum, micro, micro * world, world),
         rank=rank,
-        world_size=world,
     )
 
 
@@ -152,7 +151,7 @@ def test_same_global_order_on_any_ranks_and_workers(
 def test_resume_at_any_step_continues_identically(sources, text: TextProcessor) -> None:
     data = dataset(sources, text, rank=1, world=2, epochs=2)
     whole = [fingerprint(batch) for batch in train_loader(data)]
-    accum = data.grad_accum_steps
+    accum = data.layout.grad_accum_steps
     assert len(whole) == data.total_steps * accum == len(data)
     for step in range(data.total_steps + 1):
         assert [fingerprint(batch) for batch in train_loader(data, step)] == whole[step * accum :], step

@@ -18,6 +18,7 @@ from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.core.exit_codes import leave
+from rb.core.step_layout import StepLayout
 from rb.training.engine import Engine
 
 GLOBAL_BATCH = 8
@@ -42,7 +43,12 @@ class TinyModel(nn.Module):
         points = ("point_cloud", "point_cloud_region")
         return users | {"points": points, "temperature": ("image_region", *points)}
 
-    def forward(self, batch: Batch) -> LossTerms:
+    def shares(self, batches: list[Batch], layout: StepLayout) -> Iterator[tuple[Batch, None]]:
+        """Every micro-batch of a step weighs the same: its losses are means over samples."""
+        assert len(batches) == layout.grad_accum_steps
+        return iter([(batch, None) for batch in batches])
+
+    def forward(self, batch: Batch, share: None) -> LossTerms:
         hidden = self.frozen(batch.inputs)
         if batch.modality != "image_region":
             hidden = hidden * self.points
@@ -90,7 +96,7 @@ def main(out: Path, start: Path | None) -> None:
     model = TinyModel()
     users = model.parameter_modalities()
     engine = Engine(model, users, OPTIM, train)
-    assert engine.grad_accum_steps == GLOBAL_BATCH // micro // dist.world_size()
+    assert engine.layout.grad_accum_steps == GLOBAL_BATCH // micro // dist.world_size()
     assert not any(module.training for module in model.modules()), "DeepSpeed switched dropout on"
     if start is not None:
         found = checkpoint.require(start)

@@ -60,7 +60,15 @@ def test_it_says_what_training_would_do_and_writes_nothing(
     config = open_run(folder / "run.yaml")
     assert plan["config"] == to_tree(config)
     assert plan["run_folder"] == str(folder / "runs" / "dry")
-    assert plan["batch"] == {"ranks": 2, "micro_batch_size": 1, "grad_accum_steps": 2, "global_batch_size": 4}
+    assert plan["batch"] == {
+        "ranks": 2,
+        "micro_batch_size": 1,
+        "grad_accum_steps": 2,
+        "global_batch_size": 4,
+        "contrastive_batch_size": 4,
+        "qformer_passes": 2,
+    }
+    assert "ITC and ITM contrast 4 samples; more than one pass of the ranks, so the Q-Former runs twice" in text
     samples = {"image_region": 0, "point_cloud": 0}
     for modality, (row,) in plan["data"]["train"].items():
         samples[modality] = row["samples"] * row["repeat"]

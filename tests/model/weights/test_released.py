@@ -328,7 +328,7 @@ def test_the_run_file_trains_what_the_released_code_trains(monkeypatch: pytest.M
     assert total == 205_189_850
     assert round(total / 1e6, 1) == 205.2
     assert round((total - TRAINED["Qformer_pc"] - 4 * QFORMER_LORA) / 1e6, 1) == 17.0
-    assert run.train.grad_accum_steps(32) == 1
+    assert run.train.layout(32).grad_accum_steps == 1
     assert run.decode == RELEASED_DECODING["decoder"]
     released_init = dataclasses.replace(RELEASED["init"], point_qformer="bert")
     assert {name: getattr(run.model, name) for name in RELEASED} == RELEASED | {"init": released_init}

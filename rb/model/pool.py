@@ -1,0 +1,210 @@
+"""The pool: the samples that ITC and ITM contrast with each other, ``train.contrastive_batch_size`` of them on any number of ranks.
+
+Here is what one rank knows of it: its own rows, all columns, and the negatives chosen for its rows. Where one forward pass of the ranks
+that share a pool is as large as the pool, rows are one micro-batch and carry gradient. Where it is smaller, rows are all micro-batches of
+this rank in the pool, read before without gradient, and ``cached_parts`` keeps what each of them needs in its second pass. Shapes: B
+micro-batch, R rows of this rank, W columns (the pool), P patches, Q query tokens, T text tokens, E width of the contrastive space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rb.core import dist
+from rb.core.batch import Batch
+from rb.core.config import ModelConfig
+from rb.model import losses
+
+
+@dataclass(frozen=True)
+class GatheredTexts:
+    """The pool's texts and keys, gathered in one collective."""
+
+    object_keys: Tensor  # [W]
+    caption_keys: Tensor  # [W]
+    text_ids: Tensor  # [W, T]
+    text_mask: Tensor  # [W, T]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """What ITM shows each row besides its own pair: the features and box of a chosen image, and a chosen text.
+
+    Attributes:
+        features: [R, P, V or point width], frozen. boxes: [R, box_dim], none for whole sources.
+        text_ids, text_mask: [R, T].
+        image_valid, text_valid: [R], 0 where nothing could be chosen.
+        total_rows: 0-dim, rows of the whole pool that count (``losses.itm_row_weights``).
+    """
+
+    features: Tensor
+    boxes: Tensor | None
+    text_ids: Tensor
+    text_mask: Tensor
+    image_valid: Tensor
+    text_valid: Tensor
+    total_rows: Tensor
+
+    def rows(self, chosen: slice) -> Negatives:
+        """Those of some rows only."""
+        boxes = None if self.boxes is None else self.boxes[chosen]
+        texts = self.text_ids[chosen], self.text_mask[chosen]
+        return Negatives(
+            self.features[chosen], boxes, *texts, self.image_valid[chosen], self.text_valid[chosen], self.total_rows
+        )
+
+
+@dataclass
+class PoolRows:
+    """This rank's rows of a pool against all of its columns.
+
+    Attributes:
+        config: of the model.
+        group: the ranks that make the pool.
+        batches: of this rank, in order; R is the sum of their rows.
+        features: [R, P, V or point width], frozen.
+        queries: [R, Q, E] and texts: [R, E], normalised vectors of ITC.
+        temperature: [1].
+    """
+
+    config: ModelConfig
+    group: dist.Group
+    batches: Sequence[Batch]
+    features: Tensor
+    queries: Tensor
+    texts: Tensor
+    temperature: Tensor
+
+    def _of_rows(self, name: str) -> Tensor:
+        """A tensor of the batches, all rows: [R, ...]."""
+        pieces: list[Tensor] = [getattr(batch, name) for batch in self.batches]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    @property
+    def row_offset(self) -> int:
+        """Column of this rank's first row."""
+        return self.group.rank * len(self.texts)
+
+    @cached_property
+    def gathered(self) -> GatheredTexts:
+        """Texts and keys of the pool. Collective."""
+        keys = torch.stack([self._of_rows("object_keys"), self._of_rows("caption_keys")], dim=1)
+        text_ids, text_mask = self._of_rows("text_ids"), self._of_rows("text_mask")
+        everything = dist.all_gather(torch.cat([keys, text_ids, text_mask], dim=1), self.group)  # [W, 2 + 2T]
+        length = text_ids.shape[1]
+        return GatheredTexts(
+            everything[:, 0], everything[:, 1], everything[:, 2 : 2 + length], everything[:, 2 + length :]
+        )
+
+    @cached_property
+    def duplicates(self) -> Tensor | None:
+        """[R, W] bool: columns that show the row's object or have its caption, the row itself not among them. Collective.
+
+        None where the run does not leave them out.
+        """
+        if not self.config.itc_mask_duplicates:
+            return None
+        keys, gathered = (self._of_rows("object_keys"), self._of_rows("caption_keys")), self.gathered
+        return losses.duplicate_mask(*keys, gathered.object_keys, gathered.caption_keys, self.row_offset)
+
+    @cached_property
+    def similarities(self) -> tuple[Tensor, Tensor]:
+        """Image to text and text to image, [R, W] each, over the temperature. Collective."""
+        with torch.autocast(self.texts.device.type, enabled=False):
+            return losses.similarities(
+                self.queries,
+                self.texts,
+                dist.all_gather_with_grad(self.queries, self.group),
+                dist.all_gather_with_grad(self.texts, self.group),
+                self.temperature,
+            )
+
+    def choose_negatives(self) -> Negatives:
+        """A hard negative image and text for every row, drawn by the similarities (BLIP-2 stage 1). Collective.
+
+        A draw is a function of the row's own uniform number and of the pool in the order of the step, so neither ranks nor micro-batches
+        change it.
+        """
+        sim_i2t, sim_t2i = self.similarities
+        forbidden = losses.own_column(sim_i2t, self.row_offset)  # [R, W]
+        if self.duplicates is not None:
+            forbidden = forbidden | self.duplicates
+        if self.config.itm_negatives == "local":
+            forbidden = forbidden | self._other_micro_batches(sim_i2t)
+        uniforms, gathered = self._of_rows("itm_uniforms"), self.gathered
+        image_index, image_valid = losses.choose_negatives(sim_t2i.detach(), forbidden, uniforms[:, 0])  # [R]
+        text_index, text_valid = losses.choose_negatives(sim_i2t.detach(), forbidden, uniforms[:, 1])
+        counted = losses.itm_row_weights(image_valid, text_valid).sum()
+        # Frozen features travel, not projected ones: every rank projects what it chose, so the projection's gradient is right.
+        # An all-gather, because an all-to-all of only the chosen rows needs their numbers on the host: one wait per step.
+        return Negatives(
+            features=dist.all_gather(self.features, self.group)[image_index],
+            boxes=None
+            if self.batches[0].boxes is None
+            else dist.all_gather(self._of_rows("boxes"), self.group)[image_index],
+            text_ids=gathered.text_ids[text_index],
+            text_mask=gathered.text_mask[text_index],
+            image_valid=image_valid,
+            text_valid=text_valid,
+            total_rows=dist.all_reduce_sum(counted, self.group),
+        )
+
+    def _other_micro_batches(self, table: Tensor) -> Tensor:
+        """Bool like a table [R, W]: columns of another micro-batch than the row's."""
+        size = len(self.batches[0])
+        rows = torch.arange(self.row_offset, self.row_offset + table.shape[0], device=table.device) // size
+        return rows[:, None] != torch.arange(table.shape[1], device=table.device) // size
+
+
+@dataclass(frozen=True)
+class CachedPart:
+    """What one micro-batch needs in its second pass, of a pool that was read in a first one.
+
+    Attributes:
+        features: [B, P, V or point width], frozen: the encoder does not run again.
+        itc: 0-dim, ITC of this rank's rows of the pool; none where the run has no ITC.
+        gradients: of ITC, for this micro-batch's queries [B, Q, E], texts [B, E] and for the temperature [1]; none without gradient.
+        negatives: of this micro-batch; none where the run has no ITM.
+    """
+
+    features: Tensor
+    itc: Tensor | None
+    gradients: tuple[Tensor, Tensor, Tensor] | None
+    negatives: Negatives | None
+
+
+def cached_parts(rows: PoolRows, names: Sequence[str]) -> list[CachedPart]:
+    """What each micro-batch of this rank in the pool needs in its second pass (GradCache, arXiv 2101.06983, section 3.2). Collective.
+
+    Args:
+        rows: of all of them; queries, texts and temperature are leaves.
+        names: the terms of the run.
+    """
+    itc, gradients = _contrast(rows) if "itc" in names else (None, None)
+    negatives = rows.choose_negatives() if "itm" in names else None
+    parts, start = [], 0
+    for batch in rows.batches:
+        chosen = slice(start, start + len(batch))
+        start = chosen.stop
+        own = None if gradients is None else (gradients[0][chosen], gradients[1][chosen], gradients[2])
+        parts.append(CachedPart(rows.features[chosen], itc, own, None if negatives is None else negatives.rows(chosen)))
+    return parts
+
+
+def _contrast(rows: PoolRows) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """ITC of the rows, and its gradients for queries, texts and temperature; none while nothing trains.
+
+    The loss is reported once for each micro-batch and then averaged. A vector is in one micro-batch only, so it takes the gradient of all of
+    them there; the temperature is in each.
+    """
+    loss = losses.itc_loss(*rows.similarities, rows.row_offset, rows.duplicates)
+    if not loss.requires_grad:
+        return loss, None
+    queries, texts, temperature = torch.autograd.grad(loss, (rows.queries, rows.texts, rows.temperature))
+    passes = len(rows.batches)
+    return loss.detach(), (queries * passes, texts * passes, temperature)
