@@ -70,6 +70,14 @@ def test_a_dry_run_of_a_resume_accepts_what_the_resume_accepts(old: Path, capsys
     assert json.loads(capsys.readouterr().out)["resume_from_step"] == 2
 
 
+def test_a_resume_keeps_the_pool_of_the_old_ranks(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--dry-run", "--json", "--ranks", "2", "--resume", str(old / "runs/old")]
+    assert cli([*command, "train.micro_batch_size=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch"]["contrastive_batch_size"] == 2
+    assert cli([*command, "train.micro_batch_size=1", "train.contrastive_batch_size=1"]) == 2
+    assert "train.contrastive_batch_size: 2 -> 1" in capsys.readouterr().err
+
+
 def test_run_and_export_caption_and_export_again(old: Path, tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
     box = [1.0, 1.0, 9.0, 12.0]

@@ -46,7 +46,6 @@ FREE_KEYS = (
     "train.timeout_s",
     "train.num_threads",
 )
-POOL = "train.contrastive_batch_size"
 FREE_SECTIONS = ("tracking.", "decode.", "model.foundation.", "validation.", "data.val")
 STEP_LOG = "rb.training.steps"  # one line every few steps: to the file only, the progress bar shows them
 
@@ -145,9 +144,8 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     Raises:
         ValueError: names every key that would change what is computed, and every digest that differs.
     """
-    before, now = flatten(with_defaults(with_pool(meta["config"], meta.get("num_ranks")))), flatten(config)
-    for run in (before, now):
-        run[POOL] = run[POOL] or run["train.global_batch_size"]
+    recorded = with_defaults(with_pool(meta["config"], meta.get("num_ranks")))
+    before, now = (flatten(_with_its_pool(tree)) for tree in (recorded, config))
     # Losses depend on the micro-batch only where negatives are sought within it.
     free = FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
     changed = [
@@ -170,6 +168,13 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
             + "; ".join(changed)
             + ". Undo the change, or start a new run with init_from"
         )
+
+
+def _with_its_pool(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete configuration in which the contrastive batch is a number, where it is the default too."""
+    train = tree["train"]
+    pool = train["contrastive_batch_size"] or train["global_batch_size"]
+    return {**tree, "train": {**train, "contrastive_batch_size": pool}}
 
 
 def _short(digest: object) -> str:
