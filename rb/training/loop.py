@@ -188,7 +188,7 @@ def open_batches(run: Run) -> Iterator[Batch]:
         rank=dist.rank(),
     )
     num_workers, pinned = run.config.data.num_workers, run.device.type == "cuda"
-    loader = train_loader(dataset, run.start, num_workers, pinned, train_config.loader_timeout_s)
+    loader = train_loader(dataset, run.start, num_workers, pinned, run.config.train.loader_timeout_s)
     return (batch.to(run.device) for batch in loader)
 
 

@@ -15,6 +15,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
 from rb.core.config import DecodeConfig, FoundationConfig, ModelConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.model.language import Generation
 from rb.model.point_encoder import PointBertConfig
@@ -218,6 +219,11 @@ def test_no_host_sync_in_forward_losses_and_backward(model: RegionBLIP, text: Te
         terms = model(batch)
         terms.total.backward()
     assert set(terms.terms) == {"itc", "itm", "itg", "llm"} | ({"reg"} if modality == IMAGE_REGION else set())
+    assert not counter.found
+    halves = [tiny.make_batch(modality, text, range(start, start + 2)) for start in (0, 2)]
+    with CountSyncs() as counter:  # a pool of two passes
+        for half, share in model.shares(halves, StepLayout(4, 2, 4, 1)):
+            model(half, share).total.backward()
     assert not counter.found
     with CountSyncs() as counter:
         terms.total.item()
