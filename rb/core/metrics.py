@@ -110,3 +110,17 @@ def check_metrics(names: Iterable[str]) -> None:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: ``CIDEr``, ``CIDEr and SPICE``, ``A, B and C``."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def cider_remark(attainable: Mapping[str, float]) -> str | None:
+    """What must be said of a set where even a perfect captioner's CIDEr is 0; none for any other set.
+
+    CIDEr weighs a sequence of words by log(examples / examples whose references have it), which is 0 where all have it: in a set of one
+    example, or of equal references.
+    """
+    if attainable.get("CIDEr", 1.0) > 0:
+        return None
+    return (
+        "CIDEr is 0 whatever is predicted: all references of the set hold the same words, as those of a set of one example do; "
+        "score more examples, or look at the other metrics"
+    )

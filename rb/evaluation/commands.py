@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.exit_codes import FAILED, FINISHED
+from rb.core.metrics import cider_remark
 from rb.core.output import add_json, note, say, say_json
 
 
@@ -66,7 +67,7 @@ def run_score(args: argparse.Namespace) -> int:
 
 
 def _tell_once(result: dict[str, Any], told: set[str]) -> None:
-    """What was skipped and why, each line once, on stderr."""
+    """What was skipped and why, and what a score cannot tell, each line once, on stderr."""
     lines = [f"skipped {name}: {reason}" for name, reason in result["skipped"].items()]
     cut = result["spice_cut"]
     if cut and cut["predictions"] + cut["references"]:
@@ -77,6 +78,9 @@ def _tell_once(result: dict[str, Any], told: set[str]) -> None:
         lines.append(
             "note: tokenised without Stanford's PTB tokeniser, so scores may differ slightly from published ones"
         )
+    remark = cider_remark(result["attainable"])
+    if remark:
+        lines.append(f"note: {remark}")
     for line in lines:
         if line not in told:
             note(line)

@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from rb.core.files import file_sha256
-from rb.core.metrics import COMPARISON, Metric, shown_in
+from rb.core.metrics import COMPARISON, Metric, cider_remark, shown_in
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.strict_json import FormatError, parse
 from rb.data.formats import Prediction, read_predictions
@@ -122,7 +122,7 @@ def compare(
         examples: how many of the examples that differ most are listed in each direction.
 
     Returns:
-        ``allowed`` (file, difference, what), ``num_examples``, ``num_sources``, ``tokeniser``, ``files``: per file ``path``, ``modality``,
+        ``allowed`` (file, difference, what), ``num_examples``, ``num_sources``, ``tokeniser``, ``remark`` (of the set, or null), ``files``: per file ``path``, ``modality``,
         ``variant``, ``scores``: metric to null or ``value``, its 95 % ``interval``, and but for the first file ``difference`` and its paired
         ``difference_interval``; then ``changes`` and ``apart``. CIDEr's and SPICE's entries stand beside ``scores`` too. Intervals draw
         whole sources (rb/evaluation/resampling.py); they are null for one source.
@@ -168,6 +168,7 @@ def compare(
         "num_examples": len(ids),
         "num_sources": len(set(source_ids)),
         "tokeniser": scored[0].tokeniser,
+        "remark": cider_remark(scored[0].attainable),
         "files": files,
     }
 

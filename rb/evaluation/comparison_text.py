@@ -24,6 +24,7 @@ def format_comparison(name: str, found: Mapping[str, Any]) -> str:
                 line += f"  against the first {score_text(score['difference'], score['difference_interval'], sign='+')}"
             lines.append(line)
             head = " " * len(head)  # file and variant stand before its first score only
+    lines += [f"  note: {found['remark']}"] if found["remark"] else []
     lines += [f"  ALLOWED DIFFERENCE, {d['difference']}: {d['file']}: {d['what']}" for d in found["allowed"]]
     for one in files[1:]:
         lines += ["", f"{one['path']} against {files[0]['path']}"]

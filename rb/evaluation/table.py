@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb.core.metrics import TABLE, Metric, listed, shown_in
+from rb.core.metrics import TABLE, Metric, cider_remark, listed, shown_in
 from rb.core.modality import MODALITIES
 from rb.core.output import aligned
 from rb.core.run_layout import RUN_METRICS
@@ -216,7 +216,7 @@ def _notes(scored: Sequence[tuple[RowKey, Mapping[str, Any]]], rows: Sequence[Ro
         facts.append(f"reference policy: {one['reference_policy']}")
     attainable = one.get("attainable") or {}
     if "CIDEr" in attainable:
-        facts.append(f"CIDEr of a perfect captioner {100 * attainable['CIDEr']:.1f}")
+        facts.append(cider_remark(attainable) or f"CIDEr of a perfect captioner {100 * attainable['CIDEr']:.1f}")
     if one["tokeniser"] != "ptb":
         facts.append("tokenised without Java: not comparable with published scores")
     decodings = {_row_name(row, rows): _flat(m.get("decoding")) for row, m in scored if m.get("decoding")}

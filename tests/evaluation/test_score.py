@@ -17,6 +17,8 @@ import pytest
 from eval import score, table
 from rb.data.formats import Prediction, read_predictions, write_predictions
 from rb.evaluation.caption_metrics import METRICS
+from rb.evaluation.comparing import compare
+from rb.evaluation.comparison_text import format_comparison
 from rb.evaluation.scoring import metrics_path, score_file, set_digest
 from rb.evaluation.table import build_table, format_table
 from rb.tracking import Journal
@@ -349,3 +351,27 @@ def test_table_command(tmp_path: Path, capsys) -> None:
     (tmp_path / "metrics" / "b.json").write_text("{}")
     assert table.main([str(tmp_path)]) == 2
     assert "b.json: no metrics file (it has no 'modality')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("references", [["a red cube"], ["a red cube", "the cube"]])
+@pytest.mark.parametrize("examples", [1, 3])
+def test_a_cider_that_is_0_whatever_is_predicted_is_said_to_be(
+    tmp_path: Path, capsys, references: list[str], examples: int
+) -> None:
+    """CIDEr counts what tells references apart: nothing in a set of one example, or of equal references."""
+    given = [replace(row, prediction=references[0], references=references) for row in rows()[:examples]]
+    path = write(tmp_path / "predictions/a.jsonl", given)
+    assert score.main([str(path), "--no-java", "--no-mlflow", "--metrics", "CIDEr"]) == 0
+    shown = capsys.readouterr()
+    assert "CIDEr 0.0000" in shown.out
+    remark = "CIDEr is 0 whatever is predicted"
+    assert shown.err.count(remark) == 1
+    assert table.main([str(tmp_path)]) == 0
+    assert remark in capsys.readouterr().out
+    assert remark in format_comparison("x", compare([path, path], use_java=False))
+
+
+def test_an_ordinary_set_has_no_remark_on_its_cider(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path / "predictions/a.jsonl", rows()[:2])
+    assert score.main([str(path), "--no-java", "--no-mlflow", "--metrics", "CIDEr"]) == 0
+    assert "whatever" not in capsys.readouterr().err
