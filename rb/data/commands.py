@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 def add_index(parser: argparse.ArgumentParser) -> None:
     """``rb data index``."""
+    from rb.data.prepare.common import add_exif  # loads Pillow
+
     parser.description = "Write index and manifest for WebDataset tars (docs/formats.md says what must be in them)."
     parser.add_argument("folder", type=Path, help="the folder of the .tar files")
     parser.add_argument("--modality", required=True, choices=tuple(MODALITIES), help="what the set is for")
     parser.add_argument("--name", help="name of the set (default: the folder's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing index and manifest")
+    add_exif(parser)
     add_json(parser)
     parser.set_defaults(run=run_index)
 
@@ -31,7 +34,9 @@ def run_index(args: argparse.Namespace) -> int:
     from rb.data.formats import MANIFEST_FILE
     from rb.data.shards import adopt
 
-    _say(adopt(args.folder, args.modality, args.name, args.overwrite), args.folder / MANIFEST_FILE, args.json)
+    _say(
+        adopt(args.folder, args.modality, args.name, args.overwrite, args.exif), args.folder / MANIFEST_FILE, args.json
+    )
     return FINISHED
 
 

@@ -22,6 +22,7 @@ from rb.data.predictions import (
     sample_id,
     write_predictions,
 )
+from rb.sources.pixels import EXIF_CHOICES
 
 __all__ = [
     "FORMAT_VERSION",
@@ -124,6 +125,8 @@ class Manifest:
     Attributes:
         counts: ``records``, ``objects``, ``samples`` (rows of one training epoch).
         rejected: how many sources or objects were left out, by reason; the rows are in ``rejected.jsonl``.
+        exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none where nobody said, as
+            in sets without such images. Then it is not in the file.
     """
 
     format_version: int
@@ -134,10 +137,12 @@ class Manifest:
     rejected: dict[str, int]
     shards: list[ShardEntry]
     index: IndexEntry
+    exif: str | None = None
 
     def to_json(self) -> bytes:
         """The bytes of the file, indented for people."""
-        return (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode()
+        tree = {name: value for name, value in asdict(self).items() if name != "exif" or value is not None}
+        return (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,9 @@ _MANIFEST: dict[str, strict.Check] = {
     "rejected": strict.counts,
     "shards": strict.items,
     "index": strict.anything,
+    "exif": strict.name,
 }
+_MANIFEST_WITHOUT_EXIF = {name: check for name, check in _MANIFEST.items() if name != "exif"}
 _REJECTED: dict[str, strict.Check] = {
     "source": strict.text,
     "object_id": strict.or_none(strict.name),
@@ -214,7 +221,11 @@ def read_manifest(path: Path) -> Manifest:
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """``read_manifest`` of bytes; ``where`` names the file in errors."""
-    raw = dict(checked(parse(content, where), where, _MANIFEST))
+    found = parse(content, where)
+    fields = _MANIFEST if isinstance(found, dict) and "exif" in found else _MANIFEST_WITHOUT_EXIF
+    raw = dict(checked(found, where, fields))
+    if raw.get("exif") not in (None, *EXIF_CHOICES):
+        raise FormatError(f"{where}: exif {raw['exif']!r} is not one of {', '.join(EXIF_CHOICES)}")
     if raw["format_version"] != FORMAT_VERSION:
         raise FormatError(
             f"{where}: format_version {raw['format_version']} is not {FORMAT_VERSION}; make the shards again with this version"

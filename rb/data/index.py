@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shlex
 import struct
 from array import array
 from collections import OrderedDict
@@ -120,7 +121,7 @@ class Index:
     def open(cls, path: Path, manifest: Manifest, verify: bool = True) -> Index:
         """Map the index of the manifest at ``path``, after comparing its size, counts and sha256 with the manifest (``verify``)."""
         file = path.parent / manifest.index.file
-        remedy = f"make it again: `rb data index {path.parent}`"
+        remedy = f"make it again: {index_again(path, manifest)}"
         if not file.is_file():
             raise ValueError(f"{file}: the index that {path} names is missing; {remedy}")
         size = file.stat().st_size
@@ -175,9 +176,18 @@ class Index:
         return self.ids[start : int(self.records[record]["id_end"])].tobytes().decode("utf-8", "replace")
 
 
+def index_again(path: Path, manifest: Manifest) -> str:
+    """The command that writes the index and the very same manifest again from the shards."""
+    words = ["rb", "data", "index", str(path.parent), "--modality", manifest.modality, "--overwrite"]
+    return f"`{shlex.join(words + (['--exif', manifest.exif] if manifest.exif else []))}`"
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension."""
+    """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension.
+
+    ``exif`` is as of `rb.sources.source.Stored`.
+    """
 
     record: Record
     item: ObjectAnnotation | None
@@ -185,6 +195,7 @@ class Loaded:
     media: bytes
     extension: str
     where: str
+    exif: str | None = None
 
     @property
     def id(self) -> str:
@@ -194,7 +205,7 @@ class Loaded:
     @property
     def stored(self) -> Stored:
         """The media as their source reads them."""
-        return Stored(self.media, self.record.size, self.where)
+        return Stored(self.media, self.record.size, self.where, self.exif)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -256,9 +267,9 @@ class ManifestReader:
         except IndexError:
             raise ShardCorruptionError(
                 f"{where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
-                f"make the index again: `rb data index {self.path.parent}`"
+                f"make the index again: {index_again(self.path, self.manifest)}"
             ) from None
-        return Loaded(record, item, caption, media, extension, where)
+        return Loaded(record, item, caption, media, extension, where, self.manifest.exif)
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
@@ -268,7 +279,7 @@ class ManifestReader:
         """Every record once, with its media, in the order of the shards."""
         for number in range(len(self.index.records)):
             record, media, _, where = self._read(number)
-            yield record, Stored(media, record.size, where)
+            yield record, Stored(media, record.size, where, self.manifest.exif)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

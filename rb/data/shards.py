@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections import Counter
 from pathlib import Path
@@ -37,17 +38,22 @@ from rb.data.formats import (
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
 from rb.data.tars import MAX_RECORD_BYTES, scan_shard
+from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of
 
 _MEMBER_OVERHEAD = 2 * 512  # header and padding, at most
+_SHOWN = 3  # items that the error of an empty result names
 
 
 class _Collector:
     """What shards hold, gathered shard by shard; turns into index and manifest."""
 
-    def __init__(self, modality: str, split: str | None) -> None:
+    def __init__(self, modality: str, split: str | None, exif: str | None) -> None:
+        if exif not in (None, *EXIF_CHOICES):
+            raise ValueError(f"exif {exif!r} is not one of {', '.join(EXIF_CHOICES)}")
         self.modality = modality
+        self.exif = exif
         self.split = split
         self.builder = IndexBuilder(modality)
         self.shards: list[ShardEntry] = []
@@ -67,13 +73,13 @@ class _Collector:
             raise FormatError(
                 f"{where}: split {record.split!r} in a set of {self.split!r}; one manifest holds one split"
             )
-        stored = Stored(media, record.size, where)
+        stored = Stored(media, record.size, where, self.exif)
         source.check(stored)
         source.check_regions(stored, [item.box for item in record.objects])
 
     def check_whole(self, record: Record, media: bytes, where: str) -> None:
         """``FormatError`` unless the media can be read to their end."""
-        source_of(self.modality).check_whole(Stored(media, record.size, where))
+        source_of(self.modality).check_whole(Stored(media, record.size, where, self.exif))
 
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""
@@ -117,7 +123,9 @@ class _Collector:
             "objects": self.builder.num_objects,
             "samples": self.builder.num_samples,
         }
-        manifest = Manifest(FORMAT_VERSION, name, self.modality, self.split, counts, rejected, self.shards, entry)
+        manifest = Manifest(
+            FORMAT_VERSION, name, self.modality, self.split, counts, rejected, self.shards, entry, self.exif
+        )
         write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
 
@@ -131,6 +139,7 @@ class ShardWriter:
     Args:
         name: of the data set, and of its shards: ``NAME-000000.tar``.
         overwrite: replace an older set in ``out_dir`` (only a folder with a manifest).
+        exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none refuses such images.
 
     Raises:
         ValueError: ``out_dir`` is not empty.
@@ -145,6 +154,7 @@ class ShardWriter:
         max_shard_bytes: int = 500_000_000,
         max_shard_records: int = 100_000,
         overwrite: bool = False,
+        exif: str | None = None,
     ) -> None:
         modality_spec(modality)
         if not name or Path(name).name != name or name.startswith("."):
@@ -159,8 +169,9 @@ class ShardWriter:
         self.manifest: Manifest | None = None
         self._check_target()
         self._whole = whole_folder(self.out_dir, replace=True)
-        self._collector = _Collector(modality, split)
+        self._collector = _Collector(modality, split, exif)
         self._rejected: Counter[str] = Counter()
+        self._shown: dict[str, list[Rejected]] = {}  # a few of each reason, for the error where nothing can be used
         self._tar: TarWriter | None = None
         self._file: BinaryIO | None = None
         self._bytes = self._in_shard = self._number = 0
@@ -222,12 +233,17 @@ class ShardWriter:
 
     def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
         """A source, or one of its objects, that cannot be used. ``reason``: a short fixed word that is counted."""
-        self._rejects.write(rejected_row(Rejected(source, object_id, reason, detail)))
+        row = Rejected(source, object_id, reason, detail)
+        self._rejects.write(rejected_row(row))
         self._rejected[reason] += 1
+        if self._rejected[reason] <= _SHOWN:
+            self._shown.setdefault(reason, []).append(row)
 
     def _check_target(self) -> None:
-        if not self.out_dir.exists() or (self.out_dir.is_dir() and not any(self.out_dir.iterdir())):
+        if not self.out_dir.exists():
             return
+        if self.out_dir.is_dir() and {path.name for path in self.out_dir.iterdir()} <= {REJECTED_FILE}:
+            return  # empty, or what an empty result left
         if not self.overwrite:
             raise ValueError(f"{self.out_dir}: is not empty; choose another folder, or remove it first")
         if not (self.out_dir / MANIFEST_FILE).is_file():
@@ -250,8 +266,27 @@ class ShardWriter:
         if self._tar is not None:
             self._close_shard()
         self._rejects.close()
+        if self._rejected and not self._collector.builder.num_samples:
+            raise FormatError(self._nothing_used())
         self.manifest = self._collector.finish(self._folder, self.name, self.rejected)
         self._check_target()
+
+    def _nothing_used(self) -> str:
+        """The error of an empty result: counts, three items of different reasons where there are, and where all of them are."""
+        kept = self.out_dir / REJECTED_FILE
+        if (self.out_dir / MANIFEST_FILE).exists():  # an older set stays as it is
+            kept = self.out_dir.with_name(f"{self.out_dir.name}.{REJECTED_FILE}")
+        kept.parent.mkdir(exist_ok=True)
+        write_whole(kept, (self._folder / REJECTED_FILE).read_bytes())
+        by_turns = itertools.chain.from_iterable(itertools.zip_longest(*self._shown.values()))
+        rows = list(itertools.islice((row for row in by_turns if row is not None), _SHOWN))
+        names = [row.source if row.object_id is None else f"{row.source}, object {row.object_id}" for row in rows]
+        items = "\n".join(f"  {name}: {row.reason}: {row.detail}" for name, row in zip(names, rows, strict=True))
+        counts = ", ".join(f"{reason}: {count}" for reason, count in self.rejected.items())
+        return (
+            f"{self.name}, split {self._collector.split!r}: no record could be used ({counts}), such as\n{items}\n"
+            f"All of them are in {kept}"
+        )
 
     def _close_files(self) -> None:
         with contextlib.suppress(OSError):  # after a full disk the rest cannot be written; the folder is removed anyway
@@ -261,10 +296,17 @@ class ShardWriter:
                 self._file.close()
 
 
-def adopt(folder: Path, modality: str, name: str | None = None, overwrite: bool = False) -> Manifest:
+def adopt(
+    folder: Path, modality: str, name: str | None = None, overwrite: bool = False, exif: str | None = None
+) -> Manifest:
     """Index the WebDataset tars of ``folder`` that others made: reads and checks every record, writes index and manifest.
 
-    The tars stay as they are; their members must be records as docs/formats.md describes. ``overwrite``: replace an older manifest.
+    The tars stay as they are; their members must be records as docs/formats.md describes.
+
+    Args:
+        name: of the set; default: the folder's, or that of a manifest that is replaced.
+        overwrite: replace an older index and manifest. The same shards give the same manifest again.
+        exif: as of ``ShardWriter``.
     """
     folder = Path(folder)
     tars = sorted(folder.glob("*.tar"))
@@ -272,12 +314,18 @@ def adopt(folder: Path, modality: str, name: str | None = None, overwrite: bool 
         raise ValueError(
             f"{folder}: holds no .tar file; give the folder of the shards (compressed tars must be unpacked to .tar)"
         )
-    if (folder / MANIFEST_FILE).exists() and not overwrite:
-        raise ValueError(f"{folder / MANIFEST_FILE}: exists already; remove it to index the folder again")
-    collector = _Collector(modality, None)
+    file, older = folder / MANIFEST_FILE, None
+    if file.exists():
+        if not overwrite:
+            raise ValueError(f"{file}: exists already; say --overwrite to index the folder again")
+        with contextlib.suppress(ValueError):  # of a damaged one nothing is kept
+            older = read_manifest(file)
+    collector = _Collector(modality, None, exif)
     for path in progress.bar(tars, desc="indexing", unit="shard", delay=5):
         collector.add_shard(path, checked=False)
-    return collector.finish(folder, name or folder.resolve().name, {})
+    return collector.finish(
+        folder, name or (older.name if older else folder.resolve().name), older.rejected if older else {}
+    )
 
 
 def verify_shards(path: Path) -> Manifest:

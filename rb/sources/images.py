@@ -1,7 +1,7 @@
 """The source ``image``: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised; read by BLIP-2's vision encoder.
 
 Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels of shards are taken as stored: COCO's
-boxes refer to them, so an EXIF orientation is not applied (``rb.api`` turns photos upright; see ``pixels.py``).
+boxes refer to them, so an EXIF orientation is applied only where a manifest says so (``rb.api`` turns photos upright; see ``pixels.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rb.core.model_config import ModelConfig
 from rb.core.strict_json import FormatError
 from rb.drawing.page import Html
 from rb.drawing.pictures import image_with_box
-from rb.sources.pixels import decode_image, image_size
+from rb.sources.pixels import decode_in_set, size_in_set
 from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -66,8 +66,13 @@ class ImageTransform:
         return torch.from_numpy(np.ascontiguousarray((scaled - mean) / std))
 
 
+def _pixels(stored: Stored) -> Image.Image:
+    """All pixels in RGB, of the size that the record states."""
+    return decode_in_set(stored.media, stored.where, stored.exif, stored.size)
+
+
 class ImageSource(Source[ImageTransform]):
-    """JPEG, PNG or WebP images; boxes are x1 y1 x2 y2 in pixels of the stored image, and in [0, 1] for the model."""
+    """JPEG, PNG or WebP images; boxes are x1 y1 x2 y2 in its pixels, and in [0, 1] for the model."""
 
     name = "image"
     extensions = EXTENSIONS
@@ -79,7 +84,7 @@ class ImageSource(Source[ImageTransform]):
 
     def check(self, stored: Stored) -> None:
         """Reads the header alone: it must be an image of the size that the record states."""
-        width, height = image_size(stored.media, stored.where)
+        width, height = size_in_set(stored.media, stored.where, stored.exif)
         if (width, height) != stored.size:
             raise FormatError(
                 f"{stored.where}: the record says {stored.size[0]} x {stored.size[1]}, the image has {width} x {height}"
@@ -87,7 +92,7 @@ class ImageSource(Source[ImageTransform]):
 
     def check_whole(self, stored: Stored) -> None:
         """All pixels decode."""
-        decode_image(stored.media, stored.where, stored.size)
+        _pixels(stored)
 
     def check_size(self, size: tuple[int, int], where: str) -> None:
         """The image's own size."""
@@ -109,7 +114,7 @@ class ImageSource(Source[ImageTransform]):
 
         Another size, another quality of JPEG and small changes of colour turn few of them.
         """
-        image = decode_image(stored.media, stored.where, stored.size).convert("L")
+        image = _pixels(stored).convert("L")
         pixels = np.asarray(image.resize((17, 16), Image.Resampling.BOX))
         return np.packbits(pixels[:, :-1] > pixels[:, 1:]).tobytes()
 
@@ -127,7 +132,7 @@ class ImageSource(Source[ImageTransform]):
         crop: tuple[Sequence[float], float] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[3, side, side], and the box in [0, 1]."""
-        image = decode_image(stored.media, stored.where, stored.size)
+        image = _pixels(stored)
         if crop is not None:
             image = crop_to_box(image, *crop)
         if box is None:
@@ -141,7 +146,7 @@ class ImageSource(Source[ImageTransform]):
 
     def picture(self, stored: Stored, box: Sequence[float] | None, up: str, text: str, still: bool) -> Html:  # noqa: ARG002
         """The image with its box; the same with and without scripts."""
-        return image_with_box(decode_image(stored.media, stored.where), box, text)
+        return image_with_box(_pixels(stored), box, text)
 
     def box_words(self, config: ModelConfig) -> str:  # noqa: ARG002 (one form only)
         """Normalised corners."""

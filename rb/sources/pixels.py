@@ -5,7 +5,8 @@ of libjpeg-turbo; its pixels are Pillow's, bit by bit. What cannot be seen: a fe
 to RGB that would lose range or transparency is done right or refused.
 
 Cameras and phones store a photo as the sensor saw it and say in EXIF how to turn it. ``decode_image`` gives pixels as stored, as data sets
-count them; ``decode_upright`` turns them, as a viewer does.
+count them; ``decode_upright`` turns them, as a viewer does. Which of them the sizes and boxes of a set mean, nobody can see: a set with such
+images is refused unless that is said (``size_in_set``, ``decode_in_set``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rb.core.strict_json import FormatError
 
+AS_STORED, AS_UPRIGHT = "stored", "upright"
+EXIF_CHOICES = (AS_UPRIGHT, AS_STORED)  # which pixels the sizes and boxes of a set refer to
 UPRIGHT = 1  # EXIF orientation of pixels that are upright as stored
 # EXIF orientation -> what makes the stored pixels upright (EXIF 2.32, table 6: 1 to 8; Pillow turns counter-clockwise).
 _TURNS = {
@@ -37,8 +40,15 @@ _CONVERTED = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
 
 
+_PNG_STATES_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
 class ImageError(FormatError):
     """An image that cannot be used; the message says why."""
+
+
+class OrientationError(ImageError):
+    """An image that viewers turn, in a set of which nobody said whether its sizes and boxes mean the upright image."""
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -49,9 +59,43 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
 def image_orientation(data: bytes, where: str) -> int:
     """EXIF orientation 1 to 8; ``UPRIGHT`` where none is stated. ``ImageError`` as of ``image_size``.
 
-    Reads the header alone, but a PNG to its end, where it may be stated.
+    Reads the header alone, but a PNG that states one to its end, where it may stand.
     """
-    return orientation_of(_open(data, where))
+    image = _open(data, where)
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_STATES_ORIENTATION):
+        return UPRIGHT
+    return orientation_of(image)
+
+
+def size_in_set(data: bytes, where: str, exif: str | None) -> tuple[int, int]:
+    """(width, height) of an image as the records of its set state it, from its header alone.
+
+    Args:
+        exif: ``upright`` or ``stored``: which pixels sizes and boxes refer to; none where nobody said.
+
+    Raises:
+        OrientationError: nobody said, and the image has an EXIF orientation.
+    """
+    width, height = image_size(data, where)
+    orientation = image_orientation(data, where)
+    if orientation == UPRIGHT or exif == AS_STORED:
+        return width, height
+    if exif is None:
+        raise OrientationError(
+            f"{where}: EXIF orientation {orientation}: stored as {width} x {height}, and turned by viewers. Say which pixels sizes and boxes "
+            "refer to: `--exif upright` (as a viewer shows them) or `--exif stored`"
+        )
+    return (height, width) if orientation > 4 else (width, height)
+
+
+def decode_in_set(data: bytes, where: str, exif: str | None, size: tuple[int, int] | None = None) -> Image.Image:
+    """The whole image in RGB as its set means it; ``exif`` as of ``size_in_set`` (none: as stored), ``size`` as of ``decode_image``."""
+    if exif != AS_UPRIGHT:
+        return decode_image(data, where, size)
+    image, _ = decode_upright(data, where)
+    if size is not None and image.size != size:
+        raise ImageError(_other_size(where, size, image.size))
+    return image
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -89,9 +133,7 @@ def decode_image(data: bytes, where: str, size: tuple[int, int] | None = None) -
     """
     image = _open(data, where)
     if size is not None and image.size != size:
-        raise ImageError(
-            f"{where}: the record says {size[0]} x {size[1]} pixels, the image has {image.width} x {image.height}"
-        )
+        raise ImageError(_other_size(where, size, image.size))
     try:
         if data.startswith(b"\xff\xd8"):
             image = _strict_jpeg(data, image)
@@ -125,6 +167,10 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
             f"{where}: pixels of mode {image.mode} have no certain form in 8-bit RGB; save the image with 8 bits a channel"
         )
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _other_size(where: str, said: tuple[int, int], found: tuple[int, int]) -> str:
+    return f"{where}: the record says {said[0]} x {said[1]} pixels, the image has {found[0]} x {found[1]}"
 
 
 def _open(data: bytes, where: str) -> Image.Image:

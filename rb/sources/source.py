@@ -59,11 +59,13 @@ class Stored:
         media: the bytes of the media file.
         size: (width, height) that the record states; (0, 0) for a source without.
         where: file and record, for errors.
+        exif: which pixels of an image with an EXIF orientation size and boxes refer to: ``stored``, ``upright``, or none: nobody said.
     """
 
     media: bytes
     size: tuple[int, int]
     where: str
+    exif: str | None = None
 
 
 @dataclass(frozen=True)

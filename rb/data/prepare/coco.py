@@ -18,6 +18,7 @@ from rb.data.prepare.common import (
     Reason,
     RejectedError,
     Tally,
+    add_exif,
     attempt,
     is_id,
     objects_of,
@@ -44,12 +45,14 @@ def convert(
     images: Path | None = None,
     overwrite: bool = False,
     workers: int = 1,
+    exif: str | None = None,
 ) -> Tally:
     """One record per image with all its captions, original bytes kept; an item is an image.
 
     Args:
         restval: count Karpathy's ``restval`` as ``train``, as everybody does (113,287 images).
         images: the folder of ``train2014`` and ``val2014``, if it is not ``raw``.
+        exif: as of `rb.data.shards.ShardWriter`.
 
     Raises:
         ValueError: a raw file or folder is missing or another than expected, no item could be used, ``out`` is not empty.
@@ -70,12 +73,12 @@ def convert(
     if not entries:
         raise ValueError(f"{file}: no image of split {split!r}")
     _check_folders(root, entries)
-    with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite) as writer:
+    with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite, exif=exif) as writer:
         conversion = Conversion(writer, "images", notes)
         seen: set[int] = set()
 
         def read(entry: dict[str, Any]) -> CheckedImage:
-            return read_image(safe_path(root, *_parts(entry)))
+            return read_image(safe_path(root, *_parts(entry)), exif)
 
         for entry, image in attempt(read, entries, len(entries), f"{NAME} {split}", workers):
             conversion.tally.read += 1
@@ -130,11 +133,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare coco``."""
     parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--images", type=Path, help="the folder that holds train2014 and val2014 (default: RAW)")
+    add_exif(parser)
     parser.add_argument("--no-restval", action="store_true", help="train without Karpathy's restval images")
 
 
 def run(args: argparse.Namespace) -> int:
     """``rb prepare coco``."""
-    tally = convert(args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers)
+    tally = convert(
+        args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers, args.exif
+    )
     report(tally, f"coco, split {args.split}", args.out)
     return 0

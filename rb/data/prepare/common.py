@@ -5,6 +5,7 @@ Knows no data set; each has its own file beside this one.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from rb.core.output import say
 from rb.core.text import is_caption, one_line
 from rb.data.formats import MANIFEST_FILE
 from rb.data.prepare.raw_text import read_text
-from rb.sources.pixels import ImageError, decode_image
+from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
 
 if TYPE_CHECKING:
     from rb.data.shards import ShardWriter
@@ -40,6 +41,7 @@ class Reason:
     COLOURS_UNCLEAR = "colours_unclear"
     DUPLICATE_SOURCE = "duplicate_source"
     EMPTY_CAPTION = "empty_caption"
+    EXIF_ORIENTATION = "exif_orientation"
     IMAGE_MISSING = "image_missing"
     IMAGE_SIZE_MISMATCH = "image_size_mismatch"
     MALFORMED_ROW = "malformed_row"
@@ -202,7 +204,7 @@ def read_file(path: Path, missing: str) -> bytes:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image that decodes: its original bytes, the extension that fits them, its size in pixels as stored."""
+    """An image that decodes: its original bytes, the extension that fits them, its size in pixels: as stored, or upright if told so."""
 
     data: bytes
     extension: str
@@ -210,16 +212,32 @@ class CheckedImage:
     height: int
 
 
-def read_image(path: Path) -> CheckedImage:
-    """An image, decoded in full once to know that it can be. ``RejectedError`` where it is missing or cannot."""
+def add_exif(parser: argparse.ArgumentParser) -> None:
+    """The option ``--exif`` of every command that makes a set of images."""
+    parser.add_argument(
+        "--exif",
+        choices=EXIF_CHOICES,
+        help="which pixels sizes and boxes refer to in images with an EXIF orientation (default: such images are refused)",
+    )
+
+
+def read_image(path: Path, exif: str | None = None) -> CheckedImage:
+    """An image, decoded in full once to know that it can be; ``exif`` as of `rb.data.shards.ShardWriter`.
+
+    Raises:
+        RejectedError: it is missing, cannot be decoded, or has an EXIF orientation of which ``exif`` says nothing.
+    """
     data = read_file(path, Reason.IMAGE_MISSING)
     try:
-        image = decode_image(data, str(path))
+        decode_image(data, str(path))
+        width, height = size_in_set(data, str(path), exif)
+    except OrientationError as error:
+        raise RejectedError(Reason.EXIF_ORIENTATION, str(error)) from None
     except ImageError as error:
         raise RejectedError(Reason.UNREADABLE_IMAGE, str(error)) from None
     # By content: some files of COCO are PNGs under a name that ends in jpg.
     extension = "png" if data.startswith(b"\x89PNG") else "webp" if data.startswith(b"RIFF") else "jpg"
-    return CheckedImage(data, extension, image.width, image.height)
+    return CheckedImage(data, extension, width, height)
 
 
 def attempt(

@@ -21,6 +21,7 @@ from rb.data.prepare.common import (
     Reason,
     RejectedError,
     Tally,
+    add_exif,
     attempt,
     is_id,
     objects_of,
@@ -71,7 +72,7 @@ def convert(
         sentence: ``sent`` (cleaned) or ``raw`` (as typed).
         drop_shared_images: of ``train``, leave out the images that also occur in another split (google's splits share images).
         images: the folder of the image files, if not ``raw/images/train2014``.
-        writing: ``overwrite`` and ``workers``.
+        writing: ``overwrite``, ``workers`` and ``exif``.
 
     Raises:
         ValueError: a raw file is missing, damaged or unsafe, the split is unknown, no item could be used, ``out`` is not empty.
@@ -90,14 +91,15 @@ def convert(
         raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
     root = require_raw(images, LAYOUT) if images else _image_folder(raw, folder)
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
-    with ShardWriter(out, dataset, IMAGE_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
+    settings = {name: writing[name] for name in ("overwrite", "exif") if name in writing}
+    with ShardWriter(out, dataset, IMAGE_REGION, split, **settings) as writer:
         conversion = Conversion(writer, "references", notes)
         other = "another split" if split == "train" else "train"
         conversion.tally.notes[f"images shared with {other}"] = len(shared)
         regions = _collect(conversion, chosen, *table, sentence, shared if drop_shared_images else set())
 
         def read(image_id: int) -> CheckedImage:
-            return read_image(safe_path(root, table[0][image_id].get("file_name")))
+            return read_image(safe_path(root, table[0][image_id].get("file_name")), writing.get("exif"))
 
         workers = writing.get("workers", 1)
         for image_id, image in attempt(read, regions, len(regions), f"{dataset} {split}", workers):
@@ -260,6 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="train, val, test, testA, testB (default: train)")
     parser.add_argument("--sentence", default="sent", choices=("sent", "raw"), help="cleaned (default) or as typed")
     parser.add_argument("--images", type=Path, help="the folder of COCO's train2014 files")
+    add_exif(parser)
     parser.add_argument(
         "--drop-shared-images", action="store_true", help="leave out images of train that also occur in another split"
     )
@@ -278,6 +281,7 @@ def run(args: argparse.Namespace) -> int:
         args.images,
         overwrite=args.overwrite,
         workers=args.workers,
+        exif=args.exif,
     )
     report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out)
     return 0

@@ -192,4 +192,4 @@ def test_objaverse_wrong_calls_are_clear_errors(tmp_path):
     (raw / "b.csv").write_text("")
     with pytest.raises(ValueError, match=r"a\.csv, b\.csv.*--captions"):
         objaverse.convert(raw, tmp_path / "out", "train")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.jsonl"]
