@@ -309,7 +309,7 @@ def adopt(
         exif: as of ``ShardWriter``.
     """
     folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    tars = [path for path in sorted(folder.glob("*.tar")) if not path.name.startswith("._")]  # macOS's beside each file
     if not tars:
         raise ValueError(
             f"{folder}: holds no .tar file; give the folder of the shards (compressed tars must be unpacked to .tar)"

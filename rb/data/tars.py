@@ -24,6 +24,13 @@ MAX_RECORD_BYTES = (
     100 << 20
 )  # one record is one image or cloud, and is held twice for a moment (its bytes, its members)
 _MAX_HEADER_BYTES = 1 << 16  # of a pax or long-name header; a path has at most 4 KiB
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+}
 _DIGITS = re.compile(rb"\d{33}")  # Python's search in pax headers takes quadratic time over digits (CVE-2024-6232)
 # What Python's reader raises for damaged headers; it documents only the first.
 _DAMAGE = (
@@ -54,7 +61,10 @@ class FoundRecord:
 
 
 def split_key(name: str, where: str) -> tuple[str, str]:
-    """A member's name as WebDataset splits it: (key, extension), at the first dot of the last part."""
+    """A member's name as (key, extension): at the first dot of its last part, as WebDataset splits it.
+
+    Where that gives no extension that a record can have, at the dot before one: ``photo.v2.jpg`` is a member of ``photo.v2``.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise FormatError(
@@ -63,13 +73,27 @@ def split_key(name: str, where: str) -> tuple[str, str]:
     base, dot, extension = path.name.partition(".")
     if not (base and dot and extension):
         raise FormatError(f"{where}: member name {name!r} is not KEY.EXTENSION")
+    known = (RECORD_EXTENSION, *media_extensions())
+    if extension.lower() not in known:
+        longest = max((end for end in known if path.name.lower().endswith(f".{end}")), key=len, default=extension)
+        base, extension = path.name[: -len(longest) - 1], longest
     return str(path.parent / base), extension.lower()
 
 
-def _checked_member(member: tarfile.TarInfo, where: str) -> tuple[str, str]:
+def _checked_member(member: tarfile.TarInfo, where: str) -> tuple[str, str] | None:
+    """Key and extension of a file that belongs to a record; none for what packing adds and WebDataset skips too.
+
+    That is: folders, macOS's own files (``._NAME``, ``.DS_Store``, ``__MACOSX``), WebDataset's ``__NAME__``.
+    """
+    path = PurePosixPath(member.name)
+    junk = path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
+    if member.isdir() or junk or (path.name.startswith("__") and path.name.endswith("__")):
+        return None
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+        kind = "a sparse file" if member.sparse is not None else _KINDS.get(member.type, f"of type {member.type!r}")
         raise FormatError(
-            f"{where}: member {member.name!r} is not a plain file (link, folder, device or sparse file); pack the shard again"
+            f"{where}: member {member.name!r} is not a plain file but {kind}; pack the shard again "
+            "(`tar --dereference --hard-dereference` stores what links lead to)"
         )
     return split_key(member.name, where)
 
@@ -107,7 +131,9 @@ def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str,
                 behind = tar.offset
                 # tarfile keeps every header it saw; a shard may hold a hundred thousand.
                 tar.members = []
-                yield member, *_checked_member(member, where)
+                found = _checked_member(member, where)
+                if found is not None:
+                    yield member, *found
     except FormatError:
         raise
     except _DAMAGE as error:
@@ -127,7 +153,7 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
         members[extension] = data[member.offset_data : member.offset_data + member.size]
     if len(keys) != 1:
         raise FormatError(
-            f"{where}: holds {len(keys)} keys, a record has one; make the index again with `rb data index`"
+            f"{where}: holds {len(keys)} keys, a record has one; make the index again (`rb data index --help`)"
         )
     media = [extension for extension in members if extension != RECORD_EXTENSION]
     allowed = media_extensions()
@@ -152,9 +178,7 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
         end = 0
         for key, start, end in _key_ranges(file, str(path)):
             if key in done:
-                raise FormatError(
-                    f"{path}: the members of key {key!r} are not next to each other; pack the shard again"
-                )
+                raise FormatError(_apart(path, key))
             done.add(key)
             where = f"{path}: key {key!r} at byte {start}"
             if end > size:
@@ -165,7 +189,15 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
                 )
             file.seek(start)
             data = file.read(end - start)
-            yield FoundRecord(start, data, *split_members(data, where), where)
+            try:
+                parts = split_members(data, where)
+            except FormatError:
+                with path.open("rb") as again:
+                    apart = sum(other == key for other, _, _ in _key_ranges(again, str(path))) > 1
+                if apart:
+                    raise FormatError(_apart(path, key)) from None
+                raise
+            yield FoundRecord(start, data, *parts, where)
         file.seek(end)
         zeros = 0
         while piece := file.read(1 << 20):
@@ -176,6 +208,13 @@ def scan_shard(path: Path) -> Iterator[FoundRecord]:
             zeros += len(piece)
         if zeros < _END_OF_ARCHIVE:
             raise FormatError(f"{path}: ends without tar's end mark, so it was cut; bring the shard back")
+
+
+def _apart(path: Path, key: str) -> str:
+    return (
+        f"{path}: the members of key {key!r} are not next to each other (a record is KEY.json and one of {', '.join(media_extensions())}); "
+        "pack the shard again, sorted: unpack it into an empty folder DIR and run `tar --sort=name -cf NEW.tar -C DIR .`"
+    )
 
 
 def _key_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:

@@ -176,7 +176,7 @@ PHOTO, TEXT = media(IMAGE, 0)[0], record(IMAGE, 0).to_json()
         ([(_member("k.png", tarfile.LNKTYPE, "k.json"), b""), (_member("k.json"), TEXT)], "not a plain file"),
         ([(_member("k.png", tarfile.CHRTYPE), b""), (_member("k.json"), TEXT)], "not a plain file"),
         ([(_member("k.png", tarfile.FIFOTYPE), b""), (_member("k.json"), TEXT)], "not a plain file"),
-        ([(_member("k", tarfile.DIRTYPE), b""), (_member("k.json"), TEXT)], "not a plain file"),
+        ([(_member("k", tarfile.DIRTYPE), b""), (_member("k.json"), TEXT)], "a record is KEY.json and one of"),
         (
             [(_member("k.png", tarfile.GNUTYPE_SPARSE), PHOTO), (_member("k.json"), TEXT)],
             "not a plain file|not a tar|not a plain",

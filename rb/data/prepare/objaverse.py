@@ -113,7 +113,7 @@ def _find_captions(raw: Path, lists: Mapping[str, SplitList]) -> Path | None:
     default = raw / "Cap3D_automated_Objaverse.csv"
     if default.is_file():
         return default
-    found = sorted(raw.glob("*.csv"))
+    found = [path for path in sorted(raw.glob("*.csv")) if not path.name.startswith("._")]  # macOS's beside each file
     if len(found) > 1:
         raise ValueError(
             f"{raw}: several captions' files ({', '.join(f.name for f in found)}); choose one with --captions"
