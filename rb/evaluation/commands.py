@@ -1,4 +1,4 @@
-"""``rb score``, ``rb table``, ``rb metrics doctor``: scores of prediction files, the table of a run, a check of the metrics."""
+"""``rb score``, ``rb table``, ``rb metrics``: scores of prediction files, the table of a run, the metrics' check and their jars."""
 
 from __future__ import annotations
 
@@ -114,6 +114,27 @@ def run_table(args: argparse.Namespace) -> int:
         return FINISHED
     truth = format_truth(metrics)
     say((format_table(metrics) + (f"\n{truth}" if truth else "")).rstrip("\n"))
+    return FINISHED
+
+
+def add_install(parser: argparse.ArgumentParser) -> None:
+    """``rb metrics install``."""
+    parser.description = "Put Stanford CoreNLP 3.6.0 (GPL-3), which SPICE needs, where it is looked for; files are compared with known sha256."
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR|URL",
+        help="folder or address that holds the two jars (default: Maven Central)",
+    )
+    parser.set_defaults(run=run_install)
+
+
+def run_install(args: argparse.Namespace) -> int:
+    """Fetch what is missing; a line for each jar."""
+    from rb.evaluation.spice_jars import MAVEN_CENTRAL, install
+
+    for line in install(args.source or MAVEN_CENTRAL):
+        say(line)
     return FINISHED
 
 

@@ -1,4 +1,7 @@
-"""``rb metrics doctor``: runs two captions through every metric and says of each whether it works or what to do."""
+"""``rb metrics doctor``: runs two captions through every metric and says of each whether it works or what to do.
+
+The demo asks ``missing`` before it starts.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,22 @@ from rb.core.metrics import METRICS
 from rb.evaluation.caption_metrics import score_captions
 from rb.evaluation.java import JavaMissingError, coco_jars, find_java
 from rb.evaluation.meteor import Meteor
-from rb.evaluation.spice import SpiceMissingError, spice_jars
+from rb.evaluation.spice_jars import SpiceMissingError, spice_jars
 
 TESTED_JAVA = range(17, 26)
 # Captions equal to their references: each metric's best value is known. Two, as CIDEr is 0 for one.
 CAPTIONS = {"1": "a small red cube stands left of the green ball", "2": "two brown dogs run along an empty beach"}
+
+
+def missing() -> list[str]:
+    """What METEOR and SPICE lack here, a line with its remedy for each; found without running anything but ``java -version``."""
+    found = []
+    for what, look in (("Java, for METEOR and SPICE", find_java), ("the jars of SPICE", spice_jars)):
+        try:
+            look()
+        except (JavaMissingError, SpiceMissingError) as error:
+            found.append(f"{what}: {error}")
+    return found
 
 
 def diagnose(meteor: Meteor | None = None, spice_cache: Path | None = None) -> list[tuple[bool, str, str]]:

@@ -1,7 +1,7 @@
 """SPICE 1.0 as a separate process, on Java 8 to 25.
 
 The wheel of ``pycocoevalcap`` brings SPICE's jar (AGPL-3) and most of its libraries; Stanford CoreNLP 3.6.0 and its models (GPL-3) are the
-user's to fetch, found through ``RB_SPICE_JARS``. None of them is part of this project. What is ours: ``spice_engine/``, the replacement
+user's to fetch (``spice_jars.py``). None of them is part of this project. What is ours: ``spice_engine/``, the replacement
 for the JavaScript engine that Java 15 removed and that SPICE prints through. Rebuild it (any JDK), in that folder, with
 
     javac --release 8 -d out JsonPassthrough.java && mkdir -p out/META-INF/services
@@ -24,11 +24,6 @@ from rb.evaluation.java import Java, JavaTimeoutError, JavaToolError, coco_jars,
 
 LOG = logging.getLogger(__name__)
 
-JARS_VARIABLE = "RB_SPICE_JARS"
-HOW_TO_GET_JARS = (
-    "put stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (Maven Central, edu.stanford.nlp:stanford-corenlp:3.6.0, "
-    f"the second with classifier models) into one folder and set {JARS_VARIABLE} to it"
-)
 ENGINE = Path(__file__).parent / "spice_engine" / "json-engine.jar"
 OPENED = (
     "lang",
@@ -45,27 +40,6 @@ MAX_WORDS = 60
 
 # {"All": {"pr": .., "re": .., "f": ..}, "Object": {..}, ...}; None where a category has no tuple.
 SpiceRow = dict[str, dict[str, float | None]]
-
-
-class SpiceMissingError(ValueError):
-    """SPICE's libraries are not there; the message says how to get them."""
-
-
-def spice_jars() -> list[Path]:
-    """The CoreNLP jars in the folder that ``RB_SPICE_JARS`` names: code, then models. Raises ``SpiceMissingError``."""
-    folder = os.environ.get(JARS_VARIABLE)
-    if not folder:
-        raise SpiceMissingError(f"{JARS_VARIABLE} is not set; {HOW_TO_GET_JARS}")
-    code = Path(folder) / "stanford-corenlp-3.6.0.jar"
-    models = sorted(Path(folder).glob("stanford-corenlp-3.6.0-models*.jar"))
-    lacking = [
-        name
-        for name, there in ((code.name, code.is_file()), ("stanford-corenlp-3.6.0-models*.jar", models))
-        if not there
-    ]
-    if lacking:
-        raise SpiceMissingError(f"{JARS_VARIABLE}={folder} has no {' and no '.join(lacking)}; {HOW_TO_GET_JARS}")
-    return [code, models[0]]
 
 
 def default_cache() -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from rb.core.install import import_path
 from rb.core.run_layout import RUN_PREDICTIONS, RUN_REPORT
 from rb.core.stopping import PARENT_VARIABLE
+from rb.evaluation.doctor import missing
 
 # Data set, and the splits that Table 1 needs of it.
 DATA_SETS = (
@@ -123,6 +124,8 @@ class Demo:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         marker.touch()
+        for line in missing():
+            print(f"note: the scores will lack a metric, its cells show '-'. Missing is {line}", flush=True)
         self.prepare()
         self.train()
         self.evaluate()

@@ -21,7 +21,8 @@ from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_sco
 from rb.evaluation.java import Java, JavaMissingError, JavaToolError, find_java, run_tool
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_cider, simple_tokenise
-from rb.evaluation.spice import JARS_VARIABLE, SpiceMissingError, _locked, spice_jars, spice_scores
+from rb.evaluation.spice import _locked, spice_scores
+from rb.evaluation.spice_jars import JARS_VARIABLE, SpiceMissingError, spice_jars
 from rb.evaluation.tokenise import ptb_tokenise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "caption_metrics.json").read_text(encoding="utf-8"))
@@ -237,11 +238,14 @@ def test_java_versions(version: str, major: int) -> None:
 
 def test_missing_spice_jars_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(JARS_VARIABLE, raising=False)
-    with pytest.raises(SpiceMissingError, match=f"{JARS_VARIABLE} is not set; put stanford-corenlp"):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with pytest.raises(
+        SpiceMissingError, match=r"data/regionblip/spice has no .*0\.jar and no .*; `rb metrics install`"
+    ):
         spice_jars()
     monkeypatch.setenv(JARS_VARIABLE, str(tmp_path))
     (tmp_path / "stanford-corenlp-3.6.0.jar").touch()
-    with pytest.raises(SpiceMissingError, match=r"has no stanford-corenlp-3.6.0-models\*.jar; put"):
+    with pytest.raises(SpiceMissingError, match=rf"{JARS_VARIABLE}=.* has no stanford-corenlp-3.6.0-models\*.jar; `rb"):
         spice_jars()
 
 
@@ -249,6 +253,7 @@ def test_the_doctor_names_what_is_missing(
     no_java: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(JARS_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(no_java))
     assert rb(["metrics", "doctor"]) == 1
     lines = {line[8:22].strip(): line for line in capsys.readouterr().out.splitlines()}
     missing = {what for what, line in lines.items() if line.startswith("MISSING")}
