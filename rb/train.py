@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rb.training.loop import finish, prepare, start_tracking, take_steps
     from rb.training.run_folder import saved_run
 
-    dist.init()
     try:
+        dist.init()
         read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run_file)
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)

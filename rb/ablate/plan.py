@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rb.core.config import RunConfig
 from rb.core.install import ABLATIONS, find_file, find_shipped
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree, load_run
 from rb.core.run_paths import find_run_file
+from rb.core.run_yaml import Word, read_yaml
 
 STAGES = "stages"
 
@@ -133,14 +132,12 @@ def _read(path: Path) -> tuple[_PlanFile, tuple[Variant, ...]]:
     if not path.is_file():
         raise ValueError(f"{path}: no plan there; the project's own are in launch/ablations/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
         listed = tree.pop("variants", None) if isinstance(tree, dict) else None
         if not isinstance(listed, dict) or not listed:
             raise ValueError("variants: must be a mapping of names to overrides")
         raw = from_tree(_PlanFile, tree)
         variants = tuple(Variant(str(name), _stages(name, entry)) for name, entry in listed.items())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     slugs = [variant.slug for variant in variants]
@@ -175,6 +172,7 @@ def _check(plan: Plan, variant: Variant, stage: int) -> None:
 
 
 def _stages(name: str, entry: Any) -> tuple[tuple[str, ...], ...]:
+    entry = [] if isinstance(entry, Word) and entry.null else entry
     stages = entry.get(STAGES) if isinstance(entry, dict) and set(entry) == {STAGES} else [entry or []]
     if (
         not isinstance(stages, list)

@@ -76,11 +76,28 @@ def device() -> torch.device:
 
 
 def init(timeout_s: float = 1800.0) -> None:
-    """Join the process group that the launcher's environment describes (RANK, WORLD_SIZE, MASTER_*); nothing to do without one."""
-    if active() or "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    """Join the process group that the launcher's environment describes (RANK, WORLD_SIZE, MASTER_*); nothing to do without one.
+
+    Raises:
+        ValueError: the environment describes only part of one, or one that cannot be.
+    """
+    if active() or "RANK" not in os.environ:
         return
+    _check_environment()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def _check_environment() -> None:
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    remedy = "unset RANK if it was left in the shell, or set all of " + ", ".join(names) + ", as a launcher does"
+    for name in names:
+        if name not in given:
+            raise ValueError(f"RANK={os.environ['RANK']} is set, but {name} is not; {remedy}")
+    rank, world = given["RANK"], given["WORLD_SIZE"]
+    if not rank.isdecimal() or not world.isdecimal() or int(rank) >= int(world):
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: must be whole numbers, RANK below WORLD_SIZE; {remedy}")
 
 
 def set_timeout(timeout_s: float) -> None:

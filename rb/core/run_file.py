@@ -156,7 +156,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     try:
         value = read_yaml(text)
     except ValueError as error:
-        raise ValueError(f"override {override!r}: {error}") from error
+        if not _is_text(RunConfig, dotted):
+            raise ValueError(f"override {override!r}: {error}") from error
+        value = text
+    quoted = isinstance(value, str) and text.startswith(("'", '"'))
+    if _is_text(RunConfig, dotted) and not quoted and not Word(text.strip()).null:
+        value = text  # as it is written: a folder's name may hold " #", ": " or brackets
     *sections, key = dotted.split(".")
     node = tree
     for section in sections:
@@ -165,6 +170,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ValueError(f"override {override!r}: {section!r} is not a section")
         node = child
     node[key] = value
+
+
+def _is_text(cls: Any, dotted: str) -> bool:
+    """Whether the field of a dotted key is a text."""
+    key, _, rest = dotted.partition(".")
+    hint = typing.get_type_hints(cls).get(key) if dataclasses.is_dataclass(cls) else None
+    kinds = [a for a in typing.get_args(hint) if a is not type(None)] if type(None) in typing.get_args(hint) else [hint]
+    return _is_text(kinds[0], rest) if rest else kinds == [str]
 
 
 def from_tree(cls: type[T], tree: Any, where: str = "") -> T:

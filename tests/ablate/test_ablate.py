@@ -129,6 +129,19 @@ def test_a_plan_that_cannot_be_run_is_refused_in_one_line(
         read_plan(plan_file).chosen(["b"])
 
 
+def test_a_plan_keeps_the_spelling_of_its_names(plan_file: Path, tmp_path: Path) -> None:
+    """YAML would read the names below as 1.1, False, 10 and a date."""
+    names = ["1.10", "no", "012", "2026-11-27"]
+    path = changed(plan_file, tmp_path, variants={})
+    listed = "".join(f"  {name}: [seed=1]\n" for name in names)
+    path.write_text(path.read_text().replace("variants: {}\n", f"variants:\n{listed}"))
+    plan = read_plan(path)
+    assert [variant.name for variant in plan.variants] == names
+    runs = [plan.training(variant, 4, 0, tmp_path / "a #b")[1] for variant in plan.variants]
+    assert [run.name for run in runs] == ["1_10-seed4", "no-seed4", "012-seed4", "2026_11_27-seed4"]
+    assert {run.output_dir for run in runs} == {f"{tmp_path}/a #b/runs"}
+
+
 def test_mean_spread_and_ratio(plan_file: Path, tmp_path: Path) -> None:
     plan = read_plan(changed(plan_file, tmp_path, seeds=[0, 1, 2]))
     values = {"full_model": {0: 0.8, 1: 0.9, 2: 0.85}, "two_stages": {0: 0.4, 1: 0.45}}

@@ -1,11 +1,11 @@
-"""Core: keyed randomness, box geometry, text cleaning."""
+"""Core: keyed randomness, box geometry, text cleaning, the environment of ranks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from rb.core import boxes, seeding, text
+from rb.core import boxes, dist, seeding, text
 from rb.core.modality import MODALITIES, in_table_order, modality_spec
 
 
@@ -53,6 +53,26 @@ def test_captions_stay_on_one_line(separator: str) -> None:
 def test_clean_caption() -> None:
     assert text.clean_caption('A "Big" dog; (running): #1!') == "a big dog running 1"
     assert len(text.clean_caption("word " * 80).split()) == text.MAX_WORDS
+
+
+def test_a_rank_left_in_the_shell_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name in launcher:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # without RANK nobody is meant
+    dist.init()
+    assert (dist.world_size(), dist.active()) == (1, False)
+    for left, words in (
+        ({"RANK": "0"}, "RANK=0 is set, but WORLD_SIZE is not; unset RANK if it was left in the shell, or set all of"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK=0 is set, but MASTER_ADDR is not"),
+        (launcher | {"MASTER_PORT": ""}, "RANK=0 is set, but MASTER_PORT is not"),
+        (launcher | {"RANK": "2"}, "RANK=2 and WORLD_SIZE=2: must be whole numbers, RANK below WORLD_SIZE"),
+        (launcher | {"RANK": "first"}, "RANK=first and WORLD_SIZE=2"),
+    ):
+        for name in launcher:
+            monkeypatch.setenv(name, left[name]) if name in left else monkeypatch.delenv(name, raising=False)
+        with pytest.raises(ValueError, match=words):
+            dist.init()
 
 
 def test_modality_table() -> None:

@@ -77,6 +77,15 @@ def test_a_base_that_cannot_be_read_is_one_line(tmp_path: Path, files: dict[str,
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["v1 #3", "a: b", "[x]", "{a", "#1", "1.10", "no", "*a", "- x", "012", "1e3"])
+def test_a_text_on_the_command_line_is_taken_as_it_is_written(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "run.yaml", "model: {prompt: x}\n")
+    run = load_run(path, [f"name={text}", f"output_dir=/data/{text}", f"init_from={text}", f"model.prompt={text}"])
+    assert (run.name, run.output_dir, run.init_from, run.model.prompt) == (text, f"/data/{text}", text, text)
+    quoted = load_run(path, [f'name="{text}"', "init_from=null"])
+    assert (quoted.name, quoted.init_from) == (text, None)
+
+
 def test_merge_leaves_what_it_is_given_as_it_was() -> None:
     under = {"a": {"b": 1, "c": [1]}}
     assert merge(under, {"a": {"c": [2], "d": 3}}) == {"a": {"b": 1, "c": [2], "d": 3}}
