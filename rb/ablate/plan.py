@@ -17,7 +17,7 @@ from rb.core.install import ABLATIONS, find_file, find_shipped
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree, load_run
 from rb.core.run_paths import find_run_file
-from rb.core.run_yaml import Word, read_yaml
+from rb.core.run_yaml import Word, read_yaml_file
 
 STAGES = "stages"
 
@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[_PlanFile, tuple[Variant, ...]]:
     if not path.is_file():
         raise ValueError(f"{path}: no plan there; the project's own are in launch/ablations/")
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        tree = read_yaml_file(path)
         listed = tree.pop("variants", None) if isinstance(tree, dict) else None
         if not isinstance(listed, dict) or not listed:
             raise ValueError("variants: must be a mapping of names to overrides")

@@ -24,7 +24,7 @@ from rb.core.run_file import digest, load_run
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.run_paths import resolve_paths
 from rb.core.stopping import PARENT_VARIABLE
-from rb.core.strict_json import parse
+from rb.core.strict_json import read
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
 
@@ -169,7 +169,7 @@ def _predicted(predictions: Path, question: Question, run_dir: Path) -> bool:
     meta_path = predictions_meta_path(predictions)
     if not predictions.is_file() or not meta_path.is_file():
         return False
-    meta, found = parse(meta_path.read_bytes(), str(meta_path)), checkpoint.find(run_dir)
+    meta, found = read(meta_path), checkpoint.find(run_dir)
     made_by = meta.get("checkpoint") if isinstance(meta, dict) else None
     step = made_by.get("step") if isinstance(made_by, dict) else None
     return found is not None and step == found.step and meta.get("limit") == question.limit
@@ -179,7 +179,7 @@ def _scored(predictions: Path, question: Question) -> bool:
     scores = metrics_path(predictions)
     if not scores.is_file():
         return False
-    found = parse(scores.read_bytes(), str(scores))
+    found = read(scores)
     same = isinstance(found, dict) and found.get("predictions_sha256") == file_sha256(predictions)
     return same and (question.truth is None or "truth" in found)
 

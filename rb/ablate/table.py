@@ -16,7 +16,7 @@ from rb.ablate.runs import SHUFFLED
 from rb.core.files import write_json, write_whole
 from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_METRICS
-from rb.core.strict_json import parse
+from rb.core.strict_json import read
 from rb.evaluation.paper import read_paper
 
 TABLE, DATA = "table.md", "table.json"
@@ -107,9 +107,10 @@ def _value(
     path = out / "runs" / run / RUN_METRICS / f"{modality}{SHUFFLED if shuffled else ''}.json"
     if not path.is_file():
         return None
-    found = parse(path.read_bytes(), str(path))
+    found = read(path)
     scores = found.get("scores", {}) if isinstance(found, dict) else {}
-    return scores.get(name)
+    value = scores.get(name) if isinstance(scores, dict) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _ratio(values: dict[int, float], first: dict[int, float]) -> float | None:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from rb.core.files import file_sha256, sha256, temporary_name, whole_folder, write_whole
 from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
+from rb.core.strict_json import count, parse_foreign, read_bytes
 
 FORMAT = 1
 STATE_FILE = "state.safetensors"
@@ -306,7 +307,7 @@ def _listing(what: str, names: list[str]) -> str:
 
 def _verify(path: Path) -> Checkpoint:
     try:
-        meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
+        meta = parse_foreign(read_bytes(path / META_FILE).decode("utf-8"), str(path / META_FILE))
     except OSError as error:
         raise CheckpointError(f"{path / META_FILE}: cannot be read ({error.strerror}); not a checkpoint") from error
     except ValueError as error:
@@ -315,7 +316,10 @@ def _verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / META_FILE}: altered, its digest does not fit; use another checkpoint")
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{path / META_FILE}: format {meta.get('format')!r}, this version reads {FORMAT}")
-    for name, expected in meta["files"].items():
+    files = meta.get("files")
+    if not isinstance(files, dict) or STATE_FILE not in files or count(meta.get("step")):
+        raise CheckpointError(f"{path / META_FILE}: lacks its files or its step; use another checkpoint")
+    for name, expected in files.items():
         file = path / Path(name).name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; use another checkpoint")

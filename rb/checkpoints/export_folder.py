@@ -29,7 +29,7 @@ from torch import Tensor
 from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig
 from rb.core.modality import MODALITIES, in_table_order
 from rb.core.run_file import from_tree
-from rb.core.strict_json import parse
+from rb.core.strict_json import read
 
 FORMAT = 1
 EXPORT_FILE = "export.json"
@@ -251,7 +251,7 @@ def find_foundation(folder: Path, base: str) -> FoundationConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = parse(path.read_bytes(), str(path))
+        tree = read(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(tree, Mapping) or tree.get("format") != FORMAT:

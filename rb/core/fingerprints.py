@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rb.core.files import file_sha256, sha256, write_whole
 from rb.core.locks import locked
+from rb.core.strict_json import read
 
 PREFIX = "sha256:"  # of today's fingerprints; those without it are the weaker ones
 _EDGE = 1 << 20
@@ -114,7 +115,7 @@ def _state(path: Path) -> list[int | str]:
 def _read(entry: Path, path: Path) -> str:
     """The digest kept for the file as it is now; empty if there is none."""
     try:
-        kept = json.loads(entry.read_text(encoding="utf-8"))
+        kept = read(entry)
         return str(kept["sha256"]) if kept["state"] == _state(path) else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -29,7 +29,7 @@ from rb.core.config import RunConfig, TrainConfig
 from rb.core.files import sha256
 from rb.core.install import RUNS, project_file
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT
-from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml
+from rb.core.run_yaml import FALSE, TRUE, Word, read_yaml, read_yaml_file
 
 T = TypeVar("T")
 BASE = "base"  # key of the run file that a run file starts from
@@ -77,7 +77,7 @@ def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise ValueError(f"run file {above[0]}: base leads back to a file: {' -> '.join(p.name for p in chain)}")
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        tree = read_yaml_file(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"run file {path}: {error}") from error
     tree = {} if tree is None else tree

@@ -1,13 +1,22 @@
-"""JSON that is checked in full before anyone uses it. Used by `formats.py` for all it reads.
+"""JSON and JSONL that are checked in full before anyone uses them: the project's one reader of both.
 
-A kind of object is described by a table, field -> check; a check returns what is wrong with a value, or none.
+``parse`` is the way in, for bytes; ``read`` for a file, ``parse_lines`` for JSONL. What they return can be shown, written and computed with:
+no bottomless nesting, no number beyond 64 bits, no text that UTF-8 cannot hold. A kind of object is described by a table, field -> check; a
+check returns what is wrong with a value, or none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
+
+MAX_DEPTH = 64  # lists and objects within each other; the project's own files have at most 8
+MAX_FILE_BYTES = 64 << 20  # of a file that is read as one value: settings, results, the index of a checkpoint's shards
+WHOLE_NUMBERS = range(-(2**63), 2**64)  # what numpy, torch and databases hold
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Check = Callable[[Any], "str | None"]
 
@@ -110,10 +119,114 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def parse(data: bytes | str, where: str) -> Any:
-    """Strict JSON: UTF-8, no NaN or infinity, no repeated field, no bottomless nesting. ``FormatError`` names ``where``."""
+def _whole(digits: str) -> int:
+    value = int(digits) if len(digits) <= 21 else None
+    if value is None or value not in WHOLE_NUMBERS:
+        raise ValueError(f"the number {_shown(digits)} has more than 64 bits")
+    return value
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {_shown(digits)} is too large")
+    return value
+
+
+def _foreign_whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 21 and int(digits) in WHOLE_NUMBERS else float(digits)
+
+
+def _shown(digits: str) -> str:
+    return digits if len(digits) <= 24 else f"{digits[:20]}... ({len(digits):,} digits)"
+
+
+def _check_depth(value: Any) -> None:
+    """By levels, not by recursion."""
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} lists and objects within each other")
+        children = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [child for values in children for child in values if isinstance(child, dict | list)]
+
+
+def _check_texts(value: Any) -> None:
+    """Every text can be written as UTF-8."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            item.encode()
+        elif isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+
+
+def parse(data: bytes | str, where: str, remedy: str = "write or download it again") -> Any:
+    """Strict JSON: UTF-8, no NaN or infinity, no repeated field, nothing beyond the limits above. ``FormatError`` names ``where``."""
     try:
-        decoded = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(decoded, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not valid JSON ({error})") from None
+        decoded = data.decode("utf-8") if isinstance(data, bytes) else data.encode("utf-8").decode("utf-8")
+        value = json.loads(
+            decoded,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_real,
+            object_pairs_hook=_no_repeats,
+        )
+        if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
+            _check_depth(value)
+        if _SURROGATE.search(decoded):
+            _check_texts(value)
+        return value
+    except RecursionError:
+        problem = f"more than {MAX_DEPTH} lists and objects within each other"
+    except UnicodeEncodeError:
+        problem = "a text holds half a character, a lone surrogate"
+    except ValueError as error:
+        problem = str(error)
+    raise FormatError(f"{where}: not valid JSON ({problem}); {remedy}")
+
+
+def parse_foreign(text: str, where: str, fields: frozenset[str] | None = None) -> Any:
+    """JSON of others, whose items are checked one by one by who reads it: NaN, infinities, lone surrogates and repeated fields pass.
+
+    A whole number of more than 64 bits becomes a float, so that one item cannot lose a whole data set.
+
+    Args:
+        fields: of objects, keep only these while reading: polygons and token lists never fill the memory.
+    """
+    keep = None if fields is None else lambda item: {k: v for k, v in item.items() if k in fields}
+    try:
+        value = json.loads(text, parse_int=_foreign_whole, object_hook=keep)
+        _check_depth(value)
+        return value
+    except RecursionError:
+        problem = f"more than {MAX_DEPTH} lists and objects within each other"
+    except ValueError as error:
+        problem = str(error)
+    raise FormatError(f"{where}: not valid JSON ({problem}); download it again")
+
+
+def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a small file; ``FormatError`` if it has more than ``most`` bytes, ``OSError`` if it cannot be read."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise FormatError(f"{path}: more than {most:,} bytes; this is another file than its name says")
+    return content
+
+
+def read(path: Path | str, remedy: str = "write or download it again") -> Any:
+    """``parse`` of a whole file."""
+    return parse(read_bytes(Path(path)), str(path), remedy)
+
+
+def parse_lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    """JSONL: (file and number of the line, its value) of every line that is not empty."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            place = f"{where}, line {number}"
+            yield place, parse(line, place)

@@ -13,7 +13,7 @@ from pathlib import Path
 from rb.core import strict_json as strict
 from rb.core.files import sha256
 from rb.core.modality import MODALITIES
-from rb.core.strict_json import FormatError, checked, dumps, parse
+from rb.core.strict_json import FormatError, checked, dumps, parse, parse_lines, read_bytes
 from rb.data.predictions import (
     Prediction,
     ids_digest,
@@ -216,7 +216,7 @@ def find_manifest(path: Path | str) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """A manifest, checked in itself; whether its files are there is checked by ``ManifestReader``."""
     path = find_manifest(path)
-    return parse_manifest(path.read_bytes(), str(path))
+    return parse_manifest(read_bytes(path), str(path))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -257,6 +257,5 @@ def rejected_row(row: Rejected) -> str:
 
 def read_rejected(path: Path) -> list[Rejected]:
     """All rows of a ``rejected.jsonl``."""
-    lines = Path(path).read_bytes().split(b"\n")
-    named = ((f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line)
-    return [Rejected(**checked(parse(line, where), where, _REJECTED)) for where, line in named]
+    rows = parse_lines(Path(path).read_bytes(), str(path))
+    return [Rejected(**checked(row, where, _REJECTED)) for where, row in rows]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from rb.core.files import file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
+from rb.core.strict_json import read_bytes
 from rb.data.formats import (
     IndexEntry,
     Manifest,
@@ -225,7 +226,7 @@ class ManifestReader:
 
     def __init__(self, path: Path, verify: bool = True) -> None:
         self.path = find_manifest(path)
-        content = self.path.read_bytes()
+        content = read_bytes(self.path)
         self.manifest = parse_manifest(content, str(self.path))
         self.digest = manifest_digest(content)
         self.index = Index.open(self.path, self.manifest, verify)

@@ -13,7 +13,7 @@ from typing import Any
 from rb.core import strict_json as strict
 from rb.core.files import sha256, write_json, write_whole
 from rb.core.modality import MODALITIES
-from rb.core.strict_json import FormatError, checked, dumps, parse
+from rb.core.strict_json import FormatError, checked, dumps, parse_lines, read
 
 
 def sample_id(source_id: str, object_id: str | None) -> str:
@@ -94,16 +94,14 @@ def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
     data = path.read_bytes()
     rows: list[Prediction] = []
     places: list[tuple[str, str]] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            rows.append(Prediction(**_check_prediction(parse(line, where), where)))
-            places.append((rows[-1].id, where))
+    for where, row in parse_lines(data, str(path)):
+        rows.append(Prediction(**_check_prediction(row, where)))
+        places.append((rows[-1].id, where))
     _unique(places)
     meta_path = predictions_meta_path(path)
     if not meta_path.is_file():
         return rows, {}
-    meta = parse(meta_path.read_bytes(), str(meta_path))
+    meta = read(meta_path)
     if not isinstance(meta, dict):
         raise FormatError(f"{meta_path}: must be a JSON object; predict again, or delete it if you do not have it")
     _compare_with_meta(path, data, [row.id for row in rows], meta)

@@ -48,8 +48,8 @@ def page(title: str, html: str, script: bool = True) -> str:
 
 
 def write_page(path: Path, title: str, html: str, script: bool = True) -> Path:
-    """Write ``page(...)`` in one step."""
-    write_whole(path, page(title, html, script))
+    """Write ``page(...)`` in one step. Half characters (lone surrogates: a file name that is not UTF-8, a damaged caption) show as ``?``."""
+    write_whole(path, page(title, html, script).encode("utf-8", "replace"))
     return path
 
 

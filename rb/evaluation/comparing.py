@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from rb.core.files import file_sha256
 from rb.core.metrics import COMPARISON, Metric, cider_remark, shown_in
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
-from rb.core.strict_json import FormatError, parse
+from rb.core.run_yaml import read_yaml_file
+from rb.core.strict_json import FormatError, parse_lines, read
 from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import CaptionScores, score_captions
 from rb.evaluation.resampling import SourceBootstrap
@@ -78,7 +78,10 @@ def read_side(path: Path) -> Side:
         raise FormatError(f"{path}: no predictions in it; predict again")
     run = (meta.get("checkpoint") or {}).get("run")
     config = Path(run) / RUN_CONFIG if run else None
-    tree = yaml.safe_load(config.read_text(encoding="utf-8")) if config is not None and config.is_file() else {}
+    try:
+        tree = read_yaml_file(config, typed=True) if config is not None and config.is_file() else {}
+    except ValueError as error:
+        raise FormatError(f"{config}: {error}; bring the run's own file back") from None
     return Side(Path(path), {row.id: row for row in rows}, meta, tree if isinstance(tree, dict) else {})
 
 
@@ -218,14 +221,13 @@ def read_scored(side: Side, metric: str, ids: Sequence[str]) -> NDArray[np.float
     scores = metrics_path(side.path)
     if not scores.is_file() or not examples_path(scores).is_file():
         return None
-    metrics = parse(scores.read_bytes(), str(scores))
+    metrics = read(scores)
     if not isinstance(metrics, dict):
         return None
     if metrics.get("predictions_sha256") != file_sha256(side.path):
         return None  # of an older file under this name
     found = {}
-    for number, line in enumerate(examples_path(scores).read_bytes().splitlines(), 1):
-        row = parse(line, f"{examples_path(scores)}, line {number}")
+    for _, row in parse_lines(examples_path(scores).read_bytes(), str(examples_path(scores))):
         if isinstance(row, dict) and isinstance(row.get(metric), (int, float)):
             found[str(row.get("id"))] = float(row[metric])
     return np.array([found[i] for i in ids]) if all(i in found for i in ids) else None

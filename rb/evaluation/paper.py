@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.output import aligned
-from rb.core.strict_json import parse
+from rb.core.strict_json import read
 
 PAPER = Path(__file__).with_name("paper.json")
 _ABSENT = "-"  # as the paper prints what it does not give
@@ -17,7 +17,7 @@ _ABSENT = "-"  # as the paper prints what it does not give
 
 def read_paper() -> dict[str, Any]:
     """The content of ``paper.json``: ``source``, ``models``, ``table1``, ``table2_model``, ``table2``, ``table3``."""
-    content = parse(PAPER.read_bytes(), str(PAPER))
+    content = read(PAPER)
     assert isinstance(content, dict), PAPER
     return content
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rb.core.files import sha256
 from rb.core.locks import FileLock
+from rb.core.strict_json import read
 from rb.evaluation.java import Java, JavaTimeoutError, JavaToolError, coco_jars, java_command, run_tool
 
 LOG = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def _run(
         command = java_command(java, 8, options, Path(temp), call)
         run_tool(command, "SPICE", timeout_s=600 + num_texts, show=f"SPICE of {num_texts:,} texts")
         try:
-            found = {item["image_id"]: item["scores"] for item in json.loads(target.read_text(encoding="utf-8"))}
+            found = {item["image_id"]: item["scores"] for item in read(target)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JavaToolError(f"SPICE wrote no readable result ({error})") from error
     if set(found) != {row["image_id"] for row in rows}:

@@ -17,7 +17,7 @@ from rb.core.metrics import TABLE, Metric, cider_remark, listed, shown_in
 from rb.core.modality import MODALITIES
 from rb.core.output import aligned
 from rb.core.run_layout import RUN_METRICS
-from rb.core.strict_json import FormatError, parse
+from rb.core.strict_json import FormatError, read
 from rb.evaluation.verdicts import VERDICTS
 
 # (variant, has trained parameters) -> row, in the order of the rows
@@ -64,7 +64,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder}: no metrics there; `rb score {run_dir}/predictions/*.jsonl` writes them")
     found = []
     for path in paths:
-        metrics = parse(path.read_bytes(), str(path))
+        metrics = read(path)
         lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or name not in metrics]
         if lacking:
             raise FormatError(f"{path}: no metrics file (it has no {lacking[0]!r}); score the predictions again")

@@ -5,13 +5,13 @@ Filled from the run folder alone; used by `writing.py`. A score is shown only wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rb.core.metrics import CARD, shown_in
 from rb.core.run_layout import RUN_METRICS
+from rb.core.strict_json import read
 from rb.evaluation.paper import printed, read_paper, table1_rows
 
 
@@ -19,7 +19,7 @@ def scores_of(run_dir: Path, modality: str, step: int) -> list[dict[str, Any]]:
     """The scores in ``RUN_DIR/metrics/`` of this modality at this step, as ``metrics.json`` has it; by data set and split."""
     found = []
     for path in sorted((run_dir / RUN_METRICS).glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read(path)
         if not isinstance(result, dict) or result.get("modality") != modality or result.get("variant") != "checkpoint":
             continue
         if (result.get("checkpoint") or {}).get("step") == step:

@@ -6,7 +6,6 @@ best or the worst. Reads `RUN_DIR/predictions/*.jsonl` and the scores per exampl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from rb.core.modality import MODALITIES, modality_spec
 from rb.core.run_layout import RUN_METRICS, RUN_PREDICTIONS
 from rb.core.seeding import generator
+from rb.core.strict_json import parse_lines
 from rb.data.formats import Prediction, read_predictions
 from rb.data.index import Loaded
 from rb.drawing.cards import card, group, prediction
@@ -96,8 +96,7 @@ def read_file(path: Path, run_dir: Path) -> PredictionFile:
     file = PredictionFile(path, {row.id: row for row in rows}, meta)
     scored = examples_path(run_dir / RUN_METRICS / f"{path.stem}.json")
     if scored.is_file():
-        for line in scored.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for _, row in parse_lines(scored.read_bytes(), str(scored)):
             if isinstance(row, dict) and isinstance(row.get("CIDEr"), (int, float)):
                 file.scores[str(row.get("id"))] = float(row["CIDEr"])
     return file

@@ -6,7 +6,6 @@ Used by ``rb report RUN_DIR``, during a run as after it. The page names what is 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from rb.core.run_layout import (
     RUN_REPORT,
     RUN_WEIGHTS,
 )
+from rb.core.strict_json import read
 from rb.drawing.curves import Series, chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
 from rb.pages.gallery import gallery
@@ -107,7 +107,7 @@ def _head(run_dir: Path, events: Sequence[Mapping[str, Any]], points: Mapping[st
         "git commit": _short(tags.get("git_commit", "unknown")),
     }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not copied to MLflow, or not yet
-        shown["MLflow run"] = _short(str(json.loads((run_dir / RUN_MLFLOW).read_text(encoding="utf-8"))["run_id"]))
+        shown["MLflow run"] = _short(str(read(run_dir / RUN_MLFLOW)["run_id"]))
     if not resumes:
         del shown["resumed"]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(times[0])) if times else ""
@@ -227,7 +227,7 @@ def _made_of(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> Html:
 
 def _weights(path: Path) -> Html:
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        parts = read(path)["parts"]
         rows = [(part, origin, f"{int(n):,}") for part, found in parts.items() for origin, n in found.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return note(f"{path.name} cannot be read ({error!r}).", warn=True)

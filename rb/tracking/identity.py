@@ -13,12 +13,12 @@ another store (the whole folder of runs was copied, its ``mlflow.db`` too) finds
 
 from __future__ import annotations
 
-import json
 import uuid
 from pathlib import Path
 
 from rb.core.files import write_json
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_MLFLOW
+from rb.core.strict_json import read
 from rb.tracking.errors import TrackingError
 
 KEY, EXPERIMENT, RUN_NAME, FOLDER = "key", "experiment", "run_name", "folder"
@@ -34,9 +34,9 @@ def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dic
     path = run_dir / RUN_MLFLOW
     if path.exists():
         try:
-            identity = json.loads(path.read_text(encoding="utf-8"))
+            identity = read(path)
             return {str(name): str(value) for name, value in identity.items()} | {KEY: str(identity[KEY])}
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise TrackingError(
                 f"{path}: not readable as MLflow's identity of this run ({error!r}); remove it to start a new one"
             ) from error
@@ -80,6 +80,6 @@ def _is_copy(run_dir: Path, identity: dict[str, str]) -> bool:
     try:
         if original.samefile(run_dir / RUN_MLFLOW):  # one folder under two paths
             return False
-        return bool(json.loads(original.read_text(encoding="utf-8"))[KEY] == identity[KEY])
+        return bool(read(original)[KEY] == identity[KEY])
     except (OSError, ValueError, KeyError, TypeError):
         return False

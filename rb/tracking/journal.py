@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rb.core.locks import locked
+from rb.core.strict_json import parse
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+_LAST_TIME = 253402300800.0  # the year 10000, which no calendar of Python's has
+_TEXTS = {"input": ("name", "digest", "source"), "artifact": ("path",), "status": ("status",)}
 KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume")
 
 _LONGEST_ROW = 1 << 20  # bytes that surely hold the last row
@@ -68,7 +71,7 @@ class Journal:
         """
         assert kind in KINDS, kind
         row = {"kind": kind, "time": time.time(), **fields}
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode()
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode("utf-8", "replace")
         with self._lock, locked(self._fd):
             self._drop_torn_tail()
             if os.write(self._fd, line) != len(line):
@@ -129,7 +132,7 @@ def read_rows(
             begin, offset = offset, offset + len(line)
             try:
                 row = _decode(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 on_bad(f"{path}: the line at byte {begin} is not a journal row and is skipped ({error!r})")
                 continue
             yield row, offset
@@ -148,14 +151,24 @@ def last_row(path: str | Path) -> dict[str, Any] | None:
 
 
 def _decode(line: bytes) -> dict[str, Any]:
-    row = json.loads(line)
-    if row["kind"] not in KINDS:
-        raise ValueError(f"unknown kind {row['kind']!r}")
+    row: dict[str, Any] = parse(line, "row")
+    kind = row["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}")
     row["time"] = float(row["time"])
-    if row["kind"] in ("metrics", "resume"):
+    if not 0 <= row["time"] < _LAST_TIME:
+        raise ValueError(f"no time: {row['time']}")
+    if kind in ("metrics", "resume"):
         row["step"] = int(row["step"])
-    if row["kind"] == "metrics":
+        if abs(row["step"]) >= 1 << 62:
+            raise ValueError(f"no step: {row['step']}")
+    if kind == "metrics":
         row["values"] = {str(name): float(value) for name, value in row["values"].items()}
+    elif kind in ("params", "tags"):
+        row["values"] = {str(name): str(value) for name, value in row["values"].items()}
+    for name in _TEXTS.get(kind, ()):
+        if not isinstance(row[name], str):
+            raise TypeError(f"{name} must be a text")
     return row
 
 

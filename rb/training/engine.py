@@ -8,7 +8,6 @@ optimizer; `_check_contract` names them, so that another version fails at the st
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from rb.core import dist
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.core.install import find_file
+from rb.core.strict_json import read
 from rb.training import optim as groups
 
 TESTED_VERSION = "0.19.8"
@@ -204,9 +204,11 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict
     if path is None or not path.is_file():
         raise ValueError(f"train.ds_config: {train.ds_config} does not exist; the project's own are in ds_configs/")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read(path, "write it as the project's own in ds_configs/ are")
     except ValueError as error:
-        raise ValueError(f"train.ds_config: {path} is not JSON: {error}") from error
+        raise ValueError(f"train.ds_config: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"train.ds_config: {path} must hold a JSON object, found {type(settings).__name__}")
     for section, instead in FORBIDDEN_SECTIONS.items():
         if section in settings:
             raise ValueError(f"{path}: section {section!r} is not supported: {instead}")

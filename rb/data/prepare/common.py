@@ -6,7 +6,6 @@ Knows no data set; each has its own file beside this one.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
 from rb.core.output import say
+from rb.core.strict_json import parse_foreign
 from rb.core.text import is_caption, one_line
 from rb.data.formats import MANIFEST_FILE
 from rb.data.prepare.raw_text import read_text
@@ -160,12 +160,7 @@ def read_json(path: Path, fields: frozenset[str], notes: Counter[str]) -> Any:
     Raises:
         ValueError: no JSON, named by file.
     """
-    try:
-        return json.loads(
-            read_text(path, notes), object_hook=lambda item: {k: v for k, v in item.items() if k in fields}
-        )
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); download it again") from error
+    return parse_foreign(read_text(path, notes), str(path), fields)
 
 
 def objects_of(value: object, where: str) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ that maps names and shapes runs on either). Who uses it: the other files of this
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rb.core.fingerprints import read_and_note
+from rb.core.strict_json import parse_foreign
 
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -138,9 +138,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; check model.foundation in the run file")
     try:
-        tree = json.loads(read_and_note(path).decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        tree = parse_foreign(read_and_note(path).decode("utf-8"), str(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found {type(tree).__name__}")
     return tree

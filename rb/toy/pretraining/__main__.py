@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rb.core.files import whole_file
+from rb.core.strict_json import read
 from rb.toy.pretraining.bridge import new_bridge, train_bridge, trained_bridge
 from rb.toy.pretraining.export import write_foundation
 from rb.toy.pretraining.language import train_language
@@ -59,7 +60,7 @@ def _finished(work: Path, stage: str, steps: int) -> bool:
     record = work / f"{stage}.json"
     if not (record.is_file() and (work / f"{stage}.safetensors").is_file()):
         return False
-    return bool(json.loads(record.read_text(encoding="utf-8"))["steps"] == steps)
+    return bool(read(record)["steps"] == steps)
 
 
 def _keep(
@@ -119,7 +120,7 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
     """Export of the finished stages in ``work``, and scores of what was written; without T5 while its last stage is not there."""
-    stages = {s: json.loads((work / f"{s}.json").read_text("utf-8")) for s in STAGES if (work / f"{s}.json").is_file()}
+    stages = {s: read(work / f"{s}.json") for s in STAGES if (work / f"{s}.json").is_file()}
     bridge = trained_bridge(load_file(work / "speech.safetensors"))
     t5 = load_file(work / "t5_settle.safetensors") if "t5_settle" in stages else None
     write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"), t5)

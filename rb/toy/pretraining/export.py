@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
+from rb.core.strict_json import read
 from rb.model.point_encoder import to_original
 from rb.toy.pretraining.bridge import Bridge, blip2_config
 from rb.toy.pretraining.data import CLIP_MEAN, CLIP_STD
@@ -83,7 +84,7 @@ def _write_t5(folder: Path, bridge: Bridge, weights: dict[str, Tensor]) -> None:
     (folder / SEEING).unlink()
     (folder / SEEING).symlink_to(Path("..") / OPT_FOLDER / SEEING)
     # As the hub's files say it: the library calls every T5 that it has built tied.
-    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tree = read(folder / "config.json")
     tree["text_config"] |= {"tie_word_embeddings": False}
     tree["text_config"].pop("scale_decoder_outputs", None)
     _write_json(folder / "config.json", tree)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rb.core.strict_json import FormatError, parse
+from rb.core.strict_json import FormatError, read
 from rb.data.predictions import Prediction
 from rb.evaluation.verdicts import Judge
 from rb.toy.world import room_truth
@@ -22,7 +22,7 @@ def read_truth(paths: Sequence[Path]) -> dict[str, Truth]:
     for path in paths:
         if not path.is_file():
             raise ValueError(f"{path}: no truth file there; `rb toy raw` writes truth.json beside each data set")
-        found = parse(path.read_bytes(), str(path))
+        found = read(path)
         if not isinstance(found, dict) or not all(isinstance(e, dict) and "objects" in e for e in found.values()):
             raise FormatError(f"{path}: no truth file (scene id to objects); give a truth.json of the toy world")
         clash = [name for name in found if name in scenes and scenes[name] != found[name]]
