@@ -39,10 +39,13 @@ class StepLayout:
                 f"{self.micro_batch_size} x {self.world_size} ranks = {per_pass}; choose sizes that divide"
             )
         if self.pool_size % self.micro_batch_size or self.global_batch_size % self.pool_size:
+            smaller = math.gcd(self.micro_batch_size, self.pool_size)
+            fits = self.global_batch_size % self.pool_size == 0
             raise ValueError(
                 f"train.contrastive_batch_size {self.pool_size} must be a multiple of train.micro_batch_size "
                 f"{self.micro_batch_size} and divide train.global_batch_size {self.global_batch_size}; "
                 f"nearest: {' or '.join(map(str, self._nearest_pools()))}"
+                + (f"; a run that goes on keeps it: there train.micro_batch_size={smaller}" if fits else "")
             )
 
     def _nearest_pools(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -53,8 +54,8 @@ def test_a_pool_is_the_global_batch_unless_the_run_says_otherwise() -> None:
 @pytest.mark.parametrize(
     ("pool", "said"),
     [
-        (12, r"contrastive_batch_size 12 must be a multiple of train.micro_batch_size 8 .*nearest: 8 or 16$"),
-        (4, r"contrastive_batch_size 4 .*nearest: 8$"),  # smaller than a micro-batch
+        (12, r"contrastive_batch_size 12 must be a multiple of train.micro_batch_size 8 .*nearest: 8 or 16; .*size=4$"),
+        (4, r"contrastive_batch_size 4 .*nearest: 8; .*train.micro_batch_size=4$"),  # smaller than a micro-batch
         (32, r"contrastive_batch_size 32 .* divide train.global_batch_size 48; nearest: 24 or 48$"),
         (96, r"contrastive_batch_size 96 .*nearest: 48$"),
     ],
@@ -63,9 +64,12 @@ def test_a_pool_that_does_not_divide_is_refused_with_the_nearest(pool: int, said
     train = TrainConfig(global_batch_size=48, micro_batch_size=8, contrastive_batch_size=pool)
     with pytest.raises(ValueError, match=said) as raised:
         train.layout(2)
-    nearest = [int(word) for word in str(raised.value).rsplit(": ", 1)[1].split(" or ")]
-    for size in nearest:  # the remedy works
+    said = str(raised.value)
+    nearest = re.findall(r"\d+", said.split("nearest: ")[1].split(";")[0])
+    for size in map(int, nearest):  # the remedies work
         assert TrainConfig(global_batch_size=48, micro_batch_size=8, contrastive_batch_size=size).layout(2)
+    for micro in map(int, re.findall(r"train\.micro_batch_size=(\d+)", said)):
+        assert TrainConfig(global_batch_size=48, micro_batch_size=micro, contrastive_batch_size=pool).layout(2)
 
 
 def test_a_pool_of_no_samples_is_refused_when_it_is_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import Built, build_model
-from rb.training.engine import Engine
+from rb.training.engine import Engine, import_deepspeed
 from rb.training.validate import Validation, open_validation_data
 from tests.support import small_data, tiny
-from tests.support.processes import finish, start_function_ranks
+from tests.support.processes import finish, free_port, start_function_ranks
 
 Measured = dict[str, torch.Tensor]
 MODALITIES = (IMAGE_REGION, POINT_CLOUD)
@@ -117,29 +118,43 @@ def by_validation(built: Built, held_out: Path, micro_batch_size: int) -> Measur
     return {f"loss {name}": torch.tensor(value) for name, value in values.items()}
 
 
-def worker(foundation: FoundationConfig, held_out: Path, out: Path) -> None:
+def worker(foundation: FoundationConfig, held_out: Path, out: Path, ports: dict[int, int]) -> None:
+    """One of four processes: all of them together, then two of them, then one alone."""
     torch.set_num_threads(1)
     dist.init(timeout_s=60)
-    built = prepared(foundation)
-    model, text = built.model, built.text
+    first_rank, built = dist.rank(), prepared(foundation)
     found: dict[str, dict[tuple[int, int], Measured]] = {}
-    if dist.world_size() == 4:
-        for part, (whole, pool, divisions) in PARTS.items():
-            for modality in MODALITIES if part == "half a batch" else (IMAGE_REGION,):
-                layouts = [StepLayout(whole, micro, pool, world) for world, micro in divisions]
-                found[f"{part}, {modality}"] = {
-                    (one.world_size, one.micro_batch_size): by_the_model(model, text, modality, one) for one in layouts
-                }
+    for part, (whole, pool, divisions) in PARTS.items():
+        for modality in MODALITIES if part == "half a batch" else (IMAGE_REGION,):
+            layouts = [StepLayout(whole, micro, pool, world) for world, micro in divisions]
+            found[f"{part}, {modality}"] = {
+                (one.world_size, one.micro_batch_size): by_the_model(built.model, built.text, modality, one)
+                for one in layouts
+            }
+    measure(built, held_out, out, found)
+    if first_rank == 3:
+        leave(0)
+    world, rank = (1, 0) if first_rank == 2 else (2, first_rank)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(ports[world]))
+    deepspeed = import_deepspeed()  # which takes it that a process has one group for life
+    deepspeed.comm.comm.cdb = deepspeed.utils.groups._WORLD_GROUP = None
+    dist.init(timeout_s=60)
+    measure(built, held_out, out, {})
+    leave(0)
+
+
+def measure(built: Built, held_out: Path, out: Path, found: dict[str, dict[tuple[int, int], Measured]]) -> None:
+    """The engine's steps and validation's losses on the ranks that are there, with what was found before to a file; then they part."""
+    model, text, ranks = built.model, built.text, dist.world_size()
     found["engine"] = {
-        (world, micro): by_the_engine(model, text, micro) for world, micro in DIVISIONS if world == dist.world_size()
+        (ranks, micro): by_the_engine(model, text, micro) for world, micro in DIVISIONS if world == ranks
     }
     found["validation"] = {
-        (world, micro): by_validation(built, held_out, micro) for world, micro in HELD_OUT if world == dist.world_size()
+        (ranks, micro): by_validation(built, held_out, micro) for world, micro in HELD_OUT if world == ranks
     }
     if dist.is_main():
-        torch.save(found, out / f"{dist.world_size()}.pt")
+        torch.save(found, out / f"{ranks}.pt")
     dist.shutdown()
-    leave(0)
 
 
 def apart(found: Measured, expected: Measured) -> tuple[float, str]:
@@ -159,8 +174,8 @@ def cases(
     """What was measured: case -> (ranks, micro-batch) -> values."""
     folder = tmp_path_factory.mktemp("ranks")
     small_data.write_set(folder / "held_out", IMAGE_REGION, 14)
-    arguments = (worker, foundation, folder / "held_out", folder)
-    finish(*(rank for world in (4, 2, 1) for rank in start_function_ranks(world, *arguments)))
+    ports = {1: free_port(), 2: free_port()}
+    finish(*start_function_ranks(4, worker, foundation, folder / "held_out", folder, ports))
     by_world = [torch.load(folder / f"{world}.pt", weights_only=True) for world in (1, 2, 4)]
     merged: dict[str, dict[tuple[int, int], Measured]] = {}
     for found in by_world:
