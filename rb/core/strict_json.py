@@ -190,13 +190,16 @@ def parse(data: bytes | str, where: str, remedy: str = "write or download it aga
     raise FormatError(f"{where}: not valid JSON ({problem}); {remedy}")
 
 
-def parse_foreign(text: str, where: str, fields: frozenset[str] | None = None) -> Any:
+def parse_foreign(
+    text: str, where: str, fields: frozenset[str] | None = None, remedy: str = "download it again"
+) -> Any:
     """JSON of others, whose items are checked one by one by who reads it: NaN, infinities, lone surrogates and repeated fields pass.
 
     A whole number of more than 64 bits becomes a float, so that one item cannot lose a whole data set.
 
     Args:
         fields: of objects, keep only these while reading: polygons and token lists never fill the memory.
+        remedy: what the error advises.
     """
     keep = None if fields is None else lambda item: {k: v for k, v in item.items() if k in fields}
     try:
@@ -207,7 +210,7 @@ def parse_foreign(text: str, where: str, fields: frozenset[str] | None = None) -
         problem = f"more than {MAX_DEPTH} lists and objects within each other"
     except ValueError as error:
         problem = str(error)
-    raise FormatError(f"{where}: not valid JSON ({problem}); download it again")
+    raise FormatError(f"{where}: not valid JSON ({problem}); {remedy}")
 
 
 def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:

@@ -90,7 +90,9 @@ def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no predictions file there; `rb predict --out {path}` writes one")
+        raise ValueError(
+            f"{path}: no predictions file there; `rb predict --checkpoint RUN_DIR --data MANIFEST --modality MODALITY --out {path}` writes one"
+        )
     data = path.read_bytes()
     rows: list[Prediction] = []
     places: list[tuple[str, str]] = []

@@ -114,7 +114,10 @@ class _Collector:
     def finish(self, folder: Path, name: str, rejected: dict[str, int]) -> Manifest:
         """Write the index, then the manifest, into ``folder``."""
         if not self.builder.num_samples:
-            left_out = ", ".join(f"{reason}: {count}" for reason, count in rejected.items()) or "nothing was offered"
+            left_out = (
+                ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
+                or "the raw files hold none of this split"
+            )
             raise FormatError(f"{name}, split {self.split!r}: no record could be used ({left_out})")
         assert self.split is not None
         entry = self.builder.write(folder / INDEX_FILE, len(self.shards))

@@ -84,7 +84,11 @@ def gallery(run_dir: Path, count: int) -> Html:
         budget -= len(html)
         parts.append(html)
     if not groups:
-        parts.append(note(f"No predictions yet: rb predict --checkpoint {run_dir} writes them."))
+        parts.append(
+            note(
+                f"No predictions yet: rb predict --checkpoint {run_dir} --data MANIFEST --modality MODALITY --out {run_dir}/predictions/NAME.jsonl writes them."
+            )
+        )
     return Html("".join(parts))
 
 

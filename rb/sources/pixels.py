@@ -18,6 +18,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from rb.core.stand_ins import stand_in
 from rb.core.strict_json import FormatError
 
 AS_STORED, AS_UPRIGHT = "stored", "upright"
@@ -182,7 +183,10 @@ def _open(data: bytes, where: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:  # its text holds a memory address
-        raise ImageError(f"{where}: not a readable JPEG, PNG or WebP image; it starts with {data[:8]!r}") from None
+        other = stand_in(data)
+        raise ImageError(
+            f"{where}: not a readable JPEG, PNG or WebP image; it starts with {data[:8]!r}{f': {other}' if other else ''}"
+        ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{where}: not a readable JPEG, PNG or WebP image ({error})") from None
     if image.width * image.height > MAX_PIXELS:

@@ -71,7 +71,10 @@ def import_run(file: Path, config: RunConfig, out: Path) -> list[str]:
     numbers = sum(tensors[key].numel() for key in account.origins.values())
     lines = [f"{file}: {len(tensors)} keys", f"read: {len(account.origins)} ({numbers:,} numbers)"]
     lines += [f"left out: {count} ({reason})" for reason, count in Counter(account.left_out.values()).items()]
-    return [*lines, f"run folder {out}: caption with rb predict --checkpoint {out}"]
+    return [
+        *lines,
+        f"run folder {out}: caption with rb predict --checkpoint {out} --data MANIFEST --modality MODALITY --out {out}/predictions/NAME.jsonl",
+    ]
 
 
 def _with_head(config: RunConfig, path: str) -> RunConfig:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.colours import unit_colours
+from rb.core.stand_ins import stand_in
 from rb.data.prepare.common import Reason, RejectedError
 
 MAX_BYTES = 1 << 28  # a cloud of ten million coloured points
@@ -39,6 +40,9 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes of points")
+    other = stand_in(data)
+    if other:
+        raise ValueError(other)
     stream = io.BytesIO(data)
     shape, fortran, dtype = _header(stream)
     if dtype.kind != "f" or len(shape) != 2 or shape[1] not in columns:
@@ -82,7 +86,7 @@ def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         data = path.read_bytes()
-        if path.suffix == ".npz":
+        if path.suffix == ".npz" and stand_in(data) is None:
             with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_NPZ_MEMBER) as member:
                 data = member.read(MAX_BYTES + 1)  # what the archive claims about its size is not believed
         array = parse_npy(data, (3, 6))

@@ -67,11 +67,17 @@ def convert(
     content = read_json(file, _FIELDS, notes)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: must be an object with the field 'images'")
-    entries = objects_of(content.get("images"), f"{file}: images")
+    listed = objects_of(content.get("images"), f"{file}: images")
     wanted = {split, "restval"} if split == "train" and restval else {split}
-    entries = [entry for entry in entries if entry.get("split") in wanted]
+    entries = [entry for entry in listed if entry.get("split") in wanted]
     if not entries:
-        raise ValueError(f"{file}: no image of split {split!r}")
+        names = sorted({str(entry["split"]) for entry in listed if entry.get("split") is not None})
+        has = (
+            f"it has {', '.join(names)}"
+            if names
+            else "its images have no field 'split', so this is not Karpathy's file"
+        )
+        raise ValueError(f"{file}: no image of split {split!r}; {has}")
     _check_folders(root, entries)
     with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite, exif=exif) as writer:
         conversion = Conversion(writer, "images", notes)

@@ -154,13 +154,13 @@ def find_raw(raw: Path, places: Sequence[str], layout: str) -> Path:
     return found
 
 
-def read_json(path: Path, fields: frozenset[str], notes: Counter[str]) -> Any:
+def read_json(path: Path, fields: frozenset[str], notes: Counter[str], remedy: str = "download it again") -> Any:
     """A large JSON file with only ``fields`` of its objects kept while it is read: polygons and token lists never fill the memory.
 
     Raises:
-        ValueError: no JSON, named by file.
+        ValueError: no JSON, named by file, with ``remedy``.
     """
-    return parse_foreign(read_text(path, notes), str(path), fields)
+    return parse_foreign(read_text(path, notes), str(path), fields, remedy)
 
 
 def objects_of(value: object, where: str) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import codecs
 from collections import Counter
 from pathlib import Path
 
+from rb.core.stand_ins import stand_in
+
 ENCODING_NOTE = "bytes that are not UTF-8, read as Windows-1252"
 HANDLER = "rb_windows_1252"  # for ``bytes.decode(errors=...)``
 _MARKS = (
@@ -36,9 +38,12 @@ def read_text(path: Path, notes: Counter[str]) -> str:
     """The whole text of ``path``, line ends as they are; ``notes[ENCODING_NOTE]`` grows by the bytes that are not UTF-8.
 
     Raises:
-        ValueError: a file whose mark says UTF-16 or UTF-32 and that is not.
+        ValueError: a file whose mark says UTF-16 or UTF-32 and that is not; a pointer or a web page in the file's place.
     """
     data = path.read_bytes()
+    other = stand_in(data)
+    if other:
+        raise ValueError(f"{path}: {other}")
     mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b"", "utf-8"))
     data = data[len(mark) :]
     if encoding != "utf-8":

@@ -31,7 +31,7 @@ from rb.data.prepare.common import (
     require_raw,
     safe_path,
 )
-from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.prepare.safe_pickle import converted, load_plain_pickle
 
 NAMES = ("refcoco", "refcoco+", "refcocog")
 SPLITS_BY = ("google", "unc", "umd")
@@ -89,7 +89,9 @@ def convert(
     chosen, shared = _choose(refs, split, file)
     if drop_shared_images and split != "train":
         raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
-    root = require_raw(images, LAYOUT) if images else _image_folder(raw, folder)
+    root = _image_folder(raw, folder) if images is None else require_raw(images, LAYOUT)
+    if images is not None and (images / "train2014").is_dir():
+        root = images / "train2014"  # the folder that `rb prepare coco` is given
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
     settings = {name: writing[name] for name in ("overwrite", "exif") if name in writing}
     with ShardWriter(out, dataset, IMAGE_REGION, split, **settings) as writer:
@@ -114,16 +116,23 @@ def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
 
 def _read_refs(folder: Path, split_by: str, notes: Counter[str]) -> tuple[Path, list[_Json]]:
     """The references, from JSON where someone converted them, else from the pickle."""
-    converted = folder / f"refs({split_by}).json"
-    if converted.is_file():
-        return converted, objects_of(read_json(converted, _REF_FIELDS, notes), str(converted))
-    file = require_raw(folder / f"refs({split_by}).p", LAYOUT)
+    file = folder / f"refs({split_by}).p"
+    json = converted(file)
+    if json.is_file():
+        remedy = f"remove it, and {file.name} is read again" if file.is_file() else "convert the pickle again"
+        return json, objects_of(read_json(json, _REF_FIELDS, notes, remedy), str(json))
+    require_raw(file, LAYOUT)
     return file, objects_of(load_plain_pickle(file), str(file))
 
 
 def _choose(refs: list[_Json], split: str, file: Path) -> tuple[list[_Json], set[int]]:
     """The references of a split, and the ids of the images that it shares: of train with any other split, of another split with train."""
-    names = {str(ref.get("split")) for ref in refs}
+    names = {str(ref["split"]) for ref in refs if ref.get("split") is not None}
+    if not names:
+        raise ValueError(
+            f"{file}: its rows have no field 'split', which the refer tool's refs have beside ref_id, ann_id, image_id and sentences; "
+            "this is another file"
+        )
     wanted = {split} if split in names else {name for name in names if split == "test" and "test" in name}
     if not wanted:
         raise ValueError(f"{file}: no split {split!r}; it has {', '.join(sorted(names))}")

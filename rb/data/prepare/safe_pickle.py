@@ -8,11 +8,14 @@ before anything happens. The readers of the datasets import ``load_plain_pickle`
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
 
+from rb.core.stand_ins import stand_in
 from rb.data.prepare.raw_text import HANDLER
 
 MAX_BYTES = 1 << 30  # the largest public file of this kind (refcocog) has 60 MB
@@ -73,22 +76,42 @@ def load_plain_pickle(path: Path) -> Any:
     Raises:
         UnsafePickleError: the file names code (a class, a function, a numpy scalar), or is larger than ``MAX_BYTES``.
         ValueError: the file is damaged or no pickle.
+
+    The error says how to convert the pickle to ``converted(path)`` where it is trusted.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UnsafePickleError(f"{path}: {size:,} bytes is more than the {MAX_BYTES:,} that a pickle may have here")
     # From memory: a length that the file claims can then never allocate more than the file has.
-    reader = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8", errors=HANDLER)
+    data = path.read_bytes()
+    other = stand_in(data)
+    if other:
+        raise ValueError(f"{path}: not a readable pickle: {other}")
+    reader = _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors=HANDLER)
     try:
         return reader.load()
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path}: refused, {error}. Only plain lists, dicts, numbers and texts are read from pickles; nothing was run. "
-            f"If you trust the file, convert it to JSON where you trust it to run: "
-            f"python -c \"import json, pickle; json.dump(pickle.load(open('FILE.p', 'rb'), encoding='latin1'), open('FILE.json', 'w'))\" "
-            f"and put FILE.json beside it"
+            f"If you trust the file, convert it to JSON, which is read in its place: {_conversion(path)}"
         ) from error
     except _DAMAGE as error:
         raise ValueError(
             f"{path}: not a readable pickle ({type(error).__name__}: {error}); download it again"
         ) from error
+
+
+def converted(path: Path) -> Path:
+    """Where the JSON is that a trusted pickle was converted to."""
+    return path.with_suffix(".json")
+
+
+def _conversion(path: Path) -> str:
+    """The command that runs the pickle and writes its content as JSON, whole or not at all; numpy's numbers and arrays become plain ones."""
+    code = (
+        "import json, pathlib, pickle; "
+        f'data = pickle.loads(pathlib.Path({json.dumps(str(path))}).read_bytes(), encoding="latin1"); '
+        'text = json.dumps(data, default=lambda v: v.tolist() if hasattr(v, "tolist") else list(v)); '
+        f"pathlib.Path({json.dumps(str(converted(path)))}).write_text(text)"
+    )
+    return f"`python -c {shlex.quote(code)}`"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rb.core.fingerprints import read_and_note
+from rb.core.stand_ins import stand_in
 from rb.core.strict_json import parse_foreign
 
 CONTAINERS = ("model", "base_model", "state_dict")
@@ -109,8 +110,14 @@ def _check_there(path: Path) -> None:
         raise CheckpointError(f"checkpoint file {path} does not exist; check model.foundation in the run file")
 
 
+def _begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1024)
+
+
 def _truncated(path: Path, error: Exception | str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a complete safetensors file ({error}); download it again")
+    remedy = stand_in(_begin(path)) or "download it again"
+    return CheckpointError(f"{path} is not a complete safetensors file ({error}); {remedy}")
 
 
 def _from_pickle(path: Path) -> dict[str, Tensor]:
@@ -119,6 +126,9 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
             # Only torch's zip format can be mapped; Point-BERT's own files may be older.
             tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, AttributeError) as error:
+        other = stand_in(_begin(path))
+        if other:
+            raise CheckpointError(f"{path}: {other}") from error
         reason = str(error).strip().splitlines() or [repr(error)]
         raise CheckpointError(
             f"{path} cannot be read as plain tensors ({' '.join(reason)[:500]}); files that need to run code are refused: "

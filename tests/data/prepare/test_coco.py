@@ -118,3 +118,12 @@ def test_coco_wrong_files_are_clear_errors(tmp_path):
         with pytest.raises(ValueError, match=message):
             coco.convert(raw, tmp_path / "out", "train")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_the_split_says_what_it_has(tmp_path):
+    raw = coco_raw(tmp_path / "raw", [entry(1, "val", place="val2014"), entry(2, "test", place="val2014")])
+    with pytest.raises(ValueError, match=r"no image of split 'train'; it has test, val"):
+        coco.convert(raw, tmp_path / "out", "train")
+    plain = coco_raw(tmp_path / "plain", [entry(1, None)])  # captions_train2014.json under Karpathy's name
+    with pytest.raises(ValueError, match="its images have no field 'split', so this is not Karpathy's file"):
+        coco.convert(plain, tmp_path / "out", "train")

@@ -179,3 +179,45 @@ def test_refcoco_finds_the_refer_tool_s_folders(tmp_path):
     assert read_manifest(tmp_path / "out").name == "refcoco_plus_unc"
     with pytest.raises(ValueError, match=r"refs\(google\)\.p: not found"):
         refcoco.convert(tmp_path / "data", tmp_path / "out2", "train", name="refcoco+")
+
+
+def test_an_empty_result_names_three_items_and_keeps_the_list(tmp_path):
+    """Of different reasons where there are some; the same command works once the cause is mended."""
+    boxes = {11: (1, [1, 2, 9, 9]), 21: (2, [1, 2, 9, 9]), 31: (3, [1, 2, 0, 9]), 41: (4, [1, 2, 9, 9])}
+    raw = refcoco_raw(tmp_path / "raw", [ref(k, 10 * k + 1, k) for k in (1, 2, 3, 4)], boxes, files={4: b"GIF89a"})
+    images = raw / "images/train2014"
+    for number in (1, 2):
+        (images / f"COCO_train2014_{number:012d}.jpg").rename(raw / f"{number}.jpg")
+    with pytest.raises(
+        ValueError, match=r"no record could be used \(box_empty: 1, image_missing: 2, unreadable_image: 1\)"
+    ) as caught:
+        refcoco.convert(raw, tmp_path / "out", "train")
+    text = str(caught.value)
+    assert f"  coco/1, object 11: image_missing: {images}/COCO_train2014_000000000001.jpg: No such file" in text
+    assert "  coco/3, object 31: box_empty: annotation 31" in text
+    assert f"  coco/4, object 41: unreadable_image: {images}/COCO_train2014_000000000004.jpg" in text
+    assert f"All of them are in {tmp_path / 'out/rejected.jsonl'}" in text
+    assert len(read_rejected(tmp_path / "out/rejected.jsonl")) == 4
+    assert "0x" not in (tmp_path / "out/rejected.jsonl").read_text()
+    (raw / "1.jpg").rename(images / "COCO_train2014_000000000001.jpg")
+    assert refcoco.convert(raw, tmp_path / "out", "train").used == 1
+    # An older set stays as it is when the new result is empty.
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    (images / "COCO_train2014_000000000001.jpg").unlink()
+    with pytest.raises(ValueError, match=r"All of them are in .*out\.rejected\.jsonl"):
+        refcoco.convert(raw, tmp_path / "out", "train", overwrite=True)
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+    assert len(read_rejected(tmp_path / "out.rejected.jsonl")) == 4
+
+
+def test_refs_without_splits_are_named(tmp_path):
+    boxes = {11: (1, [1, 2, 9, 9])}
+    raw = refcoco_raw(tmp_path / "raw", [ref(1, 11, 1, split=None)], boxes)
+    with pytest.raises(ValueError, match=r"refs\(google\)\.p: its rows have no field 'split'"):
+        refcoco.convert(raw, tmp_path / "out", "train")
+    other = refcoco_raw(tmp_path / "other", [ref(1, 11, 1, split="val")], boxes)
+    with pytest.raises(ValueError, match=r"no split 'train'; it has val"):
+        refcoco.convert(other, tmp_path / "out", "train")
+    assert refcoco.convert(other, tmp_path / "out", "val", images=other / "images").used == 1, (
+        "as `rb prepare coco` is given it"
+    )
