@@ -77,7 +77,7 @@ def test_settings_are_filled_from_the_run_and_contradictions_are_named(tmp_path:
         return str(raised.value)
 
     stage = '"zero_optimization": {"stage": 2}'
-    assert "is not JSON" in error("{")
+    assert "not valid JSON" in error("{")
     assert "'bf16' is not supported" in error('{"bf16": {"enabled": true}, ' + stage + "}")
     assert "must be stage 2" in error('{"zero_optimization": {"stage": 3}}')
     assert "without offload" in error('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')

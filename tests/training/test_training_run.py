@@ -60,6 +60,7 @@ def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFact
         "train": {
             "global_batch_size": 4,
             "micro_batch_size": 1,
+            "contrastive_batch_size": 2,  # one pass of two ranks; test_end_to_end.py trains with pools of two passes
             "max_steps": STEPS,
             "log_every": LOG_EVERY,
             "checkpoint_every": 5,
