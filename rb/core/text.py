@@ -98,9 +98,7 @@ class TextProcessor:
             f"{name} token": getattr(self.qformer_tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad")
         }
         _check_ids("the Q-Former", self.qformer_tokenizer, special, qformer_rows)
-        start = self.llm_tokenizer.bos_token_id if self.llm_kind == "decoder" else None
-        special = {"padding token": self.pad_token_id, "end token": self.end_token_id}
-        _check_ids("the LLM", self.llm_tokenizer, special | ({} if start is None else {"start token": start}), llm_rows)
+        check_llm_ids(self.llm_tokenizer, self.llm_kind, llm_rows)
         if self.max_text_tokens > qformer_positions:
             raise ValueError(
                 f"model.max_text_tokens: {self.max_text_tokens} is more than the {qformer_positions} positions of the Q-Former's text "
@@ -114,20 +112,13 @@ class TextProcessor:
 
     @property
     def end_token_id(self) -> int:
-        """What ends a caption of the LLM: BLIP-2's OPT learned to stop at a line break, T5 at its own end token."""
-        if self.llm_kind == "encoder_decoder":
-            return int(self.llm_tokenizer.eos_token_id)
-        ids = self.llm_tokenizer("\n", add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            # Causal models whose vocabulary has no single line break stop at their own end token.
-            return int(self.llm_tokenizer.eos_token_id)
-        return int(ids[0])
+        """What ends a caption of the LLM: see ``end_token``."""
+        return end_token(self.llm_tokenizer, self.llm_kind)
 
     @property
     def pad_token_id(self) -> int:
         """The LLM's padding; masked everywhere, so any id serves where a tokenizer has none."""
-        pad = self.llm_tokenizer.pad_token_id
-        return int(self.end_token_id if pad is None else pad)
+        return padding_token(self.llm_tokenizer, self.llm_kind)
 
     def encode_qformer(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions to ([B, T] ids, [B, T] mask), int64: [CLS] words [SEP], padded to ``max_text_tokens``.
@@ -185,6 +176,36 @@ class TextProcessor:
     def decode_llm(self, ids: Tensor) -> list[str]:
         """Generated ids [B, T'] to clean one-line texts."""
         return [one_line(text) for text in self.llm_tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase, llm_kind: str) -> int:
+    """The token that ends a caption: BLIP-2's OPT learned to stop at a line break, T5 at its own end token.
+
+    Causal models whose vocabulary has no single line break stop at their own end token. ``ValueError`` if there is none.
+    """
+    line_break = [] if llm_kind == "encoder_decoder" else tokenizer("\n", add_special_tokens=False)["input_ids"]
+    if len(line_break) == 1:
+        return int(line_break[0])
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer of the LLM ({tokenizer.name_or_path}): has no end token, so no caption could end; set eos_token in its "
+            "tokenizer_config.json to the token that ends its texts"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase, llm_kind: str) -> int:
+    """The token behind shorter captions: masked, but looked up in the embedding."""
+    pad = tokenizer.pad_token_id
+    return end_token(tokenizer, llm_kind) if pad is None else int(pad)
+
+
+def check_llm_ids(tokenizer: PreTrainedTokenizerBase, llm_kind: str, rows: int) -> None:
+    """``ValueError`` unless an LLM of ``rows`` token embeddings has one for every word and for start, end and padding."""
+    special = {"padding token": padding_token(tokenizer, llm_kind), "end token": end_token(tokenizer, llm_kind)}
+    if llm_kind == "decoder" and tokenizer.bos_token_id is not None:
+        special["start token"] = int(tokenizer.bos_token_id)
+    _check_ids("the LLM", tokenizer, special, rows)
 
 
 def _check_ids(owner: str, tokenizer: PreTrainedTokenizerBase, special: dict[str, int], rows: int) -> None:

@@ -62,6 +62,25 @@ def blip2_config(folder: Path, llm: str) -> Blip2Config:
     return found
 
 
+def check_config_ids(config: Blip2Config, llm_rows: int, folder: Path) -> None:
+    """``CheckpointError`` where the config names a token that the LLM's table of ``llm_rows`` embeddings does not have."""
+    text = llm_config_of(config)
+    named = {"image_token_index": config.image_token_index}
+    if text.is_encoder_decoder:
+        start = getattr(text, "decoder_start_token_id", None)
+        if start is None:
+            raise CheckpointError(
+                f"{folder}/config.json: text_config has no decoder_start_token_id, with which T5 begins (0)"
+            )
+        named["text_config.decoder_start_token_id"] = start
+    for name, token in named.items():
+        if token is not None and not 0 <= token < llm_rows:
+            raise CheckpointError(
+                f"{folder}/config.json: {name} is {token}, but the LLM has {llm_rows} token embeddings; take the config.json that belongs "
+                "to these weights"
+            )
+
+
 def load_blip2(
     folder: HubFolder, settings: Blip2Config, config: ModelConfig, dtype: torch.dtype, ledger: Ledger, meta: bool
 ) -> Blip2ForConditionalGeneration:

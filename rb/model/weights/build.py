@@ -23,7 +23,7 @@ from rb.model.parts import INITIAL_TEMPERATURE
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.blip2 import blip2_config, folder_of, llm_kind, load_blip2
+from rb.model.weights.blip2 import blip2_config, check_config_ids, folder_of, llm_kind, load_blip2
 from rb.model.weights.ledger import Ledger, plain_name
 from rb.model.weights.point_qformer import bert_folder, point_qformer_start
 from rb.model.weights.points import load_points
@@ -119,6 +119,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     text = _text_processor(config, folder.path, settings)
     llm_rows = blip2.language_model.get_input_embeddings().weight.shape[0]
     text.check_fits(branch.vocabulary, branch.positions, llm_rows)
+    check_config_ids(blip2.config, llm_rows, folder.path)
     with torch.device("meta" if meta else "cpu"):
         text_branch = TextBranch(_text_config(qformer_config, branch), text.dec_token_id)
     point_encoder, point_files = load_points(

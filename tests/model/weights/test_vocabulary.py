@@ -48,6 +48,55 @@ def test_ids_without_an_embedding_are_refused_before_training(
         build_model(tiny.model_config(other), 0, "meta")
 
 
+@pytest.mark.parametrize(
+    ("llm", "place", "token", "words"),
+    [
+        ("opt", (), ("image_token_index", 5000), r"image_token_index is 5000, but the LLM has \d+ token embeddings"),
+        (
+            "t5",
+            ("text_config",),
+            ("decoder_start_token_id", 99),
+            r"text_config.decoder_start_token_id is 99, but the LLM",
+        ),
+    ],
+)
+def test_ids_of_the_config_without_an_embedding_are_refused(
+    llm: str, place: tuple[str, ...], token: tuple[str, int], words: str, tmp_path: Path
+) -> None:
+    foundation = tiny.write_foundation(tmp_path, llm=llm)
+    file = Path(foundation.blip2) / "config.json"
+    tree = json.loads(file.read_text())
+    (tree[place[0]] if place else tree).update([token])
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=words):
+        build_model(tiny.model_config(foundation), 0, "meta")
+
+
+@pytest.mark.parametrize(
+    ("llm", "special", "words"),
+    [
+        ("opt", {"bos_token": "<late>"}, r"its start token '<late>' has id \d+, but the LLM has"),
+        ("t5", {"eos_token": "<late>"}, r"its end token '<late>' has id \d+, but the LLM has"),
+        (
+            "t5",
+            {"eos_token": None},
+            r"has no end token, so no caption could end; set eos_token in its tokenizer_config.json",
+        ),
+    ],
+)
+def test_start_and_end_tokens_without_an_embedding_are_refused(
+    llm: str, special: dict[str, str | None], words: str, tmp_path: Path
+) -> None:
+    foundation = tiny.write_foundation(tmp_path, llm=llm)
+    if None in special.values():
+        settings = Path(foundation.blip2) / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | special))
+    else:
+        change_tokenizer(foundation.blip2, **special)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=words):
+        build_model(tiny.model_config(foundation), 0, "meta")
+
+
 def test_a_tokenizer_of_another_vocabulary_and_a_length_without_positions(tmp_path: Path) -> None:
     foundation = tiny.write_foundation(tmp_path)
     config = tiny.model_config(foundation)
