@@ -74,7 +74,7 @@ GROUPS = {
     "runs": "the run files that come with the project",
     "toy": "the toy world: raw files in the real layouts, and the demo",
     "track": "journals and MLflow",
-    "weights": "checkpoints: check and convert",
+    "weights": "checkpoints: check, convert, assemble",
 }
 COMMANDS = (
     *(Command(f"prepare {name}", row.help, partial(add_prepare, name)) for name, row in DATASETS.items()),
@@ -85,6 +85,7 @@ COMMANDS = (
     Command("data show", "a page of examples with their boxes drawn", lazy("rb.pages.commands:add_show")),
     Command("weights check", "account for every weight of a run's model", lazy("rb.model.weights.commands:add_check")),
     Command("weights convert", "write a LAVIS set as a BLIP-2 folder", lazy("rb.model.weights.commands:add_convert")),
+    Command("weights assemble", "put another LLM in OPT's place", lazy("rb.model.weights.commands:add_assemble")),
     Command("import-released", "a released checkpoint as a run folder", lazy("rb.training.commands:add_import")),
     Command("config show", "print a run's configuration, every key", lazy("rb.training.config_commands:add_show")),
     Command("config diff", "list the keys in which two runs differ", lazy("rb.training.config_commands:add_diff")),

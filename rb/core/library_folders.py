@@ -27,8 +27,12 @@ def reading(path: Path, remedy: str, kind: type[ValueError] = ValueError) -> Ite
         raise kind(f"{path} cannot be read ({words[:MAX_SHOWN]}); {remedy}") from error
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder; ``ValueError`` names a folder that has none, a damaged one, or one that brings code."""
+def read_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder, or of a .gguf file in it.
+
+    Raises:
+        ValueError: none there (for some families the library then makes an empty one), a damaged one, or one that brings code.
+    """
     from transformers import AutoTokenizer
 
     remedy = "use a folder with the tokenizer files of its model"
@@ -39,6 +43,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     with reading(folder, f"no tokenizer there; {remedy}"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
+            str(folder), local_files_only=True, trust_remote_code=False, gguf_file=gguf_file
         )
+        if not found("a b c", add_special_tokens=False)["input_ids"]:
+            raise ValueError("it has no words")
     return found

@@ -1,4 +1,4 @@
-"""``rb weights check --run FILE``: checks that the weights load; lists trainable parameters. ``rb weights convert``: a LAVIS set, once."""
+"""``rb weights check`` (a run's weights load; what trains), ``convert`` (a LAVIS set, once), ``assemble`` (another LLM in OPT's place)."""
 
 from __future__ import annotations
 
@@ -50,4 +50,29 @@ def run_convert(args: argparse.Namespace) -> int:
     from rb.model.weights.convert import convert
 
     say("\n".join(convert(args.stage2, args.vit, args.llm, args.out, args.config)))
+    return FINISHED
+
+
+def add_assemble(parser: argparse.ArgumentParser) -> None:
+    """``rb weights assemble``."""
+    parser.description = (
+        "Put any causal LM in OPT's place: BLIP-2's ViT and Q-Former, the LLM, a new language projection."
+    )
+    parser.add_argument("--vit", type=Path, required=True, help="BLIP-2 folder whose vision encoder is taken")
+    parser.add_argument(
+        "--qformer", type=Path, required=True, help="BLIP-2 folder whose Q-Former is taken; mostly the same"
+    )
+    parser.add_argument(
+        "--llm", type=Path, required=True, help="folder of a causal LM with its tokenizer, or a .gguf file"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write, e.g. foundation/blip2-smollm2")
+    parser.add_argument("--seed", type=int, default=0, help="of the language projection's draw (0)")
+    parser.set_defaults(run=run_assemble)
+
+
+def run_assemble(args: argparse.Namespace) -> int:
+    """Write the folder."""
+    from rb.model.weights.assemble import assemble
+
+    say("\n".join(assemble(args.vit, args.qformer, args.llm, args.out, args.seed)))
     return FINISHED
