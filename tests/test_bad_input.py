@@ -38,17 +38,18 @@ def test_scenes_boxes_and_descriptions_that_cannot_be_used_are_listed_by_reason(
         {"scene_id": scene, "object_id": item, "ann_id": "0", "description": "a chair."} for scene, item in described
     ]
     (raw / "ScanRefer_filtered_val.json").write_text(json.dumps(rows))
-    assert rb(["prepare", "scanrefer", "--raw", str(raw), "--out", str(out), "--split", "val"]) == 0
+    assert rb(["prepare", "scanrefer", "--raw", str(raw), "--out", str(out), "--split", "val", "--json"]) == 0
     manifest = read_manifest(out / "manifest.json")
     assert manifest.counts["objects"] == 1
     reasons = {"box_empty": "no volume", "unknown_object": "no such object", "scene_not_aligned": "align"}
     assert manifest.rejected == dict.fromkeys(reasons, 1)
     listed = {row.reason: row for row in read_rejected(out / "rejected.jsonl")}
-    said = capsys.readouterr()
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["read"], printed["used"]) == (4, 1)
     for reason, words in reasons.items():
         assert words in listed[reason].detail, listed[reason]
         assert "scene000" in listed[reason].source + listed[reason].detail
-        assert reason in said.out + said.err
+        assert printed["rejected"][reason] == 1
 
 
 @pytest.fixture(scope="module")

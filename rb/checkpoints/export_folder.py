@@ -45,8 +45,8 @@ POINT_WEIGHTS = "point_bert.safetensors"
 _MODALITY_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PARTS_FILE, MODALITY_FILE, PROCESSOR_FILE, CARD_FILE)
 # What transformers writes of a model and its tokenizer.
 _MERGED_FILES = re.compile(
-    r"(generation_|preprocessor_|tokenizer_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
-    r"tokenizer\.(json|model)|spiece\.model|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
+    r"(generation_|preprocessor_|processor_|tokenizer_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+    r"tokenizer\.(json|model)|spiece\.model|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|chat_template\.jinja"
 )
 _PEFT = "base_model.model."
 _BLIP2 = "blip2."

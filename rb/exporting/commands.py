@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
-from rb.core.output import say
+from rb.core.output import add_json, say, say_json
 from rb.inference.commands import add_foundation
 
 
@@ -28,6 +29,7 @@ def add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", required=True, help="OWNER/NAME on the hub")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
+    add_json(parser)
     parser.set_defaults(run=run_push)
 
 
@@ -46,17 +48,25 @@ def run_push(args: argparse.Namespace) -> int:
 
     files = files_of(args.folder)
     names = [path.relative_to(args.folder).as_posix() for path in files]
-    for name, path in zip(names, files, strict=True):
-        say(f"{path.stat().st_size:>14,}  {name}")
-    total = sum(path.stat().st_size for path in files)
-    say(f"{total:>14,}  bytes in {len(files)} files to {args.repo}")
-    if args.dry_run:
-        say("dry run: nothing was sent")
-        return FINISHED
+    sizes = [path.stat().st_size for path in files]
+    if not args.json:
+        for name, size in zip(names, sizes, strict=True):
+            say(f"{size:>14,}  {name}")
+        say(f"{sum(sizes):>14,}  bytes in {len(files)} files to {args.repo}")
+    commit = None if args.dry_run else _upload(args.repo, args.private, dict(zip(names, files, strict=True)))
+    if args.json:
+        listed = [{"name": name, "bytes": size} for name, size in zip(names, sizes, strict=True)]
+        say_json({"repo": args.repo, "files": listed, "bytes": sum(sizes), "commit": commit})
+    else:
+        say("dry run: nothing was sent" if commit is None else commit)
+    return FINISHED
+
+
+def _upload(repo: str, private: bool, files: Mapping[str, Path]) -> str:
+    """One commit of these files, by their names in the repository; the commit's address."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    api.create_repo(args.repo, private=args.private, exist_ok=True)
-    added = [CommitOperationAdd(name, path) for name, path in zip(names, files, strict=True)]
-    say(f"{api.create_commit(args.repo, added, commit_message='rb push')}")
-    return FINISHED
+    api.create_repo(repo, private=private, exist_ok=True)
+    added = [CommitOperationAdd(name, path) for name, path in files.items()]
+    return str(api.create_commit(repo, added, commit_message="rb push"))

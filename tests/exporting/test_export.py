@@ -244,5 +244,12 @@ def test_push_dry_run(
     assert "image_region/adapter_model.safetensors" in said
     assert "nothing was sent" in said
     assert f"in {sum(p.is_file() for p in out.rglob('*'))} files to me/adapters" in said
+    assert rb(["push", str(out), "--repo", "me/adapters", "--dry-run", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["repo"], answer["commit"]) == ("me/adapters", None)
+    assert {row["name"]: row["bytes"] for row in answer["files"]} == {
+        path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()
+    }
+    assert answer["bytes"] == sum(row["bytes"] for row in answer["files"])
     assert rb(["push", str(tmp_path), "--repo", "me/adapters", "--dry-run"]) == 2
     assert "no export" in capsys.readouterr().err

@@ -77,5 +77,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``rb prepare region-csv``."""
-    report(convert(args.raw, args.out, args.split, args.overwrite, args.workers), NAME, args.out)
+    report(convert(args.raw, args.out, args.split, args.overwrite, args.workers), NAME, args.out, args.json)
     return 0

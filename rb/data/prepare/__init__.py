@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rb.core.output import add_json
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -51,6 +53,7 @@ def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
     parser.add_argument("--workers", type=int, default=_default_workers(), help="threads that read and decode")
+    add_json(parser)
     converter.add_arguments(parser)
     parser.set_defaults(run=converter.run)
 

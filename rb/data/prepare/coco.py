@@ -148,5 +148,5 @@ def run(args: argparse.Namespace) -> int:
     tally = convert(
         args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers, args.exif
     )
-    report(tally, f"coco, split {args.split}", args.out)
+    report(tally, f"coco, split {args.split}", args.out, args.json)
     return 0

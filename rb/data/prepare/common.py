@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
-from rb.core.output import say
+from rb.core.output import say, say_json
 from rb.core.strict_json import parse_foreign
 from rb.core.text import is_caption, one_line
 from rb.data.formats import MANIFEST_FILE
@@ -133,9 +133,14 @@ def _shown(identity: str) -> str:
     return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:200]
 
 
-def report(tally: Tally, title: str, out: Path) -> None:
+def report(tally: Tally, title: str, out: Path, as_json: bool = False) -> None:
     """Print the counts, and where the rows are."""
-    say(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it")
+    if as_json:
+        counts = {"read": tally.read, "used": tally.used, "captions": tally.captions}
+        kinds = {"rejected": dict(sorted(tally.rejected.items())), "notes": dict(sorted(tally.notes.items()))}
+        say_json({"title": title, "unit": tally.unit, **counts, **kinds, "manifest": str(out / MANIFEST_FILE)})
+    else:
+        say(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it")
 
 
 def require_raw(path: Path, layout: str) -> Path:

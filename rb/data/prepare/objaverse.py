@@ -269,5 +269,5 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=args.workers,
     )
-    report(tally, f"objaverse, split {args.split}", args.out)
+    report(tally, f"objaverse, split {args.split}", args.out, args.json)
     return 0

@@ -292,5 +292,5 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         exif=args.exif,
     )
-    report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out)
+    report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out, args.json)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,15 @@ def test_a_new_data_set_is_one_file_and_one_row(rb, tmp_path: Path, capsys: pyte
     (raw / "regions.csv").write_text(ROWS)
     for i, name in enumerate(("a.png", "b.png")):
         (raw / "images" / name).write_bytes(image_bytes(i))
-    assert rb(["prepare", "region-csv", "--raw", str(raw), "--out", str(out), "--split", "val"]) == 0
+    command = ["prepare", "region-csv", "--raw", str(raw), "--out", str(out), "--split", "val"]
+    assert rb(command) == 0
     assert "regions read" in capsys.readouterr().out
+    assert rb([*command, "--overwrite", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["unit"], answer["read"], answer["used"], answer["captions"]) == ("regions", 8, 3, 3)
+    assert answer["rejected"]["unsafe_name"] == 1
+    assert sum(answer["rejected"].values()) == 5
+    assert answer["manifest"] == str(out / "manifest.json")
 
     reader = ManifestReader(out)
     assert reader.manifest.counts == {"records": 2, "objects": 3, "samples": 3}

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from rb.api import RegionBLIP
+from rb.checkpoints.export_folder import files_of
 from rb.cli import main as rb
 from rb.core.config import DecodeConfig, FoundationConfig
 from rb.core.modality import IMAGE_REGION
@@ -60,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoundationConfig, P
     folder = tmp_path_factory.mktemp("assembled")
     given, llm, out = (
         tiny.write_foundation(folder / "given"),
-        write_llm(folder / "qwen2"),
+        write_llm(folder / "qwen2", chat_template="{{ messages }}"),
         folder / "new" / "blip2-qwen2",
     )
     command = ["weights", "assemble", "--vit", given.blip2, "--qformer", given.blip2, "--llm", str(llm)]
@@ -133,7 +134,10 @@ def test_it_trains_and_its_export_captions_without_this_project(
     expected = ours.caption(image, box, box_format="pixels")
     assert guide_caption(made.blip2, out / IMAGE_REGION, tmp_path / "photo.png", box) == expected
     assert len(expected) > 3
-    assert (out / IMAGE_REGION / "merged" / "tokenizer.json").is_file()
+    sent = {
+        path.relative_to(out).as_posix() for path in files_of(out)
+    }  # rb push takes all of it, the chat template too
+    assert {f"{IMAGE_REGION}/merged/{name}" for name in ("tokenizer.json", "chat_template.jinja")} <= sent
 
 
 @torch.no_grad()
