@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import Tensor
 
 from rb.core.batch import Batch
-from rb.gpu_check import attention, steps
+from rb.gpu_check import attention, check, steps
+from rb.gpu_check.needs import BASE, ZERO2
 from rb.gpu_check.random_models import SIZES, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
 from tests.model.test_llms import EXPECTED as T5
@@ -24,19 +28,62 @@ TRAINED = {"image_region", "point_cloud", "point_cloud_region"}
 CPU = torch.device("cpu")
 
 
-def run(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
-    """The script; ``before`` runs in its Python first."""
-    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+def closure(*packages: str) -> set[str]:
+    """Installed distributions that these require, themselves included, as pip would install them without extras."""
+    found: set[str] = set()
+    todo = [canonicalize_name(package) for package in packages]
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        todo += [canonicalize_name(one.name) for one in map(Requirement, required) if not _not_needed(one)]
+    return found
+
+
+def _not_needed(requirement: Requirement) -> bool:
+    return requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+
+
+def run(
+    *arguments: object, only: set[str] | None = None, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The script, in a Python that finds no distributions but ``only``, the standard library and this project (none: all).
+
+    Args:
+        folder: for the Python file that sees to it.
+    """
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    if only is not None:
+        assert folder is not None
+        owners = metadata.packages_distributions()
+        hidden = {
+            module
+            for module, owned_by in owners.items()
+            if module not in ("rb", "eval") and not {canonicalize_name(name) for name in owned_by} & only
+        }
+        # As if they were not installed: Python's own search does not find them.
+        (folder / "sitecustomize.py").write_text(
+            "import importlib.machinery as machinery\n"
+            f"HIDDEN = {hidden!r}\n"
+            "real = machinery.PathFinder.find_spec\n"
+            "def find_spec(name, path=None, target=None):\n"
+            "    return None if name.partition('.')[0] in HIDDEN else real(name, path, target)\n"
+            "machinery.PathFinder.find_spec = staticmethod(find_spec)\n"
+        )
+        environment["PYTHONPATH"] = str(folder)
     command = [str(ROOT / "launch" / "gpu_check.sh"), *map(str, arguments)]
-    if before:
-        code = f"{before}; import runpy; runpy.run_module('rb.gpu_check', run_name='__main__')"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        environment |= {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_script_builds_compares_and_times_both_kinds_of_llm(tmp_path: Path) -> None:
-    done = run("--small", "--micro-batch", "2", "--out", tmp_path / "found.json")
+    """On a machine with torch, transformers, peft and the wheels that the script names, and nothing else."""
+    only = closure(*BASE.values()) | set(ZERO2.values())
+    done = run("--small", "--micro-batch", "2", "--out", tmp_path / "found.json", only=only, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all agree" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())["models"]
@@ -49,16 +96,61 @@ def test_the_script_builds_compares_and_times_both_kinds_of_llm(tmp_path: Path) 
         assert all(row["samples_per_s"] > 0 and row["predicted_gb"] > 0 for row in model["timings"])
         assert [part["part"] for part in model["attention"]] == list(attention.PARTS)
         assert all(part["kinds"] for part in model["attention"])
+        assert model["not_run"] == {}
 
 
-def test_it_needs_no_deepspeed_and_says_so(tmp_path: Path) -> None:
-    block = "import sys, importlib.util as u; real = u.find_spec; sys.modules.update(mlflow=None, webdataset=None, deepspeed=None); "
-    block += "u.find_spec = lambda name, *a: None if name == 'deepspeed' else real(name, *a)"
-    out = tmp_path / "found.json"
-    done = run("--small", "--llm", "small_t5", "--micro-batch", "1", "--out", out, before=block)
+def test_it_needs_only_torch_transformers_and_peft_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    out, only = tmp_path / "found.json", closure(*BASE.values())
+    arguments = ("--small", "--llm", "small_t5", "--micro-batch", "1", "--out", out)
+    done = run(*arguments, only=only, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ZeRO-2: not run: deepspeed is not installed" in done.stdout
-    assert {row["engine"] for row in json.loads(out.read_text())["models"]["small_t5"]["timings"]} == {"torch"}
+    first, *rest = done.stdout.splitlines()
+    assert "ZeRO-2 will be left out: not installed: deepspeed, hjson, msgpack, py-cpuinfo, einops" in first
+    assert any("ZeRO-2: not run: not installed: deepspeed, " in line for line in rest)
+    found = json.loads(out.read_text())["models"]["small_t5"]
+    assert {row["engine"] for row in found["timings"]} == {"torch"}
+    assert found["not_run"]["ZeRO-2"].startswith("not installed: deepspeed")
+
+    # One that even its torch half needs: said before anything is imported.
+    done = run(*arguments, only=only - {"peft"}, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gpu_check: error: not installed: peft; pip install peft\n"
+
+
+def test_the_list_of_wheels_is_all_that_deepspeed_requires() -> None:
+    """But what torch requires, and what transformers and peft name themselves; ninja builds operators, which this project does not."""
+    direct = {
+        canonicalize_name(one.name)
+        for package in ("transformers", "peft")
+        for one in map(Requirement, metadata.requires(package) or [])
+        if not _not_needed(one)
+    }
+    assert set(ZERO2.values()) == closure("deepspeed") - closure("torch") - direct - {"ninja"}
+    script = (ROOT / "launch" / "gpu_check.sh").read_text()
+    assert f"pip wheel --no-deps -c constraints.txt -w DIR {' '.join(ZERO2.values())}\n" in script
+    pinned = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    assert all(f"\n{package}==" in pinned for package in ZERO2.values())  # pydantic and its core must fit
+
+
+def test_a_part_that_fails_is_reported_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("CUDA_HOME is not set")
+
+    monkeypatch.setattr(steps, "zero2", fail)
+    monkeypatch.setattr(attention, "equal_to_sdpa", fail)
+    monkeypatch.setattr(check, "join_alone", lambda: None)
+    out = tmp_path / "found.json"
+    assert check.main(["--small", "--llm", "small_t5", "--micro-batch", "1", "--out", str(out)]) == 1
+    found = json.loads(out.read_text())["models"]["small_t5"]
+    assert found["not_run"] == dict.fromkeys(("attention", "ZeRO-2"), "OSError: CUDA_HOME is not set")
+    assert {row["engine"] for row in found["timings"]} == {"torch"}
+    assert [one["name"] for one in found["compared"]] == ["torch against itself"]
+    captured = capsys.readouterr()
+    assert "ZeRO-2: not run: it failed with OSError: CUDA_HOME is not set" in captured.out
+    assert "SOMETHING DID NOT AGREE OR FAILED" in captured.out
+    assert "Traceback" in captured.err
 
 
 def test_wrong_calls_are_clear(tmp_path: Path) -> None:
