@@ -1,4 +1,7 @@
-"""Images with a box, and point clouds, to turn with the mouse or still, as pieces of a self-contained page."""
+"""Images with a box, and point clouds, to turn with the mouse or still, as pieces of a self-contained page.
+
+Pillow is imported where something is drawn: a model's sources import this file on machines without it (``launch/gpu_check.sh``).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from rb.core.boxes import cloud_box_corners
 from rb.drawing.page import Html, esc
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_SIDE = 360
 SMALL_SIDE = 160  # smaller images are enlarged without blur
@@ -29,11 +35,13 @@ def image_with_box(image: Image.Image, box: Sequence[float] | None, text: str = 
 
     ``text`` is what a screen reader says.
     """
+    from PIL.Image import Resampling
+
     width, height = image.size
     shrink = min(1.0, MAX_SIDE / max(width, height))
     small = image.convert("RGB")
     if shrink < 1.0:
-        small = small.resize((max(1, round(width * shrink)), max(1, round(height * shrink))), Image.Resampling.LANCZOS)
+        small = small.resize((max(1, round(width * shrink)), max(1, round(height * shrink))), Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82 if shrink < 1.0 else 92, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -81,6 +89,8 @@ def cloud_still(
     ink = _colours(kept).astype(float) if kept.shape[1] >= 6 else np.where(inside[:, None], STILL_INK, STILL_SOFT)
     near = np.clip((seen[:, 2:] + 1) / 2, 0, 1)
     shades = (STILL_PAPER + (ink - STILL_PAPER) * (0.25 + 0.75 * near)).round().astype(int)
+    from PIL import Image, ImageDraw
+
     image = Image.new("RGB", (size, size), tuple(int(v) for v in STILL_PAPER))
     pen = ImageDraw.Draw(image)
     for i in np.argsort(seen[:, 2]):

@@ -2,6 +2,8 @@
 
 Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels of shards are taken as stored: COCO's
 boxes refer to them, so an EXIF orientation is applied only where a manifest says so (``rb.api`` turns photos upright; see ``pixels.py``).
+
+Pillow is imported where an image is read: models are built, and checked by ``launch/gpu_check.sh``, on machines without it.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rb.core.boxes import EDGE_TOLERANCE, clip_xyxy, image_box_problem, normalise_image_box
@@ -20,8 +22,10 @@ from rb.core.model_config import ModelConfig
 from rb.core.strict_json import FormatError
 from rb.drawing.page import Html
 from rb.drawing.pictures import image_with_box
-from rb.sources.pixels import decode_in_set, size_in_set
 from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -58,7 +62,9 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """One decoded image as the ViT's input."""
-        resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        from PIL.Image import Resampling
+
+        resized = image.resize((self.size, self.size), Resampling.BICUBIC)
         pixels = np.asarray(resized).transpose(2, 0, 1)
         # The same order of operations and types as transformers, so that the base model sees the very same numbers.
         scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -68,6 +74,8 @@ class ImageTransform:
 
 def _pixels(stored: Stored) -> Image.Image:
     """All pixels in RGB, of the size that the record states."""
+    from rb.sources.pixels import decode_in_set
+
     return decode_in_set(stored.media, stored.where, stored.exif, stored.size)
 
 
@@ -84,6 +92,8 @@ class ImageSource(Source[ImageTransform]):
 
     def check(self, stored: Stored) -> None:
         """Reads the header alone: it must be an image of the size that the record states."""
+        from rb.sources.pixels import size_in_set
+
         width, height = size_in_set(stored.media, stored.where, stored.exif)
         if (width, height) != stored.size:
             raise FormatError(
@@ -114,8 +124,10 @@ class ImageSource(Source[ImageTransform]):
 
         Another size, another quality of JPEG and small changes of colour turn few of them.
         """
+        from PIL.Image import Resampling
+
         image = _pixels(stored).convert("L")
-        pixels = np.asarray(image.resize((17, 16), Image.Resampling.BOX))
+        pixels = np.asarray(image.resize((17, 16), Resampling.BOX))
         return np.packbits(pixels[:, :-1] > pixels[:, 1:]).tobytes()
 
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:
