@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 import psutil
@@ -66,20 +66,24 @@ def launch_ranks(
     try:
         # Its own session: Ctrl-C in a terminal must reach the ranks through here, once, and not kill the launcher above them.
         launcher = subprocess.Popen(command, env=environment, start_new_session=True)
-        started: list[psutil.Process] = []
-        told: list[psutil.Process] | None = None  # who was asked to stop, once somebody was
-        # A killed launcher leaves its ranks behind: they see it, save and leave.
-        while launcher.poll() is None or any(lives(rank) for rank in started):
-            if len(started) < len(devices):
-                started = _ranks_of(launcher) or started
+        told: list[psutil.Process] = []  # who was asked to stop, once somebody was
+
+        def wait(ranks_now: Callable[[], list[psutil.Process]]) -> None:
             if not asked and parents.gone():
                 asked.append(signal.SIGTERM)
-            if asked and told is None:
-                told = started or [psutil.Process(launcher.pid)]
+            if asked and not told:
+                told.extend(ranks_now() or [psutil.Process(launcher.pid)])
                 for process in told:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.send_signal(signal.SIGTERM)
             time.sleep(POLL_S)
+
+        while launcher.poll() is None:
+            wait(lambda: _ranks_of(launcher))
+        # A killed launcher leaves its ranks behind: they see it, save and leave.
+        left_behind = _session(launcher.pid)
+        while any(lives(rank) for rank in left_behind):
+            wait(lambda: left_behind)
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -139,6 +143,16 @@ def _ranks_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return [child for child in psutil.Process(launcher.pid).children() if _has_rank(child)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """The processes of a session, by the number of the process that began it and has ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def _has_rank(child: psutil.Process) -> bool:
