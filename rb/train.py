@@ -5,8 +5,8 @@ usage: --run FILE [section.key=value ...]        start a run
 
 `rb train --dry-run` with the same options prints what the run would do, and writes nothing.
 
-Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row; 1 or
-above 128: broke off. `rb train` takes the code from what the run itself wrote at its end (`rb/training/run_end.py`).
+Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row; 74 the
+disk takes no more and the last step is not saved; 1 or above 128: broke off. `rb train` takes the code from what the run itself wrote at its end (`rb/training/run_end.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rb.core.exit_codes import FINISHED, USER_ERRORS, WRONG_REQUEST, guarded, leave, wrong_request
+from rb.core.exit_codes import FINISHED, USER_ERRORS, guarded, leave, wrong_request
 from rb.core.output import say, say_json
 from rb.core.stopping import StopRequest
 from rb.core.verbosity import add_options, set_verbosity
@@ -26,7 +26,7 @@ from rb.core.verbosity import add_options, set_verbosity
 def add_train(parser: argparse.ArgumentParser) -> None:
     """``rb train``."""
     parser.description = (
-        "Train RegionBLIP. Exit codes: 0 finished, 75 stopped (saved; --resume goes on), 2 wrong request."
+        "Train RegionBLIP. Exit codes: 0 finished, 75 stopped (saved; --resume goes on), 74 disk full, 2 wrong request."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with start_tracking(run, resumed=args.resume is not None) as tracker:
             code = take_steps(run, tracker, stop)
             finish(run, tracker, code)
-    except FailedElsewhereError:
-        return WRONG_REQUEST
+    except FailedElsewhereError as error:
+        return error.code
     except USER_ERRORS as error:
         return wrong_request(f"rb train: rank {dist.rank()}" if dist.rank() else "rb train", error)
     dist.shutdown()

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rb.core.files import file_sha256, sha256, temporary_name, whole_folder, write_whole
+from rb.core.files import cannot_write, check_room, file_sha256, sha256, temporary_name, whole_folder, write_whole
 from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
 from rb.core.strict_json import count, parse_foreign, read_bytes
 
@@ -60,6 +60,11 @@ class TrainState:
         """Names of the parameters."""
         return set(self.tensors[PARAMETER])
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for named in self.tensors.values() for tensor in named.values())
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -86,13 +91,14 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
         best: let `best` name it too.
 
     Raises:
-        CheckpointError: it cannot be written (disk full, no permission); what was there before is intact.
+        CannotWriteError: it cannot be written (disk full, no permission), with path and bytes; what was there before is intact.
     """
     folder = run_dir / CHECKPOINTS
-    target = folder / step_name(step)
+    target, needed = folder / step_name(step), state.num_bytes
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_left_overs(folder)
+        check_room(folder, needed)
         # One of that step may be there, of an attempt that ended before `latest` named it, so nothing refers to it.
         with whole_folder(target, replace=True) as temporary:
             _write(temporary, step, state, meta)
@@ -100,11 +106,14 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
         if best:
             _point(folder, BEST, target.name)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({error}); earlier checkpoints are intact") from error
+        raise cannot_write(target, error, needed) from error
     kept = _pointed(folder / BEST) if (folder / BEST).is_file() else ""
     older = [path for path in _steps(folder) if _step(path) < step and path.name != kept]
-    for old in older[keep - 1 :]:
-        _remove(old)
+    try:
+        for old in older[keep - 1 :]:
+            _remove(old)
+    except OSError as error:  # the new one is there; the next save tries again
+        log.warning("%s: an older checkpoint cannot be deleted (%s)", folder, error)
     return target
 
 

@@ -1,6 +1,6 @@
 """Exit codes of the project's commands, and how an entry point ends. The one place where they are written down.
 
-Imports nothing but the standard library, so that every entry can use it before torch is loaded.
+Imports the standard library and `files.py`, which does so too, so that every entry can use it before torch is loaded.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
+
+from rb.core.files import REFUSED
 
 FINISHED = 0
 FAILED = 1  # a check found something wrong, or one of several jobs failed
 WRONG_REQUEST = 2  # what a user can cause: a wrong argument, a missing or altered file
+CANNOT_WRITE = 74  # EX_IOERR: the disk is full, over its quota or read-only; what was written before is intact
 ABORTED = 3  # training: too many bad steps in a row
 STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command continues
 
@@ -22,14 +26,20 @@ USER_ERRORS = (ValueError, OSError)  # what a user can cause
 
 
 def wrong_request(name: str, error: Exception) -> int:
-    """Say on stderr, in one line, what a user caused with the command ``name``; returns the exit code WRONG_REQUEST."""
-    sys.stderr.write(f"{name}: error: {error}\n")
-    sys.stderr.flush()
-    return WRONG_REQUEST
+    """Say on stderr, in one line, what a user caused with the command ``name``; returns its exit code."""
+    with suppress(OSError):  # stderr may be a file on the same full disk
+        sys.stderr.write(f"{name}: error: {error}\n")
+        sys.stderr.flush()
+    return code_of(error)
+
+
+def code_of(error: Exception) -> int:
+    """CANNOT_WRITE where a file system took no more, WRONG_REQUEST for everything else that a user can cause."""
+    return CANNOT_WRITE if isinstance(error, OSError) and error.errno in REFUSED else WRONG_REQUEST
 
 
 def guarded(name: str, work: Callable[[], int]) -> int:
-    """``work()``'s exit code; what a user can cause (``ValueError``, ``OSError``) ends in one line on stderr and WRONG_REQUEST.
+    """``work()``'s exit code; what a user can cause (``ValueError``, ``OSError``) ends in one line on stderr and the code of the error.
 
     Args:
         name: of the command, for the line.
@@ -51,6 +61,7 @@ def leave(code: int) -> NoReturn:
     its work is done (measured: 1 of 16 runs of 2 ranks ended with SIGABRT).
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)

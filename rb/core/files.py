@@ -1,7 +1,8 @@
 """Files and folders written whole or not at all, and their digests. Every room writes through this file.
 
 A reader sees the old content or the new one, never a part: what is written gets a temporary name in the same folder, goes to the disk
-(fsync) and is renamed. Modes follow the umask, also of files that a library makes for their owner alone.
+(fsync) and is renamed. Modes follow the umask, also of files that a library makes for their owner alone. Where the file system refuses, the error
+names the path that was meant, the reason and the bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -19,7 +21,80 @@ from pathlib import Path
 from typing import Any
 
 _PIECE = 1 << 20
+# The file system cannot take more, whatever was asked for.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
+
+
+class CannotWriteError(OSError):
+    """A file or folder that cannot be written; what was there before is intact."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def cannot_write(path: Path, error: Exception, needed: int | None = None) -> CannotWriteError:
+    """The error to raise where ``path`` cannot be written, with reason and bytes; ``needed``: its size, if known."""
+    number = _number(error)
+    return CannotWriteError(number, why_not_written(path, error, needed))
+
+
+def why_not_written(path: Path, error: Exception, needed: int | None = None) -> str:
+    """``PATH: cannot be written (No space left on device; 1,024 bytes needed, 0 free)``."""
+    number = _number(error)
+    reason = os.strerror(number) if number else str(error)
+    parts = [] if needed is None else [f"{needed:,} bytes needed"]
+    free = _free(path)
+    if free is not None:
+        parts.append(f"{free:,} free" if parts else f"{free:,} bytes free")
+    return f"{path}: cannot be written ({'; '.join(filter(None, [reason, ', '.join(parts)]))})"
+
+
+def check_room(path: Path, needed: int) -> None:
+    """``CannotWriteError`` if the file system that ``path`` will be on has fewer bytes free than are needed."""
+    free = _free(path)
+    if free is not None and free < needed:
+        raise cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed)
+
+
+def _free(path: Path) -> int | None:
+    """Bytes free where ``path`` is or will be; none where the file system does not say."""
+    try:
+        usage = shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.is_dir()))
+    except OSError:
+        return None
+    return usage.free if usage.total else None
+
+
+def _number(error: Exception) -> int:
+    """The errno of an error; of a library written in Rust from its text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) or (int(found[1]) if found else 0)
+
+
+def check_writable(path: Path) -> None:
+    """Raise now, before hours of work, what writing ``path`` would raise later; its folder is made."""
+    probe = temporary_name(path)
+    with naming(path, probe):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _new_file(probe)
+            probe.write_bytes(bytes(4096))
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing ``temporary``, and of a file system that takes no more, name ``path``; others pass."""
+    try:
+        yield
+    except Exception as error:
+        ours = str(getattr(error, "filename", None) or "").startswith(str(temporary))
+        if _number(error) in REFUSED or ours:
+            raise cannot_write(path, error) from error
+        raise
 
 
 def temporary_name(path: Path) -> Path:
@@ -33,13 +108,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = temporary_name(path)
     try:
-        mode = _new_file(temporary)
-        yield temporary
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
+        with naming(path, temporary):
+            mode = _new_file(temporary)
+            yield temporary
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a read-only file system even where there is nothing to remove
+            temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -67,9 +144,10 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     temporary, old = temporary_name(path), temporary_name(path)
     try:
-        temporary.mkdir()
-        yield temporary
-        _settle(temporary)
+        with naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            _settle(temporary)
         if path.exists():
             if not replace:
                 raise FileExistsError(errno.EEXIST, "exists already", str(path))

@@ -123,12 +123,13 @@ def _read(entry: Path, path: Path) -> str:
 
 @contextmanager
 def _one_at_a_time(entry: Path) -> Iterator[None]:
+    path = entry.with_suffix(".lock")
     try:
-        file = entry.with_suffix(".lock").open("w")
+        file = path.open("w")
     except OSError:  # a read-only cache: each process hashes for itself
         yield
         return
-    with file, locked(file.fileno()):
+    with file, locked(file.fileno(), path):
         yield
 
 

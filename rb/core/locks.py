@@ -1,7 +1,7 @@
 """Locks between processes, on files: held while the holder lives, however it ends, and never by its loader workers.
 
 ``flock`` of an open file. A forked child (a loader worker) inherits the open file, so it closes its copy as its first act; a command
-that is started does not get it. Where a file system has no locks, one warning says so and work continues.
+that is started does not get it. Where a file system has no locks, one warning says so and work continues. Every lock of the project is here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 log = logging.getLogger(__name__)
+_without_locks: set[int] = set()  # devices of which it was said
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
@@ -40,19 +41,16 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self.certain = _flock(fd, wait)
+            self.certain = _flock(fd, wait, self.path)
         except OSError as error:
             os.close(fd)
             if error.errno in _TAKEN:
                 return False
             raise
-        if not self.certain:
-            log.warning(
-                "%s: this file system has no locks; make sure that only one process works in this folder", self.path
-            )
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{_this_process()}\n".encode(), 0)
         self._fd = fd
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{_this_process()}\n".encode(), 0)
         _held.add(self)
         return True
 
@@ -87,9 +85,9 @@ class FileLock:
 
 
 @contextlib.contextmanager
-def locked(fd: int) -> Iterator[None]:
-    """Hold an open file against other processes while in the block; without effect if the file system has no locks."""
-    certain = _flock(fd, wait=True)
+def locked(fd: int, path: Path) -> Iterator[None]:
+    """Hold an open file against other processes while in the block; ``path`` is its name. Without effect if the file system has no locks."""
+    certain = _flock(fd, True, path)
     try:
         yield
     finally:
@@ -101,13 +99,21 @@ def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _flock(fd: int, wait: bool) -> bool:
-    """Lock an open file; false if the file system cannot."""
+def _flock(fd: int, wait: bool, path: Path) -> bool:
+    """Lock an open file; false if its file system cannot, which is said once for each file system."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        device = os.fstat(fd).st_dev
+        if device not in _without_locks:
+            _without_locks.add(device)
+            log.warning(
+                "%s: this file system has no locks (%s): what two processes write there at once is not kept apart; "
+                "let one command at a time work there",
+                *(path.parent, errno.errorcode.get(error.errno or 0, error.errno)),
+            )
         return False
     return True
 

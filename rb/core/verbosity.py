@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import suppress
 
 from rb.core.quiet import quiet_libraries
 
@@ -23,7 +24,8 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a file on a full disk; the log is no reason to stop
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 _CONSOLE = _Console()

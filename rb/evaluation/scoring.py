@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rb.core.files import file_sha256, sha256, write_json, write_whole
 from rb.core.metrics import METRICS
+from rb.core.patient import attempt
 from rb.core.run_layout import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS
 from rb.core.strict_json import FormatError, dumps
 from rb.data.formats import Prediction, read_predictions
@@ -93,7 +95,8 @@ def score_file(
     write_whole(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}))
     write_json(out, result)
     if use_mlflow:
-        _log(result, predictions, out, started)
+        # The scores are written; that the journal's disk is full does not take them back.
+        attempt(out, partial(_log, result, predictions, out, started))
     return result
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rb.core.files import sha256
+from rb.core.files import naming, sha256
 from rb.core.locks import FileLock
 from rb.core.strict_json import read
 from rb.evaluation.java import Java, JavaTimeoutError, JavaToolError, coco_jars, java_command, run_tool
@@ -99,7 +99,8 @@ def _run(
     classpath = ":".join(str(path) for path in (home / "spice-1.0.jar", ENGINE, home / "lib" / "*", *jars))
     with tempfile.TemporaryDirectory(prefix="rb-spice-") as temp:
         source, target = Path(temp) / "in.json", Path(temp) / "out.json"
-        source.write_text(json.dumps(rows), encoding="ascii")
+        with naming(source, source):
+            source.write_text(json.dumps(rows), encoding="ascii")
         call = [
             "-cp",
             classpath,

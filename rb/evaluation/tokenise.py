@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pycocoevalcap.tokenizer.ptbtokenizer import STANFORD_CORENLP_3_4_1_JAR
 
+from rb.core.files import naming
 from rb.core.text import one_line
 from rb.evaluation.java import Java, JavaToolError, coco_jars, java_command, run_tool
 from rb.evaluation.simple_cider import drop_punctuation
@@ -28,7 +29,8 @@ def ptb_tokenise(texts: Sequence[str], java: Java) -> list[str]:
     jar = coco_jars() / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR
     with tempfile.TemporaryDirectory(prefix="rb-ptb-") as temp:
         source = Path(temp) / "texts.txt"
-        source.write_text("".join(one_line(text) + "\n" for text in texts), encoding="utf-8")
+        with naming(source, source):
+            source.write_text("".join(one_line(text) + "\n" for text in texts), encoding="utf-8")
         call = [
             "-cp",
             str(jar),

@@ -75,10 +75,12 @@ def run_predict(args: argparse.Namespace) -> int:
 
         torch.set_num_threads(args.threads)
     from rb.core import dist
+    from rb.core.files import check_writable
     from rb.data.index import ManifestReader
     from rb.inference.load import load_base, load_trained
     from rb.inference.predicting import BLIND, CROPS, RELEASED_DECODING, SHUFFLED, WHOLE, Job, predict
 
+    check_writable(args.out)
     dist.init()
     view = CROPS if args.crop_boxes else SHUFFLED if args.shuffle_boxes else BLIND if args.blind else WHOLE
     job = Job(

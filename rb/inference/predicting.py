@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ import transformers
 import rb
 from rb.core import dist
 from rb.core.config import DecodeConfig
+from rb.core.files import CannotWriteError
 from rb.core.modality import IMAGE, modality_spec
 from rb.data.index import ManifestReader
 from rb.data.pipeline import InputView, PredictDataset
-from rb.data.predictions import write_predictions
+from rb.data.predictions import Prediction, write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.inference.generate import caption_examples, in_manifest_order
@@ -85,6 +87,7 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
 
     Raises:
         ValueError: the model cannot read the modality.
+        CannotWriteError: ``out`` cannot be written; the message says where the predictions are.
     """
     box_of = shuffle_boxes(job.reader).box_of if job.view == SHUFFLED else {}
     rows = caption_examples(loaded, _dataset(job, loaded, box_of), _read_as(job, loaded), job.num_workers)
@@ -92,8 +95,21 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
     if gathered is None:
         return len(rows)
     ordered = in_manifest_order(gathered)
-    write_predictions(out, ordered, _meta(job, loaded, len(ordered)))
+    _write(out, ordered, _meta(job, loaded, len(ordered)))
     return len(ordered)
+
+
+def _write(out: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
+    """Write the predictions, or save hours of work: to the folder for temporary files, where ``out`` takes no more."""
+    try:
+        write_predictions(out, rows, meta)
+    except CannotWriteError as error:
+        rescued = Path(tempfile.mkdtemp(prefix="rb-predictions-")) / out.name
+        write_predictions(rescued, rows, meta)
+        raise CannotWriteError(
+            error.errno,
+            f"{error}; the predictions are in {rescued.parent}: make room and move both files to {out.parent}",
+        ) from error
 
 
 def _dataset(job: Job, loaded: Loaded, box_of: Mapping[int, int]) -> PredictDataset:

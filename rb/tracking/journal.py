@@ -15,7 +15,6 @@ append to the same file and a kill leaves at most one torn line, at the end. Row
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -26,7 +25,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rb.core.files import cannot_write, sync
 from rb.core.locks import locked
+from rb.core.patient import PatientLines, append_whole
 from rb.core.strict_json import parse
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
@@ -54,7 +55,10 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        new = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        if new:
+            sync(self.path.parent)  # or the file may be gone after a power failure, whatever was synced of its rows
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step."""
@@ -67,15 +71,27 @@ class Journal:
     def write(self, kind: str, **fields: object) -> None:
         """Append one row of any kind; ``time`` among its fields replaces the present.
 
-        ``OSError`` where the disk refuses; a line cut off by that is dropped by the next write.
+        ``OSError`` where the disk refuses; the file then holds nothing of the row.
         """
         assert kind in KINDS, kind
         row = {"kind": kind, "time": time.time(), **fields}
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode("utf-8", "replace")
-        with self._lock, locked(self._fd):
-            self._drop_torn_tail()
-            if os.write(self._fd, line) != len(line):
-                raise OSError(errno.ENOSPC, f"{self.path}: a row was written in part only; is the disk full?")
+        self._append(
+            (json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode("utf-8", "replace")
+        )
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk."""
+        with self._lock:
+            os.fsync(self._fd)
+
+    def _append(self, line: bytes) -> None:
+        """Append a line as it is; ``CannotWriteError`` where the disk refuses."""
+        with self._lock, locked(self._fd, self.path):
+            try:
+                self._drop_torn_tail()
+                append_whole(self._fd, line)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
@@ -98,6 +114,31 @@ class Journal:
                 break
             keep = start
         os.ftruncate(self._fd, keep)
+
+
+class PatientJournal(Journal):
+    """The journal of a training: where its disk takes no more, rows wait in memory, and no call raises ``OSError``."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._waiting = PatientLines(self.path, super()._append)
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, those that waited too, as far as there is room."""
+        try:
+            if self._waiting.flush():
+                super().sync()
+        except OSError as error:
+            self._waiting.failed(error)
+
+    def close(self) -> None:
+        """Write what waits, or say how much is lost; close the file."""
+        if self._fd >= 0:
+            self._waiting.close()
+        super().close()
+
+    def _append(self, line: bytes) -> None:
+        self._waiting.add(line)
 
 
 def _encode(value: float) -> float | str:

@@ -1,10 +1,13 @@
 """``Tracker``: what a training run calls. Every event goes to the journal at once; MLflow follows in the background.
 
+Where the disk takes no more, rows wait in memory (``PatientJournal``); no call raises ``OSError`` once the tracker is made.
+
 Only rank 0 is ``enabled``; on the others every call does nothing, so that the caller needs no rank condition.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +19,7 @@ from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.client_tags import client_tags
 from rb.tracking.identity import run_identity
-from rb.tracking.journal import STATUSES, Journal
+from rb.tracking.journal import STATUSES, PatientJournal
 from rb.tracking.mlflow_copy import MlflowCopy
 
 
@@ -44,15 +47,15 @@ class Tracker:
         interval_s: float = 5.0,
     ) -> None:
         self.run_dir = Path(run_dir).resolve()
-        self._journal: Journal | None = None
+        self._journal: PatientJournal | None = None
         self._copy: MlflowCopy | None = None
         self._lock = FileLock(self.run_dir / TRACKING_LOCK)
         if not enabled:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._lock.acquire()
+        self._hold()
         run_identity(self.run_dir, experiment, run_name or self.run_dir.name)
-        self._journal = Journal(self.run_dir / RUN_JOURNAL)
+        self._journal = PatientJournal(self.run_dir / RUN_JOURNAL)
         self._journal.write("status", status="RUNNING")
         self._journal.write("tags", values=client_tags())
         if mlflow:
@@ -61,16 +64,17 @@ class Tracker:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; nested ones get dotted names."""
         if self._journal and values:
-            self._journal.write("params", values=flatten(values))
+            self._write("params", values=flatten(values))
 
     def tags(self, values: Mapping[str, object]) -> None:
         """Set tags, e.g. ``git_commit``, ``trainable_parameters.image_region``; a later value replaces an earlier one."""
         if self._journal and values:
-            self._journal.write("tags", values={name: str(value) for name, value in values.items()})
+            self._write("tags", values={name: str(value) for name, value in values.items()})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of one step, by full name (``train/image_region/loss_itc``). Takes well under a millisecond."""
         if self._journal and values:
+            self._hold()
             self._journal.metrics(step, values)
 
     def artifact(self, path: str | Path) -> None:
@@ -81,18 +85,24 @@ class Tracker:
                 path = path.resolve()
                 home = self.run_dir.resolve()
                 path = path.relative_to(home) if path.is_relative_to(home) else path
-            self._journal.write("artifact", path=str(path))
+            self._write("artifact", path=str(path))
 
     def inputs(self, datasets: Iterable[tuple[str, str, str]], context: str = "training") -> None:
         """Log the data sets of the run as (name, digest, source); ``context`` says what for: training, validation."""
         if self._journal:
             for name, digest, source in datasets:
-                self._journal.write("input", name=str(name), digest=str(digest), source=str(source), context=context)
+                self._write("input", name=str(name), digest=str(digest), source=str(source), context=context)
 
     def resumed(self, step: int) -> None:
         """Record that the run continues from ``step``: metrics of later steps are superseded."""
         if self._journal:
+            self._hold()
             self._journal.truncate_after(step)
+
+    def sync(self) -> None:
+        """Wait until the journal is on the disk: before a checkpoint claims its steps."""
+        if self._journal:
+            self._journal.sync()
 
     def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> None:
         """Set the run's end (FINISHED, FAILED or KILLED) and give MLflow ``timeout_s`` to follow; later calls do nothing."""
@@ -114,6 +124,16 @@ class Tracker:
         while self._copy and not self._copy.run_id and time.monotonic() < end:
             time.sleep(0.05)
         return self._copy.run_id if self._copy else ""
+
+    def _write(self, kind: str, **fields: object) -> None:
+        assert self._journal is not None
+        self._hold()
+        self._journal.write(kind, **fields)
+
+    def _hold(self) -> None:
+        """Take the folder's tracking lock, if a command that looked at the run for a moment had it before."""
+        with contextlib.suppress(OSError):
+            self._lock.acquire()
 
     def __enter__(self) -> Tracker:
         return self

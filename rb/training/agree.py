@@ -11,13 +11,19 @@ from typing import Any, TypeVar
 import torch
 
 from rb.core import dist
+from rb.core.exit_codes import code_of
 from rb.core.stopping import StopRequest
 
 T = TypeVar("T")
+_MAIN = 1000  # above all exit codes
 
 
 class FailedElsewhereError(Exception):
-    """Another rank failed and reports why; this rank only has to exit."""
+    """Another rank failed and reports why; this rank only has to exit, with the same ``code``."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def together(work: Callable[[], T]) -> T:
@@ -35,13 +41,13 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except (ValueError, OSError) as raised:
         error = raised
-    # One number says whether rank 0 failed (2) or only others did (1).
-    mine = 0 if error is None else 2 if dist.is_main() else 1
+    # One number: the exit code, above all others if rank 0 failed.
+    mine = 0 if error is None else code_of(error) + (_MAIN if dist.is_main() else 0)
     worst = int(dist.all_reduce_max(torch.tensor(mine, dtype=torch.int32, device=dist.device())).item())
     if error is not None and mine == worst:
         raise error
     if worst:
-        raise FailedElsewhereError
+        raise FailedElsewhereError(worst % _MAIN)
     return result  # type: ignore[return-value]
 
 

@@ -20,10 +20,19 @@ from rb.checkpoints import checkpoint
 from rb.core import dist, progress
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
-from rb.core.exit_codes import ABORTED, FINISHED, STOPPED
+from rb.core.exit_codes import ABORTED, CANNOT_WRITE, FINISHED, STOPPED
 from rb.core.metric_names import EPOCH, RATE, TOTAL, TRAIN, parse_name, shown_values, value_name
+from rb.core.patient import attempt
 from rb.core.run_file import digest, dump_run, to_tree
-from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT, RUN_TEXT_HEAD, RUN_WEIGHTS
+from rb.core.run_layout import (
+    RUN_CONFIG,
+    RUN_END,
+    RUN_ENVIRONMENT,
+    RUN_TEXT_HEAD,
+    RUN_VALIDATION,
+    RUN_WEIGHTS,
+    step_name,
+)
 from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
@@ -37,6 +46,7 @@ from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environment, identities_of, package_versions
+from rb.training.saving import Saver
 from rb.training.schedule import Schedule
 from rb.training.validate import Validation, open_validation_data
 
@@ -60,6 +70,7 @@ class Run:
     engine: Engine
     validation: Validation
     meta: dict[str, Any]
+    saver: Saver
     done: int
     """Steps made so far."""
 
@@ -107,13 +118,16 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     validation = Validation(config, held_out, built, found.meta.get("best") if found else None)
     if config.validation.keep_best:
         restore_best(folder.path, validation)
-    return Run(config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta, start)
+    saver = Saver(folder, engine, validation, meta, config.train)
+    return Run(
+        config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta, saver, start
+    )
 
 
 def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     """The loop: one optimizer step after another, metrics and checkpoints in between, to the end or until asked to stop.
 
-    Returns the exit code: FINISHED, STOPPED or ABORTED.
+    Returns the exit code: FINISHED, STOPPED, ABORTED or, where the last step could not be saved, CANNOT_WRITE.
     """
     train_config, engine = run.config.train, run.engine
     batches = open_batches(run)
@@ -155,10 +169,14 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             scores, best = run.validation.run(done)
             tracker.metrics(done, scores)
             if run.config.validation.num_examples:
-                tracker.artifact(on_main(partial(run.validation.write_samples, run.folder.path, done, scores)))
+                write_samples(run, tracker, scores)
             window.restart_clock()
-        if done % train_config.checkpoint_every == 0 or last or stopping or best:
-            save(run, done, best)
+        if run.saver.due(done) or last or stopping or best:
+            run.saver.save(done, best, tracker)
+        if (last or stopping) and run.saver.missed:
+            log.error("step %d, the last, is not saved: %s", done, run.saver.missed)
+            log.error("make room, then go on from the last checkpoint with --resume %s", run.folder.path)
+            return CANNOT_WRITE
         if stopping and not last:
             log.info("stopped by %s; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
             return STOPPED
@@ -168,10 +186,20 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 
 def finish(run: Run, tracker: Tracker, code: int) -> None:
     """Close what ``prepare`` and ``start_tracking`` opened, once the loop has returned its exit code. Collective."""
-    tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED", ABORTED: "FAILED"}[code])
+    tracker.finish({FINISHED: "FINISHED", STOPPED: "KILLED"}.get(code, "FAILED"))
     run.engine.close()
     # The last act. All ranks wait for it: a launcher takes the first exit for the end of the run.
-    on_main(partial(run.folder.end, code, run.done, run.total_steps))
+    end = partial(run.folder.end, code, run.done, run.total_steps)
+    on_main(partial(attempt, run.folder.path / RUN_END, end) if code == CANNOT_WRITE else end)
+
+
+def write_samples(run: Run, tracker: Tracker, scores: dict[str, float]) -> None:
+    """The page of the validation just made, in the run folder and in MLflow; left out where the disk is full. Collective."""
+    folder = run.folder.path
+    write = partial(run.validation.write_samples, folder, run.done, scores)
+    page = on_main(partial(attempt, folder / RUN_VALIDATION / step_name(run.done), write))
+    if page is not None:
+        tracker.artifact(page)
 
 
 def open_batches(run: Run) -> Iterator[Batch]:
@@ -198,19 +226,6 @@ def restore_best(run_dir: Path, validation: Validation) -> None:
         validation.best = None  # none yet, or its folder is gone: the next score is the best again
 
 
-def save(run: Run, done: int, best: bool) -> None:
-    """Write a checkpoint of the step just made; `best` says that validation found it the best so far. Collective."""
-    state = run.engine.gather_state()
-
-    def write() -> Path:
-        assert state is not None
-        run.folder.check_there()
-        meta = run.meta | {"best": run.validation.record()}
-        return checkpoint.save(run.folder.path, done, state, meta, run.config.train.keep_checkpoints, best)
-
-    log.info("step %d: saved %s", done, on_main(write))
-
-
 def start_tracking(run: Run, resumed: bool) -> Tracker:
     """The run folder's small files, the first log lines, and the tracker with all that is known of the run by now."""
     config, model = run.config, run.built.model
@@ -223,11 +238,10 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
         }
     )
     counts = trainable_counts(model.parameter_modalities(), run.engine.parameters)
-    if dist.is_main():
-        run.folder.write(RUN_ENVIRONMENT, place)
-        run.folder.write(RUN_WEIGHTS, run.built.ledger.report(model))
-        if not resumed:
-            run.folder.write(RUN_CONFIG, dump_run(config))
+    on_main(partial(run.folder.write, RUN_ENVIRONMENT, place))
+    on_main(lambda: run.folder.write(RUN_WEIGHTS, run.built.ledger.report(model)))
+    if not resumed:
+        on_main(partial(run.folder.write, RUN_CONFIG, dump_run(config)))
     log.info("run folder %s, commit %s", run.folder.path, place["git_commit"])
     for line in run.built.ledger.lines(model) if dist.is_main() else ():
         log.info("weights: %s", line)
@@ -237,7 +251,8 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     log.info("steps %d to %d", run.start, run.total_steps)
 
     tracking = config.tracking
-    tracker = Tracker(run.folder.path, dist.is_main(), tracking.experiment, config.name, tracking.mlflow)
+    make = partial(Tracker, run.folder.path, dist.is_main(), tracking.experiment, config.name, tracking.mlflow)
+    tracker = together(make)
     tracker.params(run.meta["config"] | {"itc_batch_size": run.engine.layout.pool_size})
     tracker.tags({f"trainable_parameters.{users}": count for users, count in counts.items()})
     tracker.tags({f"foundation.{part}": fingerprint for part, fingerprint in run.built.foundation.items()})

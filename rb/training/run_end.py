@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rb.core.exit_codes import ABORTED, FAILED, FINISHED, STOPPED, WRONG_REQUEST
+from rb.core.exit_codes import ABORTED, CANNOT_WRITE, FAILED, FINISHED, STOPPED, WRONG_REQUEST
 from rb.core.files import write_json
 from rb.core.output import note
 from rb.core.run_layout import RUN_CONFIG, RUN_END
@@ -20,7 +20,12 @@ from rb.core.strict_json import parse
 
 ATTEMPT_VARIABLE = "RB_ATTEMPT"  # environment variable of the ranks: which start of the run they belong to
 FORMAT = 1
-_SAID = (STOPPED, WRONG_REQUEST, ABORTED)  # codes that ranks end with by themselves, after a line that says why
+_SAID = (
+    STOPPED,
+    WRONG_REQUEST,
+    ABORTED,
+    CANNOT_WRITE,
+)  # codes that ranks end with by themselves, after a line that says why
 
 
 @dataclass(frozen=True)

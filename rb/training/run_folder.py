@@ -20,6 +20,7 @@ from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
 from rb.core.install import git_commit
 from rb.core.locks import FileLock
+from rb.core.patient import PatientLogFile
 from rb.core.run_file import load_run, to_tree, with_defaults, with_pool
 from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
@@ -96,7 +97,7 @@ class RunFolder:
 
     def _start_log(self) -> None:
         """From now on the project's log goes to `log.txt`, and all but the lines of single steps to the error stream too."""
-        file = logging.FileHandler(self.path / RUN_LOG, encoding="utf-8")
+        file = PatientLogFile(self.path / RUN_LOG)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("rb").addHandler(file)
         show_progress_lines(STEP_LOG)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import logging
 import os
 import stat
 from pathlib import Path
@@ -15,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rb.core.files import file_sha256, sha256, whole_file, whole_folder, write_json, write_whole
-from rb.core.locks import FileLock, locked
+from rb.core.locks import FileLock
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -84,21 +81,3 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     assert first.acquire()
     del first
     assert second.acquire(), "a lock ends with its object"
-
-
-def test_a_file_system_without_locks_gives_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    lock = FileLock(tmp_path / "lock")
-    with caplog.at_level(logging.WARNING):
-        assert lock.acquire()
-    assert not lock.certain
-    assert [r.getMessage() for r in caplog.records] == [
-        f"{tmp_path / 'lock'}: this file system has no locks; make sure that only one process works in this folder"
-    ]
-    with (tmp_path / "x").open("w") as file, locked(file.fileno()):
-        pass
