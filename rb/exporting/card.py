@@ -59,6 +59,10 @@ def modality_card(settings: Mapping[str, Any], meta: Mapping[str, Any], scores: 
         "## Foundation",
         "",
         *(f"- {part}: `{value}`" for part, value in settings["foundation"].items()),
+        *(
+            f"- **exported with another {part}** (accepted by `--allow foundation`): `{settings['exported_with'][part]}`"
+            for part in settings.get("allowed", {}).get("foundation", [])
+        ),
         f"- numerics: `{settings['model']['numerics']}`",
         *(f"- {package} {version}" for package, version in dict(meta.get("versions", {})).items()),
     ]

@@ -93,7 +93,9 @@ def export_run(
         "foundation": trained.recorded,
     }
     if loaded.accepted:
+        # The fingerprints above are those of the training; --merge folds into these files.
         common["allowed"] = loaded.accepted
+        common["exported_with"] = {part: loaded.built.foundation[part] for part in loaded.built.files}
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as temporary:
         for modality in model.parts:

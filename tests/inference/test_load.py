@@ -10,15 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import eval.predict
 from rb.api import RegionBLIP
 from rb.checkpoints import checkpoint
 from rb.cli import main as cli
+from rb.core.fingerprints import fingerprint
 from rb.core.modality import IMAGE_REGION
 from rb.data.predictions import read_predictions
 from rb.inference.load import check_foundation, load_trained, read_trained
 from rb.model.weights.build import build_model
+from rb.model.weights.hub_folder import open_folder
+from rb.training.loop import warm_start
 from tests.support import exported, tiny
 from tests.support.small_data import write_set
 
@@ -85,13 +89,38 @@ def test_an_altered_foundation_is_refused_or_recorded(
     ):
         with pytest.raises(ValueError, match="--allow foundation"):
             refused()
-    assert cli(["export", str(run), "--out", str(tmp_path / "no"), "--foundation", str(other)]) == 2
+    asked = ["export", str(run), "--foundation", str(other), "--merge"]
+    assert cli([*asked, "--out", str(tmp_path / "no")]) == 2
     assert not (tmp_path / "no").exists()
-    asked = ["export", str(run), "--out", str(tmp_path / "yes"), "--foundation", str(other), "--allow", "foundation"]
-    assert cli(asked) == 0
-    assert json.loads((tmp_path / "yes" / "export.json").read_text())["allowed"] == {"foundation": ["blip2"]}
+    assert cli([*asked, "--out", str(tmp_path / "yes"), "--allow", "foundation"]) == 0
+    written = json.loads((tmp_path / "yes" / "export.json").read_text())
+    assert written["allowed"] == {"foundation": ["blip2"]}
+    # The export says both: on what it was trained, and what its merged folders were made from.
+    recorded = read_trained(run).recorded
+    assert written["foundation"] == recorded
+    assert written["exported_with"]["blip2"] == fingerprint(open_folder(other / "blip2-opt", "").files)
+    assert written["exported_with"]["blip2"] != recorded["blip2"]
+    assert written["exported_with"]["text_branch"] == recorded["text_branch"]
+    card = (tmp_path / "yes" / IMAGE_REGION / "README.md").read_text()
+    assert (
+        f"exported with another blip2** (accepted by `--allow foundation`): `{written['exported_with']['blip2']}`"
+        in card
+    )
     with pytest.raises(ValueError, match="--allow everything: not one of foundation"):
         load_trained(run, allow=["everything"])
+
+
+def test_init_from_another_foundation_is_refused_or_recorded(world: Path, tmp_path: Path) -> None:
+    """The same shapes, one bit altered: by the function through which training starts from another run."""
+    run = world / "runs" / "tiny"
+    built = build_model(read_trained(run, altered(world, tmp_path)).model, 0)
+    before = {name: value.clone() for name, value in built.model.trainable_parameters().items()}
+    with pytest.raises(ValueError, match=r"init_from .*was trained on another foundation: .*--allow foundation"):
+        warm_start(built, str(run), [])
+    after = built.model.trainable_parameters()
+    assert all(torch.equal(after[name], value) for name, value in before.items())  # nothing was taken over
+    assert warm_start(built, str(run), ["foundation"]) == {"foundation": ["blip2"]}
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_options_of_a_trained_model_are_refused_with_a_run_file(

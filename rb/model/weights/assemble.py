@@ -1,9 +1,9 @@
 """``rb weights assemble``: ViT and Q-Former of BLIP-2 folders and any causal LM become a foundation that training can start from.
 
-The language projection is new. It starts as N(0, s), bias 0, with s such that the soft prompt is as loud as the LLM's own words: the
-Q-Former's output is a layer norm's, so its expected square length is that of the norm's weight and bias, and s = (root mean square of the
-word embeddings) / (root of that). A louder start (PyTorch's default is about four times as loud for SmolLM2) drowns the words behind it, a
-quieter one is drowned. All else is copied. Written to a temporary folder that is renamed at the end, after the loader has accepted it.
+The language projection is new. It starts as N(0, s), bias 0, with s such that the soft prompt is as loud as the LLM's own words, since the
+frozen LLM was trained on vectors of that size: the Q-Former's output is a layer norm's, so its expected square length is that of the norm's
+weight and bias, and s = (root mean square of the word embeddings) / (root of that). PyTorch's default has no relation to the LLM; for
+SmolLM2 it is 4 times as loud. All else is copied. Written to a temporary folder that is renamed once training's loader has accepted it.
 """
 
 from __future__ import annotations
