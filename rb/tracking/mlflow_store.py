@@ -97,7 +97,9 @@ def open_client(uri: str) -> MlflowClient:
     load_mlflow()
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every table it makes
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # it announces tables, and logs errors that it raises too
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry; we do once
     path = sqlite_path(uri)
     if path is not None:

@@ -20,6 +20,7 @@ from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
 from rb.tracking.mlflow_store import clean_name
 from rb.tracking.sqlite_store import prepare_store
+from tests.support.disks import small_disk
 from tests.support.processes import finish, start_function
 
 
@@ -189,6 +190,40 @@ def test_the_next_run_closes_those_whose_process_died(runs: Path) -> None:
     assert killed.info.start_time <= killed.info.end_time <= run_of(runs / "next").info.start_time
     assert last_status(runs / "never copied") == "KILLED"
     assert not (runs / "never copied" / "mlflow.json").exists()
+
+
+def test_a_full_disk_under_the_store_and_its_artifacts(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rb.tracking.mlflow_copy.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("rb.tracking.mlflow_copy.LONGEST_RETRY_S", 0.05)
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        store = disk.path / "mlflow.db"
+        shutil.copy(made, store)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        with Tracker(tmp_path / "run", interval_s=0.05) as tracker:
+            assert tracker.mlflow_run_id()
+            disk.fill()
+            page = tracker.run_dir / "validation" / "page.html"
+            page.parent.mkdir()
+            page.write_text("x" * 100_000)
+            tracker.artifact(page)
+            for step in range(400):
+                tracker.metrics(step, {f"train/image_region/loss_{term}": 1.0 for term in "abcde"})
+            end = time.monotonic() + 60
+            while "cannot be reached" not in caplog.text:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            disk.empty()
+        (said,) = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
+        assert str(store) in said
+        assert "full" in said or "No space left" in said
+        client = client_of(disk.path)
+        run_id = run_identity(tmp_path / "run")["run_id"]
+        assert len(client.get_metric_history(run_id, "train/image_region/loss_e")) == 400
+        artifact = client.download_artifacts(run_id, "validation/page.html")
+        assert Path(artifact).read_bytes() == page.read_bytes()
+        assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_names_in_mlflow_are_readable() -> None:

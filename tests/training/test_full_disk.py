@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,20 @@ import yaml
 
 from rb.checkpoints import checkpoint
 from rb.checkpoints.checkpoint import KINDS, TrainState
+from rb.core import dist
 from rb.core.config import FoundationConfig, TrainConfig
-from rb.core.exit_codes import CANNOT_WRITE
+from rb.core.exit_codes import CANNOT_WRITE, code_of, leave
+from rb.core.files import write_whole
 from rb.core.run_file import to_tree
 from rb.tracking import Tracker, metric_points
 from rb.tracking.closing import last_status
+from rb.training.agree import FailedElsewhereError, on_main
 from rb.training.run_folder import RunFolder
 from rb.training.saving import Saver
 from rb.training.validate import Best
 from tests.support import small_data, tiny
 from tests.support.disks import SmallDisk, small_disk
-from tests.support.processes import finish, start
+from tests.support.processes import finish, start, start_function_ranks
 
 STEPS = 12
 
@@ -172,3 +176,22 @@ def test_a_run_makes_all_steps_on_a_full_disk_and_ends_with_its_own_code(run_fil
         assert [point.step for point in metric_points(run / "journal.jsonl")["train/epoch"]] == list(
             range(1, STEPS + 1)
         )
+
+
+def write_as_rank_0(path: Path) -> None:
+    """End with the code that `rb.train` ends with where rank 0 cannot write."""
+    dist.init()
+    try:
+        on_main(partial(write_whole, path, "x" * 5000))
+    except FailedElsewhereError as error:
+        leave(error.code)
+    except OSError as error:
+        leave(code_of(error))
+
+
+@pytest.mark.dist
+def test_every_rank_ends_with_the_code_of_the_one_that_cannot_write(tmp_path: Path) -> None:
+    """A launcher passes on the code of the rank that ends first."""
+    with small_disk(tmp_path / "disk") as disk:
+        disk.fill()
+        finish(*start_function_ranks(2, write_as_rank_0, disk.path / "config.yaml"), code=CANNOT_WRITE)
