@@ -152,7 +152,7 @@ def token_loss(
 
 
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """A 0-dim loss that is `value`, and whose gradients with respect to `inputs` are `gradients` (GradCache, arXiv 2101.06983, eq. 6)."""
+    """A 0-dim loss that is `value`, and whose gradients with respect to `inputs` are `gradients` (GradCache, arXiv 2101.06983)."""
     surrogate = torch.stack([(x.float() * g).sum() for x, g in zip(inputs, gradients, strict=True)]).sum()
     return value + (surrogate - surrogate.detach())
 

@@ -179,7 +179,7 @@ class CachedPart:
 
 
 def cached_parts(rows: PoolRows, names: Sequence[str]) -> list[CachedPart]:
-    """What each micro-batch of this rank in the pool needs in its second pass (GradCache, arXiv 2101.06983, section 3.2). Collective.
+    """What each micro-batch of this rank in the pool needs in its second pass (GradCache, Gao et al. 2021, arXiv 2101.06983). Collective.
 
     Args:
         rows: of all of them; queries, texts and temperature are leaves.
