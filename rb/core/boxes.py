@@ -61,11 +61,16 @@ def cloud_box_problem(box: Sequence[float]) -> str | None:
     return "box_empty" if any(high <= low for low, high in zip(box[:3], box[3:], strict=True)) else None
 
 
-def points_in_box(points: NDArray[np.floating], box: Sequence[float]) -> int:
-    """How many of ``points`` [N, 3 or more] lie in a cloud box, its faces included."""
+def inside_box(points: NDArray[np.floating], box: Sequence[float]) -> NDArray[np.bool_]:
+    """Which of ``points`` [N, 3 or more] lie in a cloud box, its faces included: [N]."""
     low, high = np.asarray(box[:3], dtype=np.float64), np.asarray(box[3:], dtype=np.float64)
     xyz = points[:, :3]
-    return int(((xyz >= low) & (xyz <= high)).all(axis=1).sum())
+    return np.all((xyz >= low) & (xyz <= high), axis=1)
+
+
+def points_in_box(points: NDArray[np.floating], box: Sequence[float]) -> int:
+    """How many of ``points`` [N, 3 or more] lie in a cloud box, its faces included."""
+    return int(inside_box(points, box).sum())
 
 
 def cloud_box_corners(box: Sequence[float]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
+from rb.core.threads import default_workers
 
 if TYPE_CHECKING:
     from rb.data.formats import Manifest
@@ -25,6 +26,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the set (default: the folder's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing index and manifest")
     add_exif(parser)
+    parser.add_argument("--workers", type=int, default=default_workers(), help="threads that decode")
     add_json(parser)
     parser.set_defaults(run=run_index)
 
@@ -35,7 +37,9 @@ def run_index(args: argparse.Namespace) -> int:
     from rb.data.shards import adopt
 
     _say(
-        adopt(args.folder, args.modality, args.name, args.overwrite, args.exif), args.folder / MANIFEST_FILE, args.json
+        adopt(args.folder, args.modality, args.name, args.overwrite, args.exif, args.workers),
+        args.folder / MANIFEST_FILE,
+        args.json,
     )
     return FINISHED
 

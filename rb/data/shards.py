@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from webdataset import TarWriter
 from rb.core import progress
 from rb.core.files import file_sha256, whole_folder, write_whole
 from rb.core.modality import modality_spec
+from rb.core.threads import in_order
 from rb.data.check_record import check_record
 from rb.data.formats import (
     FORMAT_VERSION,
@@ -37,7 +39,7 @@ from rb.data.formats import (
     rejected_row,
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
-from rb.data.tars import MAX_RECORD_BYTES, scan_shard
+from rb.data.tars import MAX_RECORD_BYTES, FoundRecord, scan_shard
 from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of
@@ -90,16 +92,26 @@ class _Collector:
             )
         self._seen.add(key)
 
-    def add_shard(self, path: Path, checked: bool) -> None:
-        """Index a finished tar by reading it back. ``checked``: its records went through ``check`` and ``remember`` when written."""
+    def checked(self, path: Path, workers: int) -> Iterator[FoundRecord]:
+        """Every record of a tar that others made, after all checks; media are decoded by threads."""
+
+        def found_fit() -> Iterator[FoundRecord]:
+            for found in scan_shard(path):
+                self.check(found.record, found.media, found.extension, found.where)
+                self.remember(found.record, found.where)
+                yield found
+
+        def decode(found: FoundRecord) -> None:
+            self.check_whole(found.record, found.media, found.where)
+
+        return (found for found, _ in in_order(decode, found_fit(), workers, ahead=workers + 1))
+
+    def add_shard(self, path: Path, records: Iterable[FoundRecord]) -> None:
+        """Index a finished tar. ``records``: all of it, checked."""
         digest = hashlib.sha256()
         before, end = self.builder.num_records, 0
         with path.open("rb") as file:
-            for found in scan_shard(path):
-                if not checked:
-                    self.check(found.record, found.media, found.extension, found.where)
-                    self.check_whole(found.record, found.media, found.where)
-                    self.remember(found.record, found.where)
+            for found in records:
                 self.builder.add(found.record, len(self.shards), found.offset, found.data)
                 digest.update(file.read(found.offset - end))
                 digest.update(found.data)
@@ -261,7 +273,8 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._collector.add_shard(Path(self._file.name), checked=True)
+        path = Path(self._file.name)
+        self._collector.add_shard(path, scan_shard(path))  # they were checked when they were written
         self._tar = self._file = None
         self._bytes = self._in_shard = 0
 
@@ -300,7 +313,12 @@ class ShardWriter:
 
 
 def adopt(
-    folder: Path, modality: str, name: str | None = None, overwrite: bool = False, exif: str | None = None
+    folder: Path,
+    modality: str,
+    name: str | None = None,
+    overwrite: bool = False,
+    exif: str | None = None,
+    workers: int = 1,
 ) -> Manifest:
     """Index the WebDataset tars of ``folder`` that others made: reads and checks every record, writes index and manifest.
 
@@ -310,6 +328,7 @@ def adopt(
         name: of the set; default: the folder's, or that of a manifest that is replaced.
         overwrite: replace an older index and manifest. The same shards give the same manifest again.
         exif: as of ``ShardWriter``.
+        workers: threads that decode.
     """
     folder = Path(folder)
     tars = [path for path in sorted(folder.glob("*.tar")) if not path.name.startswith("._")]  # macOS's beside each file
@@ -325,7 +344,7 @@ def adopt(
             older = read_manifest(file)
     collector = _Collector(modality, None, exif)
     for path in progress.bar(tars, desc="indexing", unit="shard", delay=5):
-        collector.add_shard(path, checked=False)
+        collector.add_shard(path, collector.checked(path, workers))
     return collector.finish(
         folder, name or (older.name if older else folder.resolve().name), older.rejected if older else {}
     )

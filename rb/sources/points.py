@@ -17,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rb.core.boxes import cloud_box_problem, frame_to_unit, points_in_box, released_corners, transform_cloud_box
+from rb.core.boxes import (
+    cloud_box_problem,
+    frame_to_unit,
+    inside_box,
+    points_in_box,
+    released_corners,
+    transform_cloud_box,
+)
 from rb.core.model_config import CLOUD_BOX_DIMS, ModelConfig
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError
@@ -112,12 +119,30 @@ def drop_points(points: NDArray[np.floating], rng: np.random.Generator) -> NDArr
     return np.where(dropped[:, None], points[:1], points)
 
 
+def _with_region(
+    choice: NDArray[np.int64], points: NDArray[np.float32], box: Sequence[float], key: tuple[object, ...]
+) -> NDArray[np.int64]:
+    """``choice`` of points, sorted; where it misses every point in ``box``, one of those takes the place of another.
+
+    A draw of 8,192 out of 200,000 points misses a region of 20 points in 43 % of all cases, and would ask about empty air.
+    """
+    if inside_box(points[choice], box).any():
+        return choice
+    inside = np.flatnonzero(inside_box(points, box))
+    if not inside.size:
+        return choice
+    draws = generator("point of the region", *key)
+    kept = choice.copy()
+    kept[draws.integers(len(kept))] = inside[draws.integers(inside.size)]
+    return np.sort(kept)
+
+
 @dataclass(frozen=True)
 class PointTransform:
     """Stored points [N', 3 | 6] -> [N, C] float32 in the cloud's frame, and the box as the model's numbers.
 
     Attributes:
-        num_points: N. A larger cloud is thinned by a draw without repetition.
+        num_points: N. A larger cloud is thinned by a draw without repetition, which leaves at least one point in the box that is asked about.
         num_scene_points: N of scenes (clouds with a box) where that is another number.
         num_channels: C, 3 (colours are left out) or 6 (colours as stored behind the coordinates).
         allow_few_points: fill a cloud of too few points by repeating some, instead of an error.
@@ -164,7 +189,10 @@ class PointTransform:
         metres = box is not None and self.frame == "metres"
         origin, scale = (np.zeros(3), 1.0) if metres else (centre, radius)
         wanted = self.num_points if box is None else self.num_scene_points or self.num_points
-        chosen = points[self._choice(len(points), wanted, where, choice_key)]
+        choice = self._choice(len(points), wanted, where, choice_key)
+        if box is not None and len(points) > wanted:
+            choice = _with_region(choice, points, box, choice_key)
+        chosen = points[choice]
         xyz = (chosen[:, :3].astype(np.float64) - origin) / scale
         moved = None if box is None else transform_cloud_box(box, np.eye(3) / scale, -origin / scale)
         columns = [xyz, chosen[:, 3:6].astype(np.float64)] if self.num_channels == 6 else [xyz]
@@ -186,9 +214,9 @@ class PointTransform:
         unit = transform_cloud_box(box, np.eye(3) / radius, -centre / radius) if metres else box
         return torch.tensor(frame_to_unit(unit), dtype=torch.float32)
 
-    def _choice(self, available: int, wanted: int, where: str, key: tuple[object, ...]) -> NDArray[np.int64] | slice:
+    def _choice(self, available: int, wanted: int, where: str, key: tuple[object, ...]) -> NDArray[np.int64]:
         if available == wanted:
-            return slice(None)
+            return np.arange(available)
         if available > wanted:
             return np.sort(generator("points", *key).choice(available, wanted, replace=False))
         if not self.allow_few_points:

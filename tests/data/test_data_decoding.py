@@ -147,3 +147,35 @@ def test_object_augmentation_is_keyed_and_can_be_off(tmp_path: Path) -> None:
     unique = [len(torch.unique(on.training_sample(stored, POINT_CLOUD, p).inputs, dim=0)) for p in range(40)]
     assert min(unique) < 15
     assert max(unique) > 33
+
+
+@pytest.mark.parametrize("frame", ["unit", "metres"])
+def test_a_draw_of_points_leaves_some_in_the_region(frame: str) -> None:
+    """3 of 3,000 points are in the box, 100 are drawn: nine draws of ten would miss them all. Draws that hold one stay as they are."""
+    points = np.random.default_rng(0).uniform(0, 10, (3000, 3)).astype(np.float32)
+    box = [4.0, 4.0, 11.0, 5.0, 5.0, 12.0]  # above all others
+    points[:3] = [[4.5, 4.5, 11.5], [4.0, 4.0, 11.0], [5.0, 5.0, 12.0]]
+    transform = PointTransform(3000, num_scene_points=100, frame=frame)
+    chosen = set()
+    for position in range(60):
+        key = (0, "point_cloud_region", position)
+        inputs, numbers = transform(points, box, "x", key, np.random.default_rng(position))
+        assert inputs.shape == (100, 3)
+        assert len({tuple(row) for row in inputs.tolist()}) == 100, "no point twice"
+        centre, radius = cloud_frame(points, "x")
+        unit = inputs.double().numpy() if frame == "unit" else None
+        if unit is None:  # the box is in the unit frame in either case
+            turn = scene_motion(np.random.default_rng(position))[0]
+            unit = (inputs.double().numpy() - turn @ centre) / radius
+        low, high = (numbers.double().numpy() * 2 - 1).reshape(2, 3)
+        inside = ((unit >= low - 1e-6) & (unit <= high + 1e-6)).all(1)
+        assert inside.any(), position
+        chosen.add(int(inside.sum()))
+    assert 1 in chosen
+
+
+def test_a_draw_that_holds_the_region_is_the_draw_without_it() -> None:
+    points = np.random.default_rng(1).uniform(0, 10, (500, 3)).astype(np.float32)
+    for box in ([0.0, 0.0, 0.0, 10.0, 10.0, 10.0], [20.0, 20.0, 20.0, 21.0, 21.0, 21.0]):  # all of them, and none
+        with_box = PointTransform(50)(points, box, "x", ("key",))[0]
+        assert torch.equal(with_box, PointTransform(50)(points, None, "x", ("key",))[0])

@@ -146,6 +146,26 @@ def test_same_records_same_bytes(tmp_path: Path) -> None:
     assert len(digests[0]) == 2 + 3
 
 
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_indexing_by_threads_gives_the_same_files_and_the_same_first_error(tmp_path: Path, workers: int) -> None:
+    write_set(tmp_path / "set", IMAGE, 9, max_shard_records=9)
+    files = {name: (tmp_path / "set" / name).read_bytes() for name in ("manifest.json", "index.bin")}
+    adopt(tmp_path / "set", IMAGE, overwrite=True, workers=workers)
+    assert {name: (tmp_path / "set" / name).read_bytes() for name in files} == files
+    tar = tmp_path / "set/small-000000.tar"
+    whole = tar.read_bytes()
+    for number in (7, 3):  # damaged pixels: the headers are sound
+        data = media(IMAGE, number)[0]
+        whole = whole.replace(
+            data, data[: len(data) // 2] + bytes(len(data) // 2 - 2) + b"\xff\xd9" + data[len(data) // 2 * 2 :]
+        )
+    tar.write_bytes(whole)
+    with pytest.raises(FormatError, match=r"key '000000003' at byte \d+: the image is damaged"):
+        adopt(tmp_path / "set", IMAGE, overwrite=True, workers=workers)
+    with pytest.raises(ValueError, match="workers 0: must be at least 1"):
+        adopt(tmp_path / "set", IMAGE, overwrite=True, workers=0)
+
+
 def test_nothing_under_the_name_unless_finished(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path / "set", "s", IMAGE, "train") as writer:
         writer.write(record(IMAGE, 0), *media(IMAGE, 0))

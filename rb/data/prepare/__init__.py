@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rb.core.output import add_json
+from rb.core.threads import default_workers
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,7 @@ def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
-    parser.add_argument("--workers", type=int, default=_default_workers(), help="threads that read and decode")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
     add_json(parser)
     converter.add_arguments(parser)
     parser.set_defaults(run=converter.run)
-
-
-def _default_workers() -> int:
-    """Threads that read and decode: Pillow and NumPy release Python's lock while they do."""
-    return min(8, os.cpu_count() or 1)

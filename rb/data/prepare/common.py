@@ -6,9 +6,8 @@ Knows no data set; each has its own file beside this one.
 from __future__ import annotations
 
 import argparse
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +16,7 @@ from rb.core import progress
 from rb.core.output import say, say_json
 from rb.core.strict_json import parse_foreign
 from rb.core.text import is_caption, one_line
+from rb.core.threads import in_order
 from rb.data.formats import MANIFEST_FILE
 from rb.data.prepare.raw_text import read_text
 from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
@@ -251,14 +251,7 @@ def attempt(
         except RejectedError as error:
             return error
 
-    with ThreadPoolExecutor(workers) as pool, progress.bar(total=total, desc=title, delay=5) as bar:
-        waiting: deque[tuple[_Item, Any]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(one, item)))
-            if len(waiting) >= 4 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-                bar.update()
-        for first, future in waiting:
-            yield first, future.result()
+    with progress.bar(total=total, desc=title, delay=5) as bar:
+        for item, result in in_order(one, items, workers, ahead=4 * workers):
+            yield item, result
             bar.update()
