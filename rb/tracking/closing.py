@@ -12,7 +12,7 @@ from pathlib import Path
 from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, RUN_MLFLOW, TRACKING_LOCK
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.errors import TrackingError
+from rb.tracking.errors import TrackingError, reason
 from rb.tracking.identity import RUN_ID, TRACKING_URI, run_identity
 from rb.tracking.journal import Journal, last_row, read_rows
 from rb.tracking.mlflow_store import tracking_uri
@@ -92,6 +92,6 @@ def _copy(folder: Path, root: Path, stop: Callable[[], bool]) -> None:
     try:
         JournalCopier(folder, root).pump(stop)
     except retry_errors() as error:
-        _log.info("%s: MLflow cannot be reached (%s)", folder, error)
+        _log.info("%s: MLflow cannot be reached (%s)", folder, reason(error))
     finally:
         lock.release()

@@ -11,7 +11,7 @@ from rb.core.output import say
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.closing import close_dead_runs, close_if_dead
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.errors import TrackingError
+from rb.tracking.errors import TrackingError, reason
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +57,9 @@ def _sync_one(folder: Path, root: str | Path) -> str:
         except TrackingError:
             raise
         except retry_errors() as error:
-            reason = (str(error).splitlines() or [repr(error)])[0][:300]
-            raise TrackingError(f"MLflow at {copier.uri} cannot be reached; try again later ({reason})") from error
+            raise TrackingError(
+                f"MLflow at {copier.uri} cannot be reached; try again later ({reason(error)})"
+            ) from error
         return f"{folder}: {copier.points} points sent, MLflow run {copier.run_id} in {copier.uri} is complete"
     finally:
         lock.release()

@@ -13,7 +13,7 @@ from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking.closing import close_dead_runs
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.errors import TrackingError
+from rb.tracking.errors import TrackingError, reason
 from rb.tracking.mlflow_store import load_mlflow
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 120.0
@@ -99,11 +99,10 @@ class MlflowCopy:
 
     def _away(self, error: Exception) -> None:
         if not self._warned:
-            reason = (str(error).splitlines() or [repr(error)])[0][:300]
             _log.warning(
                 "MLflow at %s cannot be reached; the run continues, its journal keeps everything (%s)",
                 self._copier.uri,
-                reason,
+                reason(error),
             )
         self._warned = True
 

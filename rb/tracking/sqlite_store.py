@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rb.core.files import temporary_name
 from rb.core.locks import FileLock
-from rb.tracking.errors import TrackingError
+from rb.tracking.errors import TrackingError, reason
 
 SQLITE = "sqlite:///"
 BEING_MADE_S = 60.0  # a file without runs that changed so recently may be one that another program is just making
@@ -56,18 +56,18 @@ def prepare_store(path: Path) -> None:
 
 def cannot_open(path: Path, error: Exception) -> Exception:
     """What to raise where MLflow could not open ``path``: an ``OSError`` for what may pass, else a ``TrackingError`` with the remedy."""
-    reason = (str(error).splitlines() or [repr(error)])[0][:200]
-    if "out-of-date database schema" in reason:
+    why = reason(error)
+    if "out-of-date database schema" in why:
         upgrade = f"mlflow db upgrade {SQLITE}{path}"
         return TrackingError(f"{path}: made by an older version of MLflow; copy it as a backup, then: {upgrade}")
-    if any(word in reason for word in _NO_LOCKS):
+    if any(word in why for word in _NO_LOCKS):
         return OSError(
-            f"{path}: {reason}; its file system may have no locks: let MLFLOW_TRACKING_URI name a file on a local disk "
+            f"{path}: {why}; its file system may have no locks: let MLFLOW_TRACKING_URI name a file on a local disk "
             "(sqlite:////DIR/mlflow.db) or a server"
         )
-    if any(word in reason for word in _MAY_PASS):
-        return OSError(f"{path}: {reason}")
-    return _broken(path, f"MLflow cannot open it ({reason})")
+    if any(word in why for word in _MAY_PASS):
+        return OSError(f"{path}: {why}")
+    return _broken(path, f"MLflow cannot open it ({why})")
 
 
 def _broken(path: Path, problem: str) -> TrackingError:
