@@ -7,6 +7,8 @@ hostfile=$1 run_file=$2 run_dir=$3
 shift 3
 # DeepSpeed trains on this host alone when the file is missing, after one line in its log.
 [[ -s $hostfile ]] || { echo "error: host file $hostfile is missing or empty" >&2; exit 2; }
+# With a host file DeepSpeed counts slots from GPU 0 on, whatever this variable says.
+[[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || { echo "error: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES is not used on several hosts; unset it" >&2; exit 2; }
 command -v pdsh >/dev/null || { echo "error: pdsh not found; install it, or use launch/slurm.sbatch" >&2; exit 2; }
 # A blank line or comment in this file makes DeepSpeed's launcher crash.
 for file in ~/.deepspeed_env .deepspeed_env; do
@@ -15,8 +17,6 @@ for file in ~/.deepspeed_env .deepspeed_env; do
     exit 2
   fi
 done
-# With a host file DeepSpeed counts slots from GPU 0 on, whatever this variable says.
-[[ -z ${CUDA_VISIBLE_DEVICES:-} ]] || { echo "error: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES is not used on several hosts; unset it" >&2; exit 2; }
 hostfile=$(realpath "$hostfile")
 cd "$(dirname "$0")/.."
 what=(--run "$run_file")

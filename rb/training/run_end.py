@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ def outcome(run_dir: Path, attempt: str, code: int) -> int:
     end = read_end(run_dir)
     if end is not None and end.attempt == attempt:
         if code not in (FINISHED, end.code):
-            note(f"rb train: {_how(code)}, but the run came to its end: step {end.step} of {end.total_steps}")
+            note(
+                f"rb train: {_how(code)}; the run itself ended with code {end.code} at step {end.step} of {end.total_steps}"
+            )
         return end.code
     if code in _SAID:
         return code
@@ -101,6 +104,6 @@ def _how(code: int) -> str:
     if code == FINISHED:
         return "its ranks left without a word"
     if code > 128:
-        memory = "; the kernel does so where memory is short" if code == 128 + 9 else ""
+        memory = ", as the kernel does where memory is short" if code == 128 + signal.SIGKILL else ""
         return f"its launcher or a rank was ended by signal {code - 128}{memory}"
     return f"exit code {code}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from rb.core.exit_codes import ABORTED, FAILED, FINISHED, STOPPED, WRONG_REQUEST
 from rb.core.run_layout import RUN_END
 from rb.training.run_end import ATTEMPT_VARIABLE, clear_end, outcome, read_end, write_end
 
+ROOT = Path(__file__).parents[2]
 UUID, MIG = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-c7384736-a75d-5afc-978f-d2f1294409fd"
 
 
@@ -62,7 +64,7 @@ def test_ranks_get_the_listed_gpus_in_order_and_a_killed_launcher_is_no_end(
 
     assert code == 128 + signal.SIGKILL
     assert outcome(tmp_path, "first", code) == STOPPED  # the ranks saw it, and said how they ended
-    assert "the run came to its end: step 7 of 60" in capfd.readouterr().err
+    assert "the run itself ended with code 75 at step 7 of 60" in capfd.readouterr().err
     assert outcome(tmp_path, "second", code) == code  # the marker is of another start
     assert "the run did not finish (its launcher or a rank was ended by signal 9" in capfd.readouterr().err
 
@@ -96,6 +98,23 @@ def test_devices_are_the_users_whatever_they_are_called(
         devices("2,3", ranks=3)
 
 
+def test_the_scripts_pass_the_users_gpus_on_or_refuse_them(tmp_path: Path) -> None:
+    python, hosts = tmp_path / "python", tmp_path / "hosts"
+    python.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES: $@"\n')
+    python.chmod(0o755)
+    hosts.write_text("host1 slots=2\n")
+    environment = os.environ | {launcher.VISIBLE: f"3,{UUID}", "PYTHON": str(python), "RANKS": "2"}
+
+    def script(*command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+
+    done = script(ROOT / "launch" / "one_host.sh", "run.yaml", tmp_path / "run", "seed=1")
+    assert done.stdout == f"3,{UUID}: -m rb.cli train --ranks 2 --run run.yaml seed=1\n"
+    done = script(ROOT / "launch" / "hosts.sh", hosts, "run.yaml", tmp_path / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"CUDA_VISIBLE_DEVICES=3,{UUID} is not used on several hosts; unset it" in done.stderr
+
+
 def test_the_exit_code_is_the_runs_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +122,7 @@ def test_the_exit_code_is_the_runs_own(
     assert "did not finish (its ranks left without a word); the same command starts again" in capsys.readouterr().err
     (tmp_path / "config.yaml").touch()
     assert outcome(tmp_path, "a", 137) == 137
-    assert f"memory is short); go on with --resume {tmp_path}" in capsys.readouterr().err
+    assert f"where memory is short); go on with --resume {tmp_path}" in capsys.readouterr().err
     for code in (STOPPED, WRONG_REQUEST, ABORTED):  # the ranks have said why
         assert outcome(tmp_path, "a", code) == code
     assert outcome(tmp_path / "removed", "a", FINISHED) == FAILED

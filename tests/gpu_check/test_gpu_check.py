@@ -66,13 +66,14 @@ def run(
             for module, owned_by in owners.items()
             if module not in ("rb", "eval") and not {canonicalize_name(name) for name in owned_by} & only
         }
-        # As if they were not installed: Python's own search does not find them.
+        # As if they were not installed: Python's own search does not find them there.
         (folder / "sitecustomize.py").write_text(
             "import importlib.machinery as machinery\n"
             f"HIDDEN = {hidden!r}\n"
             "real = machinery.PathFinder.find_spec\n"
             "def find_spec(name, path=None, target=None):\n"
-            "    return None if name.partition('.')[0] in HIDDEN else real(name, path, target)\n"
+            "    found = real(name, path, target)\n"
+            "    return None if name.partition('.')[0] in HIDDEN and 'site-packages' in str(found) else found\n"
             "machinery.PathFinder.find_spec = staticmethod(find_spec)\n"
         )
         environment["PYTHONPATH"] = str(folder)
