@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from rb.core.boxes import cloud_box_problem, image_box_problem, normalise_image_box, points_in_box
-from rb.sources.cloud_files import read_cloud
+from rb.core.colours import unit_colours
+from rb.sources.cloud_files import COLOURS_DIVIDED, read_cloud
 from rb.sources.pixels import UPRIGHT, ImageError, decode_upright, orientation_of, to_rgb, turned
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,10 @@ def rgb_image(given: ImageInput, where: str) -> tuple[Image.Image, int]:
 
 
 def cloud(given: PointsInput, where: str) -> NDArray[np.float32]:
-    """A cloud as [N, 3 | 6] float32: an array, or a file (``rb/sources/cloud_files.py``; what was done to its points is logged).
+    """A cloud as [N, 3 | 6] float32, colours in [0, 1]: an array, or a file (``rb/sources/cloud_files.py``; what was done to its points is logged).
 
     Raises:
-        InputError: another shape, or a coordinate that is not finite.
+        InputError: another shape, a coordinate that is not finite, colours of no known range.
         PointsError: a file that cannot be read.
     """
     if isinstance(given, str | Path):
@@ -99,6 +100,13 @@ def cloud(given: PointsInput, where: str) -> NDArray[np.float32]:
         raise InputError(
             f"{where}: {int(bad.sum())} of {len(points)} points are not finite (NaN or infinite), first {int(bad.argmax())}; remove them"
         )
+    if points.shape[1] == 6:
+        try:
+            points[:, 3:], divided = unit_colours(points[:, 3:])
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        if divided:
+            log.warning("%s: %s", where, COLOURS_DIVIDED)
     return points
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rb.core.colours import unit_colours
 from rb.sources.points import PointsError
 
 MAX_BYTES = 1 << 30  # of a file: 40 million coloured points; a model reads some thousands
@@ -28,6 +29,7 @@ _PLY_BYTES = {
     **dict.fromkeys(("double", "float64"), 8),
 }
 _LZF_RATIO = 100  # LZF stores at most 264 bytes in 3
+COLOURS_DIVIDED = "colours from 0 to 255, divided by 255"
 _COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 
 
@@ -83,15 +85,11 @@ def _with_colours(xyz: NDArray[Any], colours: NDArray[Any] | None, where: str) -
         return xyz, ()
     if colours.dtype.kind == "u" and colours.dtype.itemsize <= 2:
         return np.column_stack([xyz, colours / np.float32(np.iinfo(colours.dtype).max)]), ()
-    low, high = float(np.nanmin(colours)), float(np.nanmax(colours))
-    if low < 0 or high > 255:
-        raise PointsError(
-            f"{where}: its colours reach from {low:g} to {high:g}; they must be 0 to 1 or 0 to 255. If these columns are something else, "
-            "keep x y z alone"
-        )
-    if high <= 1:
-        return np.column_stack([xyz, colours]), ()
-    return np.column_stack([xyz, colours / 255.0]), ("colours from 0 to 255, divided by 255",)
+    try:
+        shares, divided = unit_colours(colours)
+    except ValueError as error:
+        raise PointsError(f"{where}: {error}") from None
+    return np.column_stack([xyz, shares]), (COLOURS_DIVIDED,) if divided else ()
 
 
 def _named(columns: Any, names: tuple[str, ...], where: str) -> tuple[NDArray[Any], tuple[str, ...]]:

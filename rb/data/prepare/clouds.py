@@ -117,7 +117,7 @@ def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np
         raise RejectedError(Reason.POINTS_DEGENERATE, str(error)) from None
     if cloud.shape[1] == 6:
         try:
-            cloud[:, 3:] = unit_colours(cloud[:, 3:])
+            cloud[:, 3:], _ = unit_colours(cloud[:, 3:])
         except ValueError as error:
             raise RejectedError(Reason.COLOURS_UNCLEAR, f"{where}: {error}") from None
     return cloud

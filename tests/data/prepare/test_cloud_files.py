@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rb.api.inputs import InputError
+from rb.api.inputs import cloud as api_cloud
 from rb.core.colours import unit_colours
 from rb.data.formats import FormatError
 from rb.data.prepare import objaverse
@@ -64,10 +66,10 @@ def test_colours_are_stored_in_0_to_1_or_refused(tmp_path: Path) -> None:
 
 
 def test_the_range_of_colours() -> None:
-    assert unit_colours(np.array([[0.0, 0.5, 1.0000001]], np.float32)).max() == 1.0
-    assert unit_colours(np.array([[0.0, 51.0, 255.0]])).tolist() == [[0.0, 0.2, 1.0]]
-    assert unit_colours(np.zeros((0, 3))).shape == (0, 3)
-    for wrong in ([[0.0, 0.0, 256.0]], [[-0.5, 0.0, 1.0]], [[np.nan, 0.0, 1.0]]):
+    assert unit_colours(np.array([[0.0, 0.5, 1.0000001]], np.float32))[0].max() == 1.0
+    assert unit_colours(np.array([[0, 51, 255]]))[0].tolist() == [[0.0, 0.2, 1.0]]
+    assert unit_colours(np.zeros((0, 3)))[0].shape == (0, 3)
+    for wrong in ([[0.0, 0.0, 256.0]], [[-0.5, 0.0, 1.0]]):
         with pytest.raises(ValueError, match="colours reach from"):
             unit_colours(np.array(wrong))
 
@@ -146,3 +148,13 @@ def test_regionblips_lists_are_read(tmp_path: Path, with_table: bool) -> None:
     (raw / "test.txt").write_text(f"{uids[3]}\n")
     with pytest.raises(ValueError, match=r"test\.txt and .*Objaverse_test\.txt: two lists of one split"):
         objaverse.read_lists(raw, Counter())
+
+
+def test_the_api_takes_arrays_of_both_ranges(caplog: pytest.LogCaptureFixture) -> None:
+    for high in (1.0, 255.0):
+        given = coloured(40, high)
+        points = api_cloud(given, "points[0]")
+        np.testing.assert_allclose(points[:, 3:], given[:, 3:] / high, rtol=1e-6)
+        assert ("points[0]: colours from 0 to 255, divided by 255" in caplog.text) == (high > 1)
+    with pytest.raises(InputError, match=r"points\[0\]: its colours reach from -1 to 1; .* keep x y z alone"):
+        api_cloud(coloured(40, 1.0, -1.0), "points[0]")

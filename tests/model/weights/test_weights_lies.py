@@ -255,3 +255,12 @@ def test_the_command_says_what_is_wrong_in_one_line(
     assert "  image_region: " in said
     assert main(["weights", "check", "--run", str(run), "model.text_branch=hub-itm"]) == 2
     assert "is not a Hugging Face model folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["blip2-opt/model.safetensors", "point_bert/point_bert.pth"])
+def test_a_git_lfs_pointer_is_named(copy: FoundationConfig, file: str) -> None:
+    """What `git clone` without git-lfs leaves of a model's repository."""
+    path = Path(copy.blip2).parent / file
+    path.with_suffix(".safetensors").unlink()
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    refused(copy, str(path), "it is a git-lfs pointer", "run `git lfs pull`", by=("meta",))
