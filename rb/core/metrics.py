@@ -49,6 +49,13 @@ class Metric:
         """The name for people: ``ROUGE-L`` for ``ROUGE_L``."""
         return self.name.replace("_", "-")
 
+    def best_of(self, texts: Iterable[str]) -> str | None:
+        """The best of values as they are printed; none if all are equal, or the metric has no better and worse."""
+        numbers = {text for text in texts if text.replace(".", "", 1).isdigit()}
+        if self.better is None or len(numbers) < 2:
+            return None
+        return max(numbers, key=float) if self.better == HIGHER else min(numbers, key=float)
+
 
 def _cider(references: Tokenised, predictions: Tokenised) -> tuple[float, Sequence[float]]:
     """Vedantam et al. 2015; words are weighed by the set's references, so a value belongs to a set."""

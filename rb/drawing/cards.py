@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from rb.drawing.page import Html, esc, note
 
 MAX_REFERENCES = 5
-BOXES = Html('<label class="boxes"><input type="checkbox" checked>boxes</label>')  # hides and shows a group's boxes
+_BOXES = Html('<label class="boxes"><input type="checkbox" checked>boxes</label>')
 
 
-def group(
-    title: str, views: Sequence[tuple[str, str, str]], cards: str, boxes: bool, about: str = "", problem: str = ""
-) -> Html:
+def boxes_switch(cards: str) -> Html:
+    """Hides and shows the boxes of a group's cards; empty where no picture has one."""
+    # Attributes of our own making: a quotation mark of any text is escaped.
+    return _BOXES if ' class="box ' in cards or ' data-box="' in cards else Html("")
+
+
+def group(title: str, views: Sequence[tuple[str, str, str]], cards: str, about: str = "", problem: str = "") -> Html:
     """Cards under a title, with the controls that choose among them.
 
     Args:
@@ -20,11 +24,10 @@ def group(
         views: (view, button, sentence) each: the button shows the cards with ``data-VIEW``, in its order, under the sentence. The first
             is on at the start, so cards of the others only start hidden. Several get buttons.
         cards: of ``card``.
-        boxes: whether there are boxes to hide and show.
         about: follows the sentence.
         problem: why pictures are missing.
     """
-    controls = (BOXES if boxes else "") + (_switch(views) if len(views) > 1 else "")
+    controls = boxes_switch(cards) + (_switch(views) if len(views) > 1 else "")
     return Html(
         f'<div class="group"><div class="bar"><h3>{esc(title)}</h3><div class="controls">{controls}</div></div>'
         f'<p class="soft"><span class="which">{esc(views[0][2])}</span> {esc(about)}</p>'

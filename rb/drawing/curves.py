@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from rb.drawing.page import Html, esc, json_script
 
-WIDTH, HEIGHT = 380, 230
-LEFT, TOP, RIGHT, BOTTOM = 46, 8, 372, 204  # the plot's edges
+WIDTH, HEIGHT = 380, 246
+LEFT, TOP, RIGHT, BOTTOM = 58, 8, 372, 206  # the plot's edges
 MAX_POINTS = 300
 SMOOTHING_SPAN = 0.04  # a smoothed value reaches over about this share of the points to either side
 
@@ -80,18 +80,25 @@ def label(value: float) -> str:
     return f"{value:.4g}"
 
 
-def chart(title: str, series: Sequence[Series], smoothing: bool = True, zero: bool = False) -> Html:
-    """A figure with its caption.
+def axis_title(text: str, x: float, y: float, upright: bool = False) -> str:
+    """What an axis counts, centred at a place."""
+    turned = f' transform="rotate(-90 {x:g} {y:g})"' if upright else ""
+    return f'<text class="title" x="{x:g}" y="{y:g}" text-anchor="middle"{turned}>{esc(text)}</text>'
+
+
+def chart(title: str, value: str, series: Sequence[Series], smoothing: bool = True, zero: bool = False) -> Html:
+    """A figure with its caption; steps from left to right.
 
     Args:
         title: its caption.
+        value: the title of the upright axis.
         series: the lines; those without a finite value are left out.
         smoothing: draw values faintly and their smoothed line over them.
         zero: let the value axis begin at 0.
     """
     drawn = [(one, thin([(float(x), y) for x, y in one.points])) for one in series]
     drawn = [(one, points) for one, points in drawn if points]
-    body, data = _plot(drawn, smoothing, zero) if drawn else (_nothing(), None)
+    body, data = _plot(drawn, value, smoothing, zero) if drawn else (_nothing(), None)
     return Html(
         f'<figure class="chart"><figcaption>{esc(title)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(title)}">{body}</svg>'
@@ -104,7 +111,7 @@ def _nothing() -> str:
 
 
 def _plot(
-    drawn: Sequence[tuple[Series, list[tuple[float, float]]]], smoothing: bool, zero: bool
+    drawn: Sequence[tuple[Series, list[tuple[float, float]]]], value_title: str, smoothing: bool, zero: bool
 ) -> tuple[str, dict[str, object]]:
     lines = [(one, points, smooth(points) if smoothing and not one.dashed else points) for one, points in drawn]
     low_x = min(points[0][0] for _, points, _ in lines)
@@ -132,6 +139,8 @@ def _plot(
         x = LEFT + (value - low_x) * across
         anchor = "end" if x > RIGHT - 12 else "middle"
         parts.append(f'<text x="{x:.1f}" y="{BOTTOM + 16}" text-anchor="{anchor}">{label(value)}</text>')
+    parts.append(axis_title("step", (LEFT + RIGHT) / 2, HEIGHT - 6))
+    parts.append(axis_title(value_title, 11, (TOP + BOTTOM) / 2, upright=True))
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
     # A nested svg clips what leaves the plot, without ids that would have to be unique on the page.
     parts.append(

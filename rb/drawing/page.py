@@ -77,21 +77,54 @@ def note(text: object, warn: bool = False) -> Html:
     return Html(f'<p class="note{" warn" if warn else ""}">{esc(text)}</p>\n')
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]], numeric: Iterable[int] = ()) -> Html:
-    """A table; the columns listed in ``numeric`` are set flush right."""
+def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], numeric: Iterable[int] = ()) -> Html:
+    """A table. The first cell of a row names it; the columns listed in ``numeric`` are set flush right.
+
+    Args:
+        caption: what it holds, for those who cannot see what stands around it.
+        head: of each column; an empty one where its cells speak for themselves.
+    """
     right = set(numeric)
+    over = "".join(heading(cell, numeric=i in right) for i, cell in enumerate(head))
+    body = ""
+    for name, *cells in rows:
+        shown = "".join(f"<td{_kind('n' if i in right else '')}>{esc(cell)}</td>" for i, cell in enumerate(cells, 1))
+        body += f"<tr>{row_heading(name)}{shown}</tr>"
+    return table_frame(caption, f"<tr>{over}</tr>", body)
 
-    def cells(tag: str, row: Sequence[object]) -> str:
-        return "".join(f"<{tag}{_right(i in right)}>{esc(cell)}</{tag}>" for i, cell in enumerate(row))
 
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+def table_frame(caption: str, head: str, body: str) -> Html:
+    """A table of ready rows, in a box that scrolls sideways where it does not fit."""
     return Html(
-        f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{body}</tbody></table></div>\n'
+        f'<div class="scroll"><table><caption>{esc(caption)}</caption><thead>{head}</thead><tbody>{body}</tbody></table></div>\n'
     )
 
 
-def _right(numeric: bool) -> str:
-    return ' class="n"' if numeric else ""
+def heading(text: object, numeric: bool = False, span: int = 1, kind: str = "", about: str = "") -> Html:
+    """The head of a column, or of ``span`` columns; an empty cell for an empty text. ``about`` stands under the mouse."""
+    if not text:
+        return Html(f"<td{_spans(span)}></td>")
+    scope = "colgroup" if span > 1 else "col"
+    title = f' title="{esc(about)}"' if about else ""
+    return Html(f'<th scope="{scope}"{_kind(f"{kind} n" if numeric else kind)}{_spans(span)}{title}>{esc(text)}</th>')
+
+
+def row_heading(text: object, kind: str = "", span: int = 1) -> Html:
+    """The name of a row, in its first cell; with ``span`` that of the rows below it, as wide as the table."""
+    return Html(f'<th scope="{"rowgroup" if span > 1 else "row"}"{_kind(kind)}{_spans(span)}>{esc(text)}</th>')
+
+
+def path_text(path: object) -> Html:
+    """A path, which may go on in the next line after a slash."""
+    return Html(f'<span class="mono">{esc(path).replace("/", "/<wbr>")}</span>')
+
+
+def _kind(kind: str) -> str:
+    return f' class="{kind.strip()}"' if kind.strip() else ""
+
+
+def _spans(span: int) -> str:
+    return f' colspan="{span}"' if span > 1 else ""
 
 
 def fold(title: str, html: str) -> Html:

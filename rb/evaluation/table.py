@@ -81,7 +81,7 @@ def build_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
     """The table of ``metrics.json`` contents. ``ValueError`` where two files claim the same cell."""
     cells: dict[tuple[RowKey, ColumnKey], Mapping[str, Any]] = {}
     for one in metrics:
-        key = (_row_key(one), _column_key(one, metrics))
+        key = (row_key(one), column_key(one, metrics))
         if key in cells:
             files = " and ".join(str(m.get("file", "one")) for m in (cells[key], one))
             raise ValueError(
@@ -133,14 +133,14 @@ def truth_rows(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     Shares are times 100, with the standard error of a bootstrap over sources. Sets are never mixed: each has its own rows.
     """
     judged = [one for one in metrics if one.get("truth")]
-    judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), _column_key(one, metrics), _row_key(one)))
+    judged.sort(key=lambda one: (list(MODALITIES).index(one["modality"]), column_key(one, metrics), row_key(one)))
     names = [name for name in VERDICTS if any(name in one["truth"] for one in judged)]
-    rows = [_row_key(one) for one in judged]
+    rows = [row_key(one) for one in judged]
     lines = [("", "", "captions", *(name.replace("_", " ") for name in names))] if judged else []
     for one in judged:
         where = f"{one['modality'].replace('_', ' ')} ({one['dataset']} {one['split']})"
         shown = [_share(one["truth"].get(name)) for name in names]
-        lines.append((where, _row_name(_row_key(one), sorted(set(rows))), f"{one['num_examples']:,}", *shown))
+        lines.append((where, _row_name(row_key(one), sorted(set(rows))), f"{one['num_examples']:,}", *shown))
     return lines
 
 
@@ -171,7 +171,8 @@ def _cells(texts: Sequence[str], labels: Sequence[str], width: int) -> str:
     return "".join(text.rjust(w) for text, w in zip(texts, padded, strict=True))
 
 
-def _row_key(one: Mapping[str, Any]) -> RowKey:
+def row_key(one: Mapping[str, Any]) -> RowKey:
+    """The row of a score file: its place in ``ROW_NAMES``, and which trained model it is of."""
     checkpoint = one.get("checkpoint") or {}
     kind = (one["variant"], bool(checkpoint))
     if kind not in ROW_NAMES:
@@ -181,7 +182,7 @@ def _row_key(one: Mapping[str, Any]) -> RowKey:
     return list(ROW_NAMES).index(kind), f"{checkpoint.get('run')}/{checkpoint.get('name')}" if checkpoint else ""
 
 
-def _column_key(one: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> ColumnKey:
+def column_key(one: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> ColumnKey:
     """The set of ``one``; if it left examples out, the only scored set of the same data that has just as many more."""
     own, missing = set_key(one), _num_left_out(one)
     if not missing:

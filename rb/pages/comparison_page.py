@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.metrics import COMPARISON, shown_in
-from rb.core.modality import modality_spec
 from rb.core.run_layout import RUN_PREDICTIONS
 from rb.drawing.cards import card, group, prediction
 from rb.drawing.intervals import interval_chart
-from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
+from rb.drawing.page import (
+    Html,
+    esc,
+    facts,
+    fold,
+    heading,
+    navigation,
+    note,
+    path_text,
+    row_heading,
+    section,
+    table,
+    table_frame,
+    write_page,
+)
 from rb.evaluation.comparing import read_side
 from rb.evaluation.comparison_text import of_sources
 from rb.evaluation.paper import printed, read_paper, table1_rows
@@ -63,9 +76,7 @@ def file_names(groups: Sequence[Sequence[str]]) -> list[list[str]]:
 def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: int) -> Html:
     files = result["files"]
     first = files[0]
-    html: str = facts(
-        {name: Html(f'<span class="mono">{esc(one["path"])}</span>') for name, one in zip(names, files, strict=True)}
-    )
+    html: str = facts({name: path_text(one["path"]) for name, one in zip(names, files, strict=True)})
     html += f'<p class="soft">{of_sources(result)}, each compared with {esc(names[0])}; 95 % intervals draw whole sources, the same for all files.'
     html += "" if result["tokeniser"] == "ptb" else " Tokenised without Java, not comparable with published scores."
     html += "</p>"
@@ -83,7 +94,7 @@ def _set(names: Sequence[str], result: Mapping[str, Any], paper: bool, budget: i
             (name, 100 * one["CIDEr"], *(100 * v for v in one["interval"]))
             for name, one in zip(names, files, strict=True)
         ]
-        html += interval_chart("CIDEr with 95 % intervals", rows, 100 * first["CIDEr"])
+        html += interval_chart("CIDEr with 95 % intervals", "CIDEr, times 100", rows, 100 * first["CIDEr"])
     html += f"<h3>How they were made: what differs</h3>{_settings(names, files)}"
     for name, one in zip(names[1:], files[1:], strict=True):
         html += _apart((names[0], name), first["path"], one, budget // (len(files) - 1))
@@ -106,40 +117,36 @@ def _scores(
     paper: Sequence[tuple[str, str, Mapping[str, float]]],
 ) -> Html:
     """A column per file, then the paper's."""
-    head = "".join(f'<th class="n">{esc(name)}</th>' for name in names)
-    head += "".join(f'<th class="n paper">{esc(model)}</th>' for _, model, _ in paper)
+    head = "".join(heading(name, numeric=True) for name in names)
+    head += "".join(heading(model, numeric=True, kind="paper") for _, model, _ in paper)
     over = ""
     if paper:
         spans: dict[str, int] = {}
         for whose, _, _ in paper:
             spans[whose] = spans.get(whose, 0) + 1
-        over = f'<tr><th></th><th colspan="{len(names)}"></th>'
-        over += "".join(
-            f'<th class="over paper" colspan="{n}">the paper: {esc(whose)}</th>' for whose, n in spans.items()
-        )
-        over += "</tr>"
+        theirs = "".join(heading(f"the paper: {whose}", span=n, kind="over paper") for whose, n in spans.items())
+        over = f"<tr><td></td>{heading('', span=len(names))}{theirs}</tr>"
     rows = ""
     for metric in shown_in(COMPARISON):
         scores = [one["scores"][metric.name] for one in files]
         if not any(scores) and not any(metric.name in values for _, _, values in paper):
             continue
         values = [_ABSENT if score is None else f"{100 * score['value']:.1f}" for score in scores]
-        theirs = [printed(v[metric.name]) if metric.name in v else _ABSENT for _, _, v in paper]
-        rows += _row(metric.label, values, theirs, strong=True)
+        papers = [printed(v[metric.name]) if metric.name in v else _ABSENT for _, _, v in paper]
+        rows += _row(metric.label, values, papers, metric.best_of(values))
         if not any(scores):
             continue
         rows += _row("95 %", [_range(score, "interval") for score in scores], [Html("")] * len(paper))
         apart = [_difference(score) for score in scores[1:]]
         rows += _row(f"against {names[0]}", [Html(""), *apart], [Html("")] * len(paper))
-    return Html(
-        f'<div class="scroll"><table class="compared"><thead>{over}<tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    return table_frame("Scores of the compared files, times 100", f"{over}<tr><td></td>{head}</tr>", rows)
 
 
-def _row(name: str, values: Sequence[str], theirs: Sequence[str], strong: bool = False) -> str:
-    cells = "".join(f'<td class="n{" best" if strong else ""}">{esc(value)}</td>' for value in values)
-    cells += "".join(f'<td class="n paper">{esc(value)}</td>' for value in theirs)
-    return f"<tr><td{'' if strong else ' class=soft'}>{esc(name)}</td>{cells}</tr>"
+def _row(name: str, values: Sequence[str], papers: Sequence[str], best: str | None = "") -> str:
+    """A metric's values with the best one marked, if any is; without ``best`` a row that says more of the one above."""
+    cells = "".join(f'<td class="n{" best" if best and value == best else ""}">{esc(value)}</td>' for value in values)
+    cells += "".join(f'<td class="n paper">{esc(value)}</td>' for value in papers)
+    return f"<tr>{row_heading(name, kind='soft' if best == '' else '')}{cells}</tr>"
 
 
 def _range(score: Mapping[str, Any] | None, key: str, sign: str = "") -> str:
@@ -167,13 +174,16 @@ def _settings(names: Sequence[str], files: Sequence[Mapping[str, Any]]) -> Html:
         values = [first, *(one["changes"].get(key, (first, first))[1] for one in files[1:])]
         rows.append((_mono(key), *(_mono(value) for value in values)))
     if "config" not in keys:
-        return table(("", *names), rows)
+        return table("Settings that differ", ("", *names), rows)
     # A file whose run is not known has no configuration: then all settings of the others differ, which says little.
     apart = [row for key, row in zip(keys, rows, strict=True) if key.split(".")[0] == "config"]
     rest = [row for key, row in zip(keys, rows, strict=True) if key.split(".")[0] != "config"]
     return Html(
-        table(("", *names), rest)
-        + fold("all settings: the run of some file, and so its configuration, is not known", table(("", *names), apart))
+        table("Settings that differ", ("", *names), rest)
+        + fold(
+            "all settings: the run of some file, and so its configuration, is not known",
+            table("All settings", ("", *names), apart),
+        )
     )
 
 
@@ -212,4 +222,4 @@ def _apart(names: tuple[str, str], first: str, other: Mapping[str, Any], budget:
         for view in shown
     ]
     title = f"{names[1]} against {names[0]}: the examples furthest apart"
-    return group(title, views, cards, modality_spec(other["modality"]).regional, problem=problem)
+    return group(title, views, cards, problem=problem)

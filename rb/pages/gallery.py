@@ -131,7 +131,7 @@ def _group(title: str, files: Sequence[PredictionFile], count: int, budget: int)
     spec = modality_spec(next(iter(lead.rows.values())).modality)
     entries = [(view, VIEWS[view], _which(view, views, lead)) for view in views]
     about = " ".join(filter(None, [_before(files), source_of(spec.name).page_hint]))
-    return group(title, entries, "".join(cards), spec.regional, about, problem)
+    return group(title, entries, "".join(cards), about, problem)
 
 
 def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) -> str:

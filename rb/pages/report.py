@@ -37,7 +37,7 @@ from rb.core.run_layout import (
 )
 from rb.core.strict_json import read
 from rb.drawing.curves import Series, chart
-from rb.drawing.page import Html, esc, facts, fold, navigation, note, section, table, write_page
+from rb.drawing.page import Html, esc, facts, fold, navigation, note, path_text, section, table, write_page
 from rb.pages.gallery import gallery
 from rb.pages.report_scores import scores_section
 from rb.tracking.closing import close_if_dead
@@ -113,7 +113,7 @@ def _head(run_dir: Path, events: Sequence[Mapping[str, Any]], points: Mapping[st
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(times[0])) if times else ""
     return (
         f'<header><div class="title"><h1>{esc(run_dir.name)}</h1><span class="pill{tone}">{esc(status)}</span></div>'
-        f'<p class="soft">{esc(when)} · <span class="mono">{esc(run_dir)}</span></p>{facts(shown)}</header>\n'
+        f'<p class="soft">{esc(when)} · {path_text(run_dir)}</p>{facts(shown)}</header>\n'
     )
 
 
@@ -156,9 +156,12 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
     if not panels and not others and not scores:
         return note("The journal holds no metrics yet.")
     order = {term: i for i, term in enumerate((*LOSS_TERMS, TOTAL))}
-    losses = [chart(f"loss {t}", panels[t]) for t in sorted(panels, key=lambda t: (order.get(t, 99), t))]
-    rest = [chart(name, others[name], smoothing=name != "learning rate", zero=True) for name in _plain_first(others)]
-    scored = [chart(name, scores[name], smoothing=False, zero=True) for name in sorted(scores)]
+    losses = [chart(f"loss {t}", "loss", panels[t]) for t in sorted(panels, key=lambda t: (order.get(t, 99), t))]
+    rest = [
+        chart(name, name.split(",")[0], others[name], smoothing=name != "learning rate", zero=True)
+        for name in _plain_first(others)
+    ]
+    scored = [chart(name, name.split(" ")[0], scores[name], smoothing=False, zero=True) for name in sorted(scores)]
     named = {
         s.name: s for group in (*panels.values(), *others.values(), *scores.values()) for s in group if not s.dashed
     }
@@ -202,7 +205,7 @@ def _made_of(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> Html:
     if counts:
         rows = [(name.replace("_", " "), f"{int(v):,}" if v.isdigit() else v) for name, v in counts.items()]
         html += "<h3>Trainable parameters, by the modalities that use them</h3>" + table(
-            ("used by", "numbers"), rows, (1,)
+            "Trainable parameters", ("used by", "numbers"), rows, (1,)
         )
     inputs = {
         (r.get("context", "training"), r.get("name"), r.get("source")): r.get("digest", "")
@@ -210,12 +213,14 @@ def _made_of(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> Html:
         if r["kind"] == "input"
     }
     if inputs:
-        rows_in = [(why, name, _short(str(digest)), source) for (why, name, source), digest in inputs.items()]
-        html += "<h3>Data</h3>" + table(("for", "name", "digest", "manifest"), rows_in)
+        rows_in = [
+            (why, name, _short(str(digest)), path_text(source)) for (why, name, source), digest in inputs.items()
+        ]
+        html += "<h3>Data</h3>" + table("Data", ("for", "name", "digest", "manifest"), rows_in)
     parts = {k.split(".", 1)[1]: v for k, v in tags.items() if k.startswith("foundation.")}
     if parts:
         html += "<h3>Foundation (frozen)</h3>" + table(
-            ("part", "fingerprint"), [(k, _short(v, 71)) for k, v in parts.items()]
+            "Foundation", ("part", "fingerprint"), [(k, _short(v, 71)) for k, v in parts.items()]
         )
     for name in (RUN_CONFIG, RUN_ENVIRONMENT):
         if (run_dir / name).is_file():
@@ -231,4 +236,4 @@ def _weights(path: Path) -> Html:
         rows = [(part, origin, f"{int(n):,}") for part, found in parts.items() for origin, n in found.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return note(f"{path.name} cannot be read ({error!r}).", warn=True)
-    return table(("part", "origin", "numbers"), rows, (2,))
+    return table("Where the weights came from", ("part", "origin", "numbers"), rows, (2,))

@@ -10,7 +10,7 @@ from pathlib import Path
 from rb.core.seeding import generator
 from rb.data.formats import find_manifest
 from rb.data.index import ManifestReader
-from rb.drawing.cards import BOXES, caption_line, card
+from rb.drawing.cards import boxes_switch, caption_line, card
 from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
@@ -44,13 +44,13 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
         else:
             numbers = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
             why = "evenly spread over the set"
-        cards = [_card(reader, number) for number in numbers]
+        cards = "".join(_card(reader, number) for number in numbers)
         about = reader.manifest
-        head = facts({"modality": about.modality, "split": about.split or "-", **about.counts, "shown": len(cards)})
+        head = facts({"modality": about.modality, "split": about.split or "-", **about.counts, "shown": len(numbers)})
         body = f"<h1>{esc(about.name)}</h1>{head}{note(f'{reader.path}: {why}.')}"
-        body += f'<div class="group"><div class="bar">{BOXES}</div><div class="cards">{"".join(cards)}</div></div>'
-        write_page(out, f"{about.name} {about.split or ''}", f"<main>{body}</main>")
-        return len(cards)
+        body += f'<div class="group"><div class="bar">{boxes_switch(cards)}</div><div class="cards">{cards}</div></div>'
+        write_page(out, f"{about.name} {about.split or ''}".strip(), body)
+        return len(numbers)
     finally:
         reader.close()
 

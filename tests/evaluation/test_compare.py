@@ -15,6 +15,7 @@ from rb.evaluation.comparing import changes, compare
 from rb.evaluation.paper import read_paper
 from rb.evaluation.scoring import score_file
 from rb.pages.comparison_page import file_names
+from tests.support.page_rules import check_page
 
 TRUE = ["red cube", "left ball", "big green cone", "small ring", "blue ball on the right", "yellow cube"]
 WORDS = TRUE * 4
@@ -142,11 +143,14 @@ def test_the_page_shows_scores_settings_and_the_papers_columns(tmp_path: Path, c
     assert "meta.decoding.num_beams" in text
     assert "Allowed difference, decoding" in text
     assert "40.0" in text  # SPICE of the first
+    check_page(text)
+    assert text.count('class="n best"') == 1  # of three CIDErs the highest; one SPICE alone is not the best
     assert text.count("<article") == 10  # five of each other file; nothing gained
     assert "does not name its data" in text
     assert "paper" not in text.split("</style>")[1].lower()
     assert command.main([*call, "--paper"]) == 0
     text = page.read_text(encoding="utf-8")
+    check_page(text)
     assert "the paper: RegionBLIP, RefCOCO test" in text
     assert '<td class="n paper">63.5</td>' in text
     assert "not this comparison" in text

@@ -79,7 +79,7 @@ def test_a_metric_is_one_row(scored: Path, tmp_path: Path, capsys: pytest.Captur
 
     # report: in both tables, the lower one is the better one
     html = scores_section(scored)
-    assert html.count('<th class="n">repeated-words</th>') == 2
+    assert html.count('<th scope="col" class="n">repeated-words</th>') == 2
     assert '<td class="n best">22.5</td>' in html
     assert '<td class="n best">75.0</td>' not in html
 
@@ -94,7 +94,7 @@ def test_a_metric_is_one_row(scored: Path, tmp_path: Path, capsys: pytest.Captur
         one["files"][1]["scores"]["repeated_words"] for one in json.loads(capsys.readouterr().out)["sets"].values()
     ]
     assert entry["difference"] == pytest.approx(REPEATED - 0.75)
-    assert "<td>repeated-words</td>" in page.read_text(encoding="utf-8")
+    assert '<th scope="row">repeated-words</th>' in page.read_text(encoding="utf-8")
 
     # model card
     assert any("| repeated-words | 22.5 |" in line for line in score_lines(scores_of(scored, "image_region", step=300)))

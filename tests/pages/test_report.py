@@ -21,11 +21,13 @@ from rb.drawing.page import esc, json_script, page
 from rb.drawing.pictures import MAX_CLOUD_POINTS, cloud_canvas, image_with_box
 from rb.evaluation.scoring import score_file
 from rb.pages.report import build_report
+from rb.pages.report_scores import _full_table
 from rb.tracking import Tracker
 from tests.support import small_data
+from tests.support.page_rules import check_page
 
 TERMS = ("itc", "itm", "itg", "llm", "total")
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -139,6 +141,34 @@ def test_page_loads_nothing_and_runs_no_text_of_others(run_dir: Path, report: Pa
     assert "<b>& tea</b>" not in text
     assert "green <script>alert(1)</script>" in report.text  # shown as what it is: text
     assert len(text) < 10_000_000
+
+
+def test_the_report_keeps_the_rules_of_pages(run_dir: Path, report: Page) -> None:
+    check_page((run_dir / "report.html").read_text(encoding="utf-8"))
+    assert "SPICE" not in [text.strip() for text in report.words]  # skipped everywhere: no column of dashes
+    assert report.text.count("step") > len(report.all("figure"))
+
+
+def test_controls_stand_below_the_model_and_only_the_better_one_is_marked() -> None:
+    whole = {
+        "modality": "image_region",
+        "dataset": "toy",
+        "split": "test",
+        "variant": "checkpoint",
+        "checkpoint": {"run": "r", "name": "step_0000001", "step": 1},
+        "scores": {"CIDEr": 0.5, "BLEU-4": 0.2},
+        "num_examples": 10,
+        "set_sha256": "b" * 64,
+        "tokeniser": "ptb",
+        "decoding": {"num_beams": 5},
+    }
+    control = {"variant": "shuffled", "num_examples": 9, "set_sha256": "a" * 64, "left_out": {"no other box": 1}}
+    html = _full_table([whole | control | {"scores": {"CIDEr": 0.1, "BLEU-4": 0.2}}, whole])
+    assert html.index("RegionBLIP</span>") < html.index("RegionBLIP, boxes shuffled</span>")
+    assert "step 1; 9 captions" in html
+    assert html.count('class="set"') == 1
+    assert html.count('class="n best"') == 1
+    assert '<td class="n best">50.0</td>' in html
 
 
 def test_identity_and_scores(run_dir: Path, report: Page) -> None:
@@ -277,9 +307,9 @@ def test_curves() -> None:
     assert [y for _, y in smooth([(float(i), 4.0) for i in range(50)])] == pytest.approx([4.0] * 50)
     noisy = [(float(i), float((-1) ** i)) for i in range(200)]
     assert max(abs(y) for _, y in smooth(noisy)[10:-10]) < 0.5
-    assert len(chart("long", [Series("a", "c0", [(i, 1.0 * i) for i in range(100_000)])])) < 20_000
-    Page(chart("one point <", [Series("a", "c0", [(5, 2.0)])]))
-    Page(chart("nothing", []))
+    assert len(chart("long", "loss", [Series("a", "c0", [(i, 1.0 * i) for i in range(100_000)])])) < 20_000
+    Page(chart("one point <", "<", [Series("a", "c0", [(5, 2.0)])]))
+    Page(chart("nothing", "loss", []))
 
 
 def test_texts_cannot_leave_their_place() -> None:

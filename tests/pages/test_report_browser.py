@@ -17,6 +17,7 @@ from rb.data.index import ManifestReader
 from rb.data.shards import ShardWriter
 from rb.evaluation.scoring import score_file
 from rb.pages.report import build_report
+from rb.pages.show_data import show_data
 from rb.sources.points import encode_points
 from rb.tracking import Tracker
 from tests.support.browser import browser, console, open_page
@@ -50,7 +51,7 @@ def room(seed: int) -> np.ndarray:
 
 def write_set(folder: Path, modality: str) -> None:
     image, regional = modality.startswith("image"), modality.endswith("region")
-    box = [200.0, 150.0, 330.0, 280.0] if image else [0.2, 0.2, 0.0, 1.0, 1.0, 0.8]
+    box = [200.0, 150.0, 330.0, 280.0] if image else [0.203125, 0.203125, -0.001953, 1.015625, 1.015625, 0.806641]
     with ShardWriter(folder, "small", modality, "test") as writer:
         for i in range(SOURCES):
             said = [WORDS[i % len(WORDS)], f"a {WORDS[i % len(WORDS)]}"]
@@ -243,3 +244,39 @@ def test_the_comparison_is_clicked_and_turned(run_dir: Path, driver) -> None:
     assert "63.5" in papers
     assert "57.0" in papers
     assert console(driver) == []
+
+
+def test_on_a_phone_pages_are_short_and_no_word_is_broken(run_dir: Path, driver) -> None:
+    page, data = build_report(run_dir), run_dir / "data.html"
+    show_data(run_dir.parents[1] / "point_cloud_region", data)
+    for width, longest in ((390, 9_000), (1280, 14_000)):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        try:
+            for one in (page, data):
+                open_page(driver, one)
+                wide, high = (
+                    driver.execute_script(f"return document.documentElement.scroll{d}") for d in ("Width", "Height")
+                )
+                assert wide <= width
+                assert high < longest
+                assert driver.execute_script(BROKEN_WORDS) == []
+        finally:
+            driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert console(driver) == []
+
+
+# Words in the small lines of cards that stand on more than one line.
+BROKEN_WORDS = """
+const broken = [];
+for (const line of document.querySelectorAll(".card:not([hidden]) .who span")) {
+  const text = line.firstChild;
+  if (!text) continue;
+  for (const found of text.data.matchAll(/\\S+/g)) {
+    const range = document.createRange();
+    range.setStart(text, found.index); range.setEnd(text, found.index + found[0].length);
+    if (range.getClientRects().length > 1) broken.push(found[0]);
+  }
+}
+return broken;
+"""

@@ -11,6 +11,7 @@ from rb.cli import main as rb
 from rb.core.modality import MODALITIES, modality_spec
 from rb.data.index import ManifestReader
 from tests.support import small_data
+from tests.support.page_rules import check_page
 
 
 class Cards(HTMLParser):
@@ -36,6 +37,7 @@ def test_every_example_is_shown_with_its_box_and_all_that_is_said(modality: str,
     assert rb(["data", "show", str(tmp_path / "set"), "--out", str(page)]) == 0
     reader = ManifestReader(tmp_path / "set" / "manifest.json")
     found, count = Cards(page), reader.num_examples
+    check_page(page.read_text(encoding="utf-8"))
     assert f"{page}: {count} examples" in capsys.readouterr().out
     assert found.cards == count
     assert found.pictures >= count

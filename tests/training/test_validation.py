@@ -22,6 +22,7 @@ from rb.evaluation.simple_cider import simple_cider
 from rb.tracking import metric_points
 from rb.tracking.identity import run_identity
 from tests.support import small_data, tiny
+from tests.support.page_rules import check_page
 from tests.support.processes import finish, start_ranks
 
 STEPS, CLOUDS = 8, 7
@@ -188,6 +189,7 @@ def test_the_samples_are_the_captions_of_prediction(runs: Path, tmp_path: Path) 
     assert predict_command.main([*arguments, "--modality", "image_region", "--batch-size", "2"]) == 0
     predicted = {row.id: row for row in read_predictions(out)[0]}
     text = (runs / "validated" / "validation" / f"step_{STEPS:07d}.html").read_text(encoding="utf-8")
+    check_page(text)
     shown = [card for card in text.split("<article")[1:] if "image_region/" in card]
     assert len(shown) == 4
     for card in shown:
