@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rb.ablate.plan import Plan, Question, Variant
@@ -62,9 +63,9 @@ class Processes:
         environment[PARENT_VARIABLE] = str(os.getpid())  # a training stops when this process is killed
         if not _has_gpu():
             environment["DS_ACCELERATOR"] = "cpu"
-        with path.open("ab") as file:
-            file.write(f"$ {' '.join(command)}\n".encode())
-            file.flush()
+        with path.open("ab", buffering=0) as file:
+            with suppress(OSError):  # a full disk; the command is the work, not its log
+                file.write(f"$ {' '.join(command)}\n".encode())
             with self._lock:
                 if self.stopped:
                     raise StoppedError

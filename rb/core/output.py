@@ -6,7 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+
+from rb.core.files import CannotWriteError
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +18,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def say(text: str) -> None:
-    """One or more lines, at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """One or more lines, at once; ``CannotWriteError`` where stdout is a file that takes no more."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWriteError(error.errno, f"stdout: cannot be written ({error.strerror})") from error
 
 
 def say_json(value: Any) -> None:
@@ -40,6 +48,7 @@ def aligned(rows: Sequence[Sequence[str]], num_texts: int, indent: str = "") -> 
 
 
 def note(text: str) -> None:
-    """A line on stderr, which is not part of the result."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """A line on stderr, which is not part of the result: that it cannot be written is no fault of the command."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

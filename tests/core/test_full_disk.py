@@ -20,6 +20,7 @@ from rb.core import locks
 from rb.core.exit_codes import CANNOT_WRITE, guarded
 from rb.core.files import CannotWriteError, check_room, check_writable, whole_file, whole_folder, write_whole
 from rb.core.fingerprints import cached_sha256
+from rb.core.output import note, say
 from rb.core.patient import PatientLines, PatientLogFile, attempt
 from rb.core.verbosity import _Console
 from rb.data.formats import Prediction, read_predictions
@@ -152,6 +153,23 @@ def test_the_log_never_stops_the_program(
         for handler in handlers:
             logger.removeHandler(handler)
     assert handlers[0]._lines.num_kept == 3
+
+
+def test_results_on_a_full_stdout_are_an_error_and_remarks_on_a_full_stderr_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> int:
+        note("a remark")
+        say("a result")
+        return 0
+
+    with monkeypatch.context() as full:
+        full.setattr(sys, "stderr", io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True))
+        assert guarded("rb table", command) == 0
+    with monkeypatch.context() as full:
+        full.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True))
+        assert guarded("rb table", command) == CANNOT_WRITE
+    assert "stdout: cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_a_page_is_left_out_and_said_once(disk: SmallDisk, caplog: pytest.LogCaptureFixture) -> None:
