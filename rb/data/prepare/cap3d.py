@@ -24,11 +24,11 @@ _QUOTED = re.compile(r'\s*"|[^",]*,"')  # elsewhere a quote is a sign like any o
 
 @dataclass
 class CaptionTable:
-    """``captions``: uid -> its first caption, in the file's order. ``malformed``: (line, what is wrong); ``repeated``: (uid, line)."""
+    """``captions``: uid -> its first caption, in the file's order. ``malformed``: (line, place and what is wrong); ``repeated``: (uid, place)."""
 
     captions: dict[str, str] = field(default_factory=dict)
     malformed: list[tuple[int, str]] = field(default_factory=list)
-    repeated: list[tuple[str, int]] = field(default_factory=list)
+    repeated: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
@@ -40,13 +40,13 @@ def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
         try:
             cells = next(csv.reader([text]))
         except csv.Error as error:
-            table.malformed.append((number, f"not a row of CSV ({error})"))
+            table.malformed.append((number, f"{file}, line {number}: not a row of CSV ({error})"))
             continue
         uid = cells[0].strip()
         if len(cells) < 2 or not uid or _open(text):
-            table.malformed.append((number, f"not 'uid,caption': {text.strip()!r:.100}"))
+            table.malformed.append((number, f"{file}, line {number}: not 'uid,caption': {text.strip()!r:.100}"))
         elif uid in table.captions:
-            table.repeated.append((uid, number))
+            table.repeated.append((uid, f"{file}, line {number}"))
         else:
             table.captions[uid] = ",".join(cells[1:])
     return table

@@ -47,10 +47,10 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
     shape, fortran, dtype = _header(stream)
     if dtype.kind != "f" or len(shape) != 2 or shape[1] not in columns:
         wanted = " or ".join(map(str, columns))
-        raise ValueError(f"points must be floating point [N, {wanted}], got {dtype} {list(shape)}")
+        raise ValueError(f"the array must be floating point [N, {wanted}], got {dtype} {list(shape)}")
     start = stream.tell()
     if shape[0] < 0 or len(data) - start != shape[0] * shape[1] * dtype.itemsize:
-        raise ValueError(f"{len(data) - start} bytes of points, but the header says {list(shape)} {dtype}")
+        raise ValueError(f"{len(data) - start} bytes of numbers, but the header says {list(shape)} {dtype}")
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
 

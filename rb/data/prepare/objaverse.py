@@ -71,6 +71,9 @@ def convert(
     table = read_captions(file, notes) if file else CaptionTable()
     uids = choose_uids(raw, split, table.captions, lists)
     table = _with_lists(table, split, lists)
+    if not uids and not table.malformed:
+        sources = [file, *(one.file for one in lists.values())]
+        raise ValueError(f"{', '.join(str(path) for path in sources if path)}: no uid of split {split!r}")
     clouds = CloudFolder(points or _find_points(raw), set(uids) | table.captions.keys())
     with ShardWriter(out, NAME, POINT_CLOUD, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "objects", notes)
@@ -78,18 +81,18 @@ def convert(
             conversion.tally.read += 1
             conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
         inside = set(uids)
-        for uid, line in table.repeated:
+        for uid, place in table.repeated:
             if uid in inside:
                 conversion.tally.read += 1
                 conversion.reject(
                     f"{NAME}/{uid}",
                     Reason.DUPLICATE_SOURCE,
-                    f"line {line}: this uid came before; the first caption is kept",
+                    f"{place}: this uid came before; the first caption is kept",
                 )
 
         def read(uid: str) -> NDArray[np.float32]:
             if uid not in table.captions:
-                raise RejectedError(Reason.NO_CAPTION, "the captions' file has no row of this uid")
+                raise RejectedError(Reason.NO_CAPTION, f"{file or 'the lists'}: no row of this uid")
             return read_cloud(clouds.find(uid), min_points)
 
         workers = writing.get("workers", 1)
@@ -228,7 +231,7 @@ class CloudFolder:
         if not paths:
             raise RejectedError(
                 Reason.POINTS_MISSING,
-                f"no {folder}/{uid}_8192.npz, nor {self.root}/{uid}_8192.npy, with or without the number",
+                f"no {folder}/{uid}_8192.npz, nor {self.root}/{uid}_8192.npy, with or without the number{_others(folder, uid)}",
             )
         return paths[0] if len(paths) == 1 else max(paths, key=claimed_points)
 
@@ -242,6 +245,12 @@ class CloudFolder:
             for name, stem in stems
             if stem == uid or (_COUNTED.fullmatch(stem, len(uid)) and stem not in self.uids)
         ]
+
+
+def _others(folder: Path, uid: str) -> str:
+    """What else is in ``folder`` for ``uid``, for an error."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith(uid)) if folder.is_dir() else []
+    return f"; there is {', '.join(names)[:200]}: save it as .npy" if names else ""
 
 
 def _cloud_names(folder: Path) -> list[str]:

@@ -86,6 +86,8 @@ def convert(
     file = find_raw(raw, [f"{place}/ScanRefer_filtered_{split}.json" for place in _JSON_PLACES], LAYOUT)
     notes: Counter[str] = Counter()
     rows = objects_of(read_json(file, _FIELDS, notes), str(file))
+    if not rows:
+        raise ValueError(f"{file}: holds no description")
     folder = require_raw(scenes, LAYOUT) if scenes else find_raw(raw, _SCENE_PLACES, LAYOUT)
     with ShardWriter(out, NAME, POINT_CLOUD_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
         conversion = Conversion(writer, "descriptions", notes)

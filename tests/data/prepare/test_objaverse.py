@@ -182,6 +182,26 @@ def test_objaverse_splits(tmp_path):
         choose(raw, "test", uids)
 
 
+def test_an_empty_result_names_the_files(tmp_path):
+    """A TSV under the CSV's name, clouds as torch tensors, a uid without a row, and an empty table: each with its path."""
+    raw = objaverse_raw(
+        tmp_path / "raw", f"{uid(1)},a cube\n{uid(3)}\ta ball\n", {uid(1): b""}, {"train": [uid(1), uid(2)]}
+    )
+    folder = raw / "objaverse_pc_parallel" / uid(1)
+    (folder / f"{uid(1)}_8192.npz").rename(folder / f"{uid(1)}.pt")
+    with pytest.raises(ValueError, match="malformed_row: 1, no_caption: 1, points_missing: 1") as caught:
+        objaverse.convert(raw, tmp_path / "out", "train")
+    table = raw / "Cap3D_automated_Objaverse.csv"
+    assert f"line 2: malformed_row: {table}, line 2: not 'uid,caption'" in str(caught.value)
+    assert f"no {folder}/{uid(1)}_8192.npz" in str(caught.value)
+    assert f"; there is {uid(1)}.pt: save it as .npy" in str(caught.value)
+    assert f"no_caption: {table}: no row of this uid" in str(caught.value)
+    table.write_text("")
+    (raw / "train.txt").unlink()
+    with pytest.raises(ValueError, match=r"Cap3D_automated_Objaverse\.csv: no uid of split 'train'"):
+        objaverse.convert(raw, tmp_path / "empty", "train")
+
+
 def test_objaverse_wrong_calls_are_clear_errors(tmp_path):
     raw = objaverse_raw(tmp_path / "raw", f"{uid(1)},a cube\n", {uid(1): cloud(10)}, {"train": [uid(1)]})
     with pytest.raises(ValueError, match=r"no record could be used \(too_few_points: 1\)"):

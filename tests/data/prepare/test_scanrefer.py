@@ -76,6 +76,30 @@ def test_unaligned_boxes_under_the_aligned_name_cost_the_whole_scene(tmp_path: P
         scanrefer.convert(write_raw(tmp_path / "raw", boxes), tmp_path / "out", "val")
 
 
+def test_an_empty_result_names_files_and_shapes(tmp_path: Path) -> None:
+    """VoteNet's vertices have 6 columns, its boxes 7."""
+    for number, (boxes, vertices, says) in enumerate(
+        (
+            (
+                boxes_of(CENTRES),
+                points_of_a_room()[:, :6],
+                r"points_unreadable: .*_vert\.npy: the array must be .*\[N, 9\], got",
+            ),
+            (
+                boxes_of(CENTRES)[:, :7],
+                None,
+                r"boxes_unreadable: .*_bbox\.npy: the array must be .*\[N, 8\], got .*\[4, 7\]",
+            ),
+        )
+    ):
+        raw = write_raw(tmp_path / f"raw{number}", boxes, vertices)
+        with pytest.raises(ValueError, match=rf"_unreadable: 4\), such as\n  scannet/scene0000_00, object 0: {says}"):
+            scanrefer.convert(raw, tmp_path / "out", "val")
+    (raw / "ScanRefer_filtered_val.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"ScanRefer_filtered_val\.json: holds no description"):
+        scanrefer.convert(raw, tmp_path / "out", "val")
+
+
 def test_a_box_that_touches_its_points_with_a_face_holds_them(tmp_path: Path) -> None:
     vertices = points_of_a_room()
     inside = np.abs(vertices[:, :2] - CENTRES[0]).max(1) < 0.21
