@@ -21,6 +21,7 @@ from rb.checkpoints import checkpoint
 from rb.core.config import RunConfig
 from rb.core.files import file_sha256
 from rb.core.install import import_path
+from rb.core.metrics import of_ablations
 from rb.core.run_file import digest, load_run
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.run_paths import resolve_paths
@@ -160,7 +161,13 @@ def _score(asked: Mapping[Path, Question], run_dir: Path, processes: Processes) 
     for judged in (True, False):
         files = [predictions for predictions in todo if (asked[predictions].truth is not None) == judged]
         truths = dict.fromkeys(str(asked[predictions].truth) for predictions in files) if judged else {}
-        options = ["--no-java", "--no-mlflow", "--metrics", "CIDEr", *(o for t in truths for o in ("--truth", t))]
+        options = [
+            "--no-java",
+            "--no-mlflow",
+            "--metrics",
+            *(m.name for m in of_ablations()),
+            *(o for t in truths for o in ("--truth", t)),
+        ]
         if files:
             processes.run(run_dir.name, [*processes.rb, "score", *map(str, files), *options])
 

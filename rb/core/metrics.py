@@ -102,6 +102,16 @@ def shown_in(place: str) -> list[Metric]:
     return [metric for metric in METRICS.values() if place in metric.shown_in]
 
 
+def of_ablations() -> list[Metric]:
+    """The metrics of an ablation's table: those of Table 1 that need no Java."""
+    return [metric for metric in shown_in(TABLE) if metric.score is not None]
+
+
+def ranking() -> Metric:
+    """The metric by which examples are the best and the worst: the first that has values per example."""
+    return next(metric for metric in METRICS.values() if metric.per_example)
+
+
 def while_training() -> list[Metric]:
     """The metrics of validation while training."""
     return [metric for metric in METRICS.values() if metric.while_training]

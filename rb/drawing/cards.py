@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rb.core.metrics import ranking
 from rb.drawing.page import Html, esc, note
 
 MAX_REFERENCES = 5
@@ -45,8 +46,8 @@ def _switch(views: Sequence[tuple[str, str, str]]) -> Html:
 
 
 def prediction(model: str, text: str, score: float | None, faint: bool = False) -> Html:
-    """One predicted caption: which model made it, its CIDEr (0 to 10; shown times 100), the text."""
-    shown = "" if score is None else f"CIDEr {100 * score:.0f}"
+    """One predicted caption: which model made it, its value of the metric that ranks examples (shown times 100), the text."""
+    shown = "" if score is None else f"{ranking().label} {100 * score:.0f}"
     return Html(
         f"<div>{caption_line(model, shown)}"
         f'<div class="prediction{" faint" if faint else ""}">{esc(text or "(nothing)")}</div></div>'

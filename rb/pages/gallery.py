@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rb.core.metrics import LOWER, ranking
 from rb.core.modality import MODALITIES, modality_spec
 from rb.core.run_layout import RUN_METRICS, RUN_PREDICTIONS
 from rb.core.seeding import generator
@@ -29,7 +30,7 @@ VIEWS = {"random": "Random", "best": "Best", "worst": "Worst"}
 
 @dataclass
 class PredictionFile:
-    """One file, by id; ``scores``: id to CIDEr where it was scored."""
+    """One file, by id; ``scores``: id to its value of the metric that ranks examples, where it was scored."""
 
     path: Path
     rows: dict[str, Prediction]
@@ -101,8 +102,8 @@ def read_file(path: Path, run_dir: Path) -> PredictionFile:
     scored = examples_path(run_dir / RUN_METRICS / f"{path.stem}.json")
     if scored.is_file():
         for _, row in parse_lines(scored.read_bytes(), str(scored)):
-            if isinstance(row, dict) and isinstance(row.get("CIDEr"), (int, float)):
-                file.scores[str(row.get("id"))] = float(row["CIDEr"])
+            if isinstance(row, dict) and isinstance(row.get(ranking().name), (int, float)):
+                file.scores[str(row.get("id"))] = float(row[ranking().name])
     return file
 
 
@@ -111,7 +112,8 @@ def choose(ids: Sequence[str], scores: Mapping[str, float], count: int) -> dict[
     pool = sorted(ids)
     places = generator("gallery", *pool[:1], len(pool)).permutation(len(pool))[:count]
     views = {"random": [pool[place] for place in places]}
-    scored = sorted((i for i in pool if i in scores), key=lambda i: scores[i])
+    sign = -1 if ranking().better == LOWER else 1
+    scored = sorted((i for i in pool if i in scores), key=lambda i: sign * scores[i])
     if scored:
         views |= {"best": scored[::-1][:count], "worst": scored[:count]}
     return views
@@ -138,7 +140,7 @@ def _which(view: str, views: Mapping[str, Sequence[str]], lead: PredictionFile) 
     number = f"{len(views[view]):,} of {len(lead.rows):,} examples, "
     if view == "random":
         return number + "picked at random, not by score."
-    return number + f"the {view} by the CIDEr of {lead.label}, {view} first."
+    return number + f"the {view} by the {ranking().label} of {lead.label}, {view} first."
 
 
 def _before(files: Sequence[PredictionFile]) -> str:

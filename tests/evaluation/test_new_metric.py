@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from eval import compare, score, table
-from rb.core.metrics import EVERYWHERE, LOWER, METRICS, Metric, Tokenised, shown_in, while_training
+from rb.ablate.table import _headings
+from rb.core.metrics import EVERYWHERE, LOWER, METRICS, Metric, Tokenised, of_ablations, shown_in, while_training
 from rb.core.run_file import load_run
 from rb.data.predictions import Prediction, write_predictions
 from rb.evaluation.simple_cider import simple_scores
 from rb.exporting.card import score_lines, scores_of
+from rb.pages.gallery import choose, gallery, read_file
 from rb.pages.report_scores import scores_section
 from rb.tracking import Journal
 from rb.training.validate import Best
@@ -107,6 +109,22 @@ def test_a_metric_is_one_row(scored: Path, tmp_path: Path, capsys: pytest.Captur
     [training] = [one for one in client.search_runs([experiment]) if one.info.run_name == "run"]
     points = client.get_metric_history(training.info.run_id, "eval/toy/test/repeated_words")
     assert [(point.step, point.value) for point in points] == [(300, pytest.approx(REPEATED))]
+
+
+def test_ablations_and_the_gallery_read_the_table_too(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [metric.name for metric in of_ablations()] == ["CIDEr", ROW.name]
+    assert [heading for _, heading, _ in _headings("point_cloud")] == [
+        "CIDEr",
+        "repeated-words",
+        "true",
+        "true elsewhere",
+    ]
+    # Examples are ranked by the first row; where less is better, the best has least.
+    monkeypatch.setattr("rb.core.metrics.METRICS", {ROW.name: ROW, **METRICS})
+    file = read_file(scored / "predictions" / "after.jsonl", scored)
+    views = choose(list(file.rows), file.scores, 1)
+    assert (views["best"], views["worst"]) in ((["s0#o"], ["s1#o"]), (["s2#o"], ["s1#o"]))
+    assert "the best by the repeated-words of RegionBLIP" in gallery(scored, 1)
 
 
 def test_validation_and_keep_best_know_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
