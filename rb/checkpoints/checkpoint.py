@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rb.core.files import cannot_write, check_room, file_sha256, sha256, temporary_name, whole_folder, write_whole
 from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
 from rb.core.strict_json import count, parse_foreign, read_bytes
+from rb.core.tensor_files import read_tensor_file
 
 FORMAT = 1
 STATE_FILE = "state.safetensors"
@@ -255,12 +256,11 @@ def require(path: Path) -> Checkpoint:
 def load_state(checkpoint: Checkpoint) -> TrainState:
     """The whole state of a verified checkpoint."""
     state = TrainState()
-    with safe_open(checkpoint.path / STATE_FILE, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            kind, _, name = key.partition("/")
-            if kind not in state.tensors:
-                raise CheckpointError(f"{checkpoint.path / STATE_FILE}: unknown kind of entry {key!r}")
-            state.tensors[kind][name] = file.get_tensor(key)
+    for key, tensor in read_tensor_file(checkpoint.path / STATE_FILE, CheckpointError).items():
+        kind, _, name = key.partition("/")
+        if kind not in state.tensors:
+            raise CheckpointError(f"{checkpoint.path / STATE_FILE}: unknown kind of entry {key!r}")
+        state.tensors[kind][name] = tensor
     for kind in KINDS:
         check_names(f"{checkpoint.path / STATE_FILE} ({kind})", state.tensors[kind], state.names)
     return state
@@ -278,8 +278,8 @@ def load_parameters(path: str | Path) -> dict[str, Tensor]:
 def parameters_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The trained parameters (float32, by name) of a verified checkpoint."""
     prefix = PARAMETER + "/"
-    with safe_open(checkpoint.path / STATE_FILE, framework="pt") as file:
-        return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+    found = read_tensor_file(checkpoint.path / STATE_FILE, CheckpointError, lambda name: name.startswith(prefix))
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 def check_names(where: str, found: Iterable[str], wanted: Iterable[str]) -> None:

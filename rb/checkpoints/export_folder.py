@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rb.core.config import DecodeConfig, FoundationConfig, LoraConfig, ModelConfig
 from rb.core.modality import MODALITIES, in_table_order
 from rb.core.run_file import from_tree
-from rb.core.strict_json import read
+from rb.core.strict_json import count, read, texts
+from rb.core.tensor_files import read_tensor_file
 
 FORMAT = 1
 EXPORT_FILE = "export.json"
@@ -124,6 +123,8 @@ def modality_folders(folder: Path) -> list[Path]:
             f"{folder}: no export (neither {EXPORT_FILE} nor {MODALITY_FILE} is there); make one with rb export RUN_DIR --out DIR"
         )
     listed = _read(folder / EXPORT_FILE).get("modalities", [])
+    if texts(listed):
+        raise ExportError(f"{folder / EXPORT_FILE}: field 'modalities' {texts(listed)}; export again")
     folders = [folder / Path(str(name)).name for name in listed]
     for one in folders:
         if not (one / MODALITY_FILE).is_file():
@@ -175,15 +176,17 @@ def _belongs(relative: Path, roots: Iterable[str], whole: bool) -> bool:
 def read_modality(folder: Path) -> ModalityExport:
     """One modality's folder; ``ExportError`` names the file that is missing or damaged."""
     settings = _read(folder / MODALITY_FILE)
+    _check_settings(settings, folder / MODALITY_FILE)
     adapter_name = from_tree(LoraConfig, settings["model"]["lora"]).adapter_of(str(settings["modality"]))
     try:
-        adapter, parts = load_file(folder / ADAPTER_WEIGHTS), load_file(folder / PARTS_FILE)
-    except (OSError, SafetensorError) as error:
+        adapter, parts = (read_tensor_file(folder / name) for name in (ADAPTER_WEIGHTS, PARTS_FILE))
+    except (OSError, ValueError) as error:
         raise ExportError(f"{folder}: its weights cannot be read ({error}); copy or export it again") from error
     tensors = {}
     for name, tensor in adapter.items():
         stem, kind, _ = name.removeprefix(_PEFT).rpartition(".weight")
-        assert kind, name
+        if not kind:
+            raise ExportError(f"{folder / ADAPTER_WEIGHTS}: holds {name}, which is no weight of LoRA; export again")
         tensors[f"{_BLIP2}{stem}.{adapter_name}.weight"] = tensor
     ours = settings["parameters"]
     for name, tensor in parts.items():
@@ -247,6 +250,26 @@ def find_foundation(folder: Path, base: str) -> FoundationConfig:
     return FoundationConfig(
         str((named or blip2)[0]), str(folder / "text_branch"), str(points) if points.is_dir() else ""
     )
+
+
+def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """``ExportError`` for a field of ``modality.json`` that is missing or of another type; its sections are checked where they are read."""
+    model = settings.get("model")
+    wrong = [name for name in ("modality", "run", "base") if not isinstance(settings.get(name), str)]
+    wrong += [
+        name for name in ("model", "decode", "foundation", "parameters") if not isinstance(settings.get(name), dict)
+    ]
+    wrong += [name for name in ("seed", "step") if count(settings.get(name))]
+    if not wrong and settings["modality"] not in MODALITIES:
+        wrong = ["modality"]
+    if not wrong and texts(list(settings["parameters"].values())):
+        wrong = ["parameters"]
+    if not wrong and not (isinstance(model, dict) and isinstance(model.get("lora"), dict)):
+        wrong = ["model.lora"]
+    if wrong:
+        raise ExportError(
+            f"{path}: field {wrong[0]!r} is missing or of another type than `rb export` writes; export again"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration
 
@@ -39,6 +39,7 @@ from rb.core.files import whole_folder, write_json
 from rb.core.library_folders import read_tokenizer
 from rb.core.modality import modality_spec
 from rb.core.run_file import to_tree
+from rb.core.tensor_files import read_tensor_file
 from rb.core.text import TextProcessor
 from rb.exporting.card import modality_card, root_card, scores_of
 from rb.inference.load import Loaded, build_trained, read_trained
@@ -192,7 +193,7 @@ def _write_merged(folder: Path, config: ModelConfig) -> None:
         base, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
     blip2 = PeftModel.from_pretrained(plain, folder).merge_and_unload()
-    parts = load_file(folder / PARTS_FILE)
+    parts = read_tensor_file(folder / PARTS_FILE)
     blip2.query_tokens.copy_(parts["query_tokens"])
     blip2.language_projection.weight.copy_(parts["language_projection.weight"])
     blip2.language_projection.bias.copy_(parts["language_projection.bias"])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.colours import unit_colours
+from rb.core.npy_files import read_npy_header
 from rb.sources.points import PointsError
 
 MAX_BYTES = 1 << 30  # of a file: 40 million coloured points; a model reads some thousands
@@ -225,11 +226,7 @@ def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
 
 def _npy(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise PointsError(f"{where}: an npy file of version {version}; save it by numpy.save")
-    shape, by_columns, kind = read(stream)
+    shape, by_columns, kind = read_npy_header(stream)
     if kind.kind not in "fiu" or len(shape) != 2:
         raise PointsError(f"{where}: holds {list(shape)} of {kind}; give [N, 3] or [N, 6] numbers, saved by numpy.save")
     least, there = shape[0] * shape[1] * kind.itemsize, len(data) - stream.tell()

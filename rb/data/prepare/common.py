@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
 from rb.core.output import say, say_json
-from rb.core.strict_json import parse_foreign
+from rb.core.strict_json import FormatError, parse_foreign, read_bytes
 from rb.core.text import is_caption, one_line
 from rb.core.threads import in_order
 from rb.data.formats import MANIFEST_FILE
 from rb.data.prepare.raw_text import read_text
+from rb.data.tars import MAX_RECORD_BYTES
 from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
 
 if TYPE_CHECKING:
@@ -197,9 +198,11 @@ def safe_path(root: Path, *parts: object) -> Path:
 def read_file(path: Path, missing: str) -> bytes:
     """The bytes of ``path``; ``RejectedError`` with reason ``missing`` where it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_bytes(path, MAX_RECORD_BYTES)
     except OSError as error:
         raise RejectedError(missing, f"{path}: {error.strerror or error}") from None
+    except FormatError as error:
+        raise RejectedError(missing, str(error)) from None
 
 
 @dataclass(frozen=True)

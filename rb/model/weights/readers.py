@@ -7,19 +7,19 @@ that maps names and shapes runs on either). Who uses it: the other files of this
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rb.core.fingerprints import read_and_note
 from rb.core.stand_ins import stand_in
 from rb.core.strict_json import parse_foreign
+from rb.core.tensor_files import read_shapes, read_tensor_file
 
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -35,6 +35,23 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# What torch raises for damaged files; it documents none.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+    struct.error,
+)
 Reader = Callable[[Path], dict[str, Tensor]]
 
 
@@ -77,10 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     _check_there(path)
     if path.suffix != ".safetensors":
         return _from_pickle(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _truncated(path, error) from error
+    return read_tensor_file(path, CheckpointError)
 
 
 def read_headers(path: Path) -> dict[str, Tensor]:
@@ -92,13 +106,7 @@ def read_headers(path: Path) -> dict[str, Tensor]:
     _check_there(path)
     if path.suffix != ".safetensors":
         return {name: tensor.to("meta") for name, tensor in _from_pickle(path).items()}
-    try:
-        # As numpy's, since the library maps a file for torch in a way that fails where the file is larger than memory.
-        with safe_open(path, framework="numpy") as file:
-            rows = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            shapes = {name: (row.get_shape(), row.get_dtype()) for name, row in rows.items()}
-    except SafetensorError as error:
-        raise _truncated(path, error) from error
+    shapes = read_shapes(path, CheckpointError)
     unknown = [f"{name} is of type {dtype}" for name, (_, dtype) in shapes.items() if dtype not in _DTYPES]
     if unknown:
         raise CheckpointError(f"{path}: {unknown[0]}, which this project does not read")
@@ -115,17 +123,13 @@ def _begin(path: Path) -> bytes:
         return file.read(1024)
 
 
-def _truncated(path: Path, error: Exception | str) -> CheckpointError:
-    remedy = stand_in(_begin(path)) or "download it again"
-    return CheckpointError(f"{path} is not a complete safetensors file ({error}); {remedy}")
-
-
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     try:
+        mapped = _is_stored_zip(path)
         with torch.serialization.safe_globals(_HARMLESS):
             # Only torch's zip format can be mapped; Point-BERT's own files may be older.
-            tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, AttributeError) as error:
+            tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except _DAMAGE as error:
         other = stand_in(_begin(path))
         if other:
             raise CheckpointError(f"{path}: {other}") from error
@@ -140,7 +144,28 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a state dict")
-    return {str(key): value.detach() for key, value in tree.items() if isinstance(value, Tensor)}
+    found = {str(key): value.detach() for key, value in tree.items() if isinstance(value, Tensor)}
+    for name, tensor in found.items():
+        held = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not held or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {name} claims more numbers than the file holds, or another layout; do not use it"
+            )
+    return found
+
+
+def _is_stored_zip(path: Path) -> bool:
+    """Whether a file is torch's zip format. ``BadZipFile`` where it would grow when read: torch itself compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if (
+        any(m.compress_type != zipfile.ZIP_STORED for m in members)
+        or sum(m.file_size for m in members) > path.stat().st_size
+    ):
+        raise zipfile.BadZipFile("its members claim more bytes than the file has, or are compressed")
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rb.core.files import whole_file
 from rb.core.strict_json import read
+from rb.core.tensor_files import read_tensor_file
 from rb.toy.pretraining.bridge import new_bridge, train_bridge, trained_bridge
 from rb.toy.pretraining.export import write_foundation
 from rb.toy.pretraining.language import train_language
@@ -78,7 +79,7 @@ def _run_after(stage: str, work: Path, steps: int, amount: int) -> tuple[dict[st
     """One of the stages that start from files of earlier ones."""
 
     def kept(name: str) -> dict[str, Tensor]:
-        return load_file(work / f"{name}.safetensors")
+        return read_tensor_file(work / f"{name}.safetensors")
 
     if stage == "t5_settle":
         return settle_t5(trained_bridge(kept("settle")), kept("t5_language"), steps, amount)
@@ -121,9 +122,9 @@ def pretrain(out: Path, scale: float = 1.0, num_scenes: int = 400) -> dict[str, 
 def finish(out: Path, work: Path, num_scenes: int) -> dict[str, Any]:
     """Export of the finished stages in ``work``, and scores of what was written; without T5 while its last stage is not there."""
     stages = {s: read(work / f"{s}.json") for s in STAGES if (work / f"{s}.json").is_file()}
-    bridge = trained_bridge(load_file(work / "speech.safetensors"))
-    t5 = load_file(work / "t5_settle.safetensors") if "t5_settle" in stages else None
-    write_foundation(out, bridge.eval(), load_file(work / "points.safetensors"), t5)
+    bridge = trained_bridge(read_tensor_file(work / "speech.safetensors"))
+    t5 = read_tensor_file(work / "t5_settle.safetensors") if "t5_settle" in stages else None
+    write_foundation(out, bridge.eval(), read_tensor_file(work / "points.safetensors"), t5)
     tree: dict[str, Any] = {"stages": stages}
     for llm, prefix in (("opt", ""), ("t5", "t5_")):
         if llm == "opt" or t5:

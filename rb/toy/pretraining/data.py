@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rb.core import seeding
+from rb.sources.pixels import decode_image
 from rb.toy.world.scenes import IMAGE_SIZE, ToyScene, join, make_scene, phrase, whole_captions
 from rb.toy.world.truth import MARGIN
 from rb.toy.world.vocabulary import COLOURS, FACTS, SHAPES, SIZES
@@ -57,7 +58,7 @@ def scene_view(scene: ToyScene) -> View:
     if seeding.uniform("toy jpeg", scene.scene_id) < 0.5:
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "JPEG", quality=92, subsampling=0)
-        image = np.asarray(Image.open(stream))
+        image = np.asarray(decode_image(stream.getvalue(), scene.scene_id))
     seen = tuple(
         SeenObject(SHAPES.index(o.shape), COLOURS.index(str(o.colour)), _WORD_OF[o.size], _box(o.box))
         for o in scene.objects

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
 from rb.core.strict_json import read
+from rb.core.tensor_files import read_tensor_file
 from rb.model.point_encoder import to_original
 from rb.toy.pretraining.bridge import Bridge, blip2_config
 from rb.toy.pretraining.data import CLIP_MEAN, CLIP_STD
@@ -95,7 +96,7 @@ def _write_blip2(folder: Path, model: Blip2ForConditionalGeneration, tokenizer: 
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     whole = folder / "model.safetensors"
-    tensors = load_file(whole)
+    tensors = read_tensor_file(whole)
     whole.unlink()
     shard_of = {name: SPEAKING if name.startswith("language_") else SEEING for name in sorted(tensors)}
     for shard in (SEEING, SPEAKING):

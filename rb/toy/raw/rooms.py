@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rb.core import seeding
+from rb.data.prepare.clouds import parse_npy
 from rb.toy.raw.files import plan, write_file, write_json
 from rb.toy.world.rooms import FLOOR, WALL, ToyRoom, descriptions, make_room, room_truth
 from rb.toy.world.vocabulary import SHAPES
@@ -107,7 +108,9 @@ def _bbox(box: tuple[float, ...], shape: str, object_id: int) -> list[float]:
 def _spoil(kind: str, rows: list[_Json], files: dict[str, bytes]) -> tuple[list[_Json], dict[str, bytes]]:
     """Rows and files of a spoiled scene."""
     files = dict(files)
-    vertices, boxes = (np.load(io.BytesIO(files[name])) for name in ("aligned_vert", "aligned_bbox"))
+    vertices, boxes = (
+        parse_npy(files[name], (columns,)).copy() for name, columns in (("aligned_vert", 9), ("aligned_bbox", 8))
+    )
     described = boxes[:, 7] == float(rows[0]["object_id"])
     if kind == "scene_not_aligned":
         del files["aligned_vert"], files["aligned_bbox"]

@@ -371,7 +371,7 @@ def test_headers_read_no_tensor(foundation: FoundationConfig, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("rb.model.weights.readers.load_file", refuse)
+    monkeypatch.setattr("rb.model.weights.readers.read_tensor_file", refuse)
     monkeypatch.setattr("rb.model.weights.blip2.read_tensors", refuse)
     model = build_model(tiny.model_config(foundation), seed=0, device="meta").model
     assert all(t.is_meta for t in model.state_dict().values())
