@@ -15,7 +15,7 @@ from pathlib import Path
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from rb.core.metrics import METRICS, check_metrics
+from rb.core.metrics import METRICS, check_metrics, cider_remark
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_tokenise
@@ -143,6 +143,11 @@ def attainable_scores(references: Tokenised) -> dict[str, float]:
                 best[i] = (float(value), copied[i][0])
     bleu, _ = Bleu(4).compute_score({i: references[i] for i in ids}, {i: [best[i][1]] for i in ids}, verbose=0)
     return {"CIDEr": sum(value for value, _ in best.values()) / len(ids), "BLEU-4": float(bleu[3])}
+
+
+def remark_on(references: Sequence[Sequence[str]]) -> str | None:
+    """`rb.core.metrics.cider_remark` of a set that is not scored here: the references of each example, as written."""
+    return cider_remark(attainable_scores({str(i): simple_tokenise(texts) for i, texts in enumerate(references)}))
 
 
 def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from rb.core.schedules import Turn
 from rb.core.step_layout import StepLayout
 from rb.data.loading import Batches
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
+from rb.evaluation.caption_metrics import remark_on
 from rb.evaluation.simple_cider import simple_scores
 from rb.inference.generate import caption_examples
 from rb.inference.load import Loaded, example_transform
@@ -209,6 +210,10 @@ class Validation:
                 row for rank_rows in gathered for row in rank_rows
             )  # an order without ranks: the same last bit
             scores = simple_scores([row[2] for row in everything], [row[3] for row in everything], while_training())
+            if scores.get("CIDEr") == 0 and modality not in self._captioned:  # once
+                remark = remark_on([row[3] for row in everything])
+                if remark:
+                    log.warning("validation of %s, %d examples: %s", modality, len(everything), remark)
             self._captioned[modality] = captioned
             self._predictions[modality] = {
                 (manifest, sample_id): caption for manifest, sample_id, caption, _ in everything

@@ -17,7 +17,7 @@ import pytest
 
 from rb.cli import main as rb
 from rb.evaluation import doctor
-from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_scores, score_captions
+from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_scores, remark_on, score_captions
 from rb.evaluation.java import Java, JavaMissingError, JavaToolError, find_java, run_tool
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_cider, simple_tokenise
@@ -332,3 +332,9 @@ def test_the_engine_in_the_package_is_built_from_its_source(tmp_path: Path) -> N
     assert {p.name for p in (tmp_path / "jar").rglob("*.class")} == {p.name for p in tmp_path.glob("*.class")}
     service = tmp_path / "jar" / "META-INF" / "services" / "javax.script.ScriptEngineFactory"
     assert service.read_text().strip() == "JsonPassthrough"
+
+
+def test_sets_whose_cider_says_nothing_are_known_before_they_are_scored() -> None:
+    for references in ([["a red cube", "the cube"]], [["a red cube."], ["A red cube"]]):
+        assert "whatever is predicted" in str(remark_on(references))
+    assert remark_on([["a red cube"], ["a ball"]]) is None

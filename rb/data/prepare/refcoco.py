@@ -117,10 +117,10 @@ def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
 def _read_refs(folder: Path, split_by: str, notes: Counter[str]) -> tuple[Path, list[_Json]]:
     """The references, from JSON where someone converted them, else from the pickle."""
     file = folder / f"refs({split_by}).p"
-    json = converted(file)
-    if json.is_file():
+    trusted = converted(file)
+    if trusted.is_file():
         remedy = f"remove it, and {file.name} is read again" if file.is_file() else "convert the pickle again"
-        return json, objects_of(read_json(json, _REF_FIELDS, notes, remedy), str(json))
+        return trusted, objects_of(read_json(trusted, _REF_FIELDS, notes, remedy), str(trusted))
     require_raw(file, LAYOUT)
     return file, objects_of(load_plain_pickle(file), str(file))
 
