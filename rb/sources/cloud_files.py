@@ -29,8 +29,9 @@ _PLY_BYTES = {
     **dict.fromkeys(("int", "int32", "uint", "uint32", "float", "float32"), 4),
     **dict.fromkeys(("double", "float64"), 8),
 }
-_LZF_RATIO = 100  # LZF stores at most 264 bytes in 3
 COLOURS_DIVIDED = "colours from 0 to 255, divided by 255"
+_SPACES = bytes.maketrans(b",;\t", b"   ")
+_LZF_RATIO, _LZF_FREE = 20, 1 << 26  # unpacked bytes for a packed one; scans have 2 to 5, LZF itself could claim 88
 _COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 
 
@@ -144,33 +145,37 @@ def _ply(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
 def _last_line_of_vertices(lines: list[str], body: int, where: str) -> int:
     """How many header lines end with the vertices' own, after the counts of all elements up to there were held against ``body`` bytes."""
     text = any(line.split()[:2] == ["format", "ascii"] for line in lines)
-    elements: list[
-        tuple[str, int, list[int], int]
-    ] = []  # name, count, least bytes of each property in a row, its last line
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if words[:1] == ["element"] and len(words) == 3 and re.fullmatch(r"\d{1,18}", words[2], re.ASCII):
-            elements.append((words[1], int(words[2]), [], number))
-        elif words[:1] == ["element"]:
-            raise PointsError(
-                f"{where}: line {number + 1} of its header is {line[:80]!r}; it must be: element NAME COUNT"
-            )
-        elif words[:1] == ["property"] and elements:
-            name, count, sizes, _ = elements[-1]
-            # A list has at least its length; a number in text at least one digit and a space.
-            kind = words[2] if words[1:2] == ["list"] and len(words) > 2 else words[1] if len(words) > 1 else ""
-            if kind not in _PLY_BYTES:
-                raise PointsError(f"{where}: line {number + 1} of its header has the unknown type {kind[:40]!r}")
-            elements[-1] = (name, count, [*sizes, 2 if text else _PLY_BYTES[kind]], number)
-    least = 0
-    for name, count, sizes, last in elements:
-        least += count * sum(sizes)
-        if count and not sizes:
-            raise PointsError(f"{where}: element {name} has {count} rows without a property")
-        if least - (1 if text else 0) > body:
-            raise _too_short(where, f"{count} rows of {name}", least, body)
-        if name == "vertex":
-            return last
+    name, count, row, least, last = (
+        "",
+        0,
+        0,
+        0,
+        0,
+    )  # the element under way: its rows, least bytes of one; of all; its last line
+    for number, line in enumerate([*lines, "element end 0"], 1):
+        kind, *words = line.split() or [""]
+        if kind == "element":
+            least += count * row
+            if count and not row:
+                raise PointsError(f"{where}: element {name} has {count} rows without a property")
+            if least - text > body:  # the last number in a text may end the file
+                raise _too_short(where, f"{count} rows of {name}", least, body)
+            if name == "vertex":
+                return last
+            if len(words) != 2 or not re.fullmatch(r"\d{1,18}", words[1], re.ASCII):
+                raise PointsError(
+                    f"{where}: line {number + 1} of its header is {line[:80]!r}; it must be: element NAME COUNT"
+                )
+            name, count, row = words[0], int(words[1]), 0
+        elif kind == "property":
+            if words[:1] == ["list"]:  # each becomes a small object: a file of megabytes would need gigabytes
+                raise PointsError(
+                    f"{where}: its element {name} has lists before the vertices end; save the file with its vertices first"
+                )
+            size = _PLY_BYTES.get(words[0] if words else "")
+            if size is None:
+                raise PointsError(f"{where}: line {number + 1} of its header has an unknown type: {line[:80]!r}")
+            row, last = row + (2 if text else size), number
     raise PointsError(f"{where}: has no element named vertex")
 
 
@@ -197,9 +202,9 @@ def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     else:
         packed, whole = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
         least = 8 + packed
-        if whole != meta.points * row or whole > packed * _LZF_RATIO:
+        if whole != meta.points * row or whole > max(packed * _LZF_RATIO, _LZF_FREE):
             raise PointsError(
-                f"{where}: its header says {meta.points} points of {row} bytes, its data {packed} bytes packed from {whole}"
+                f"{where}: its header says {meta.points} points of {row} bytes, its data {packed} bytes packed from {whole}; save it again uncompressed"
             )
     if sum(meta.count) > MAX_HEADER or least > len(body):
         raise _too_short(where, f"{meta.points} points", least, len(body))
@@ -237,29 +242,25 @@ def _npy(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
 
 
 def _xyz(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    lines = re.sub(r"[,;\t]", " ", data.decode("utf-8-sig", "replace")).splitlines()
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if not line.lstrip().startswith(("#", "//"))]
-    rows = [(number, words) for number, words in rows if words]
-    claimed = (
-        int(rows[0][1][0])
-        if rows and len(rows[0][1]) == 1 and re.fullmatch(r"\d{1,18}", rows[0][1][0], re.ASCII)
-        else None
-    )
-    if claimed is not None:
-        rows = rows[1:]
-        if claimed != len(rows):
-            raise PointsError(f"{where}: its first line says {claimed} points, but {len(rows)} lines follow")
-    width = len(rows[0][1]) if rows else 0
-    table = np.empty((len(rows), width), dtype=np.float64)
-    for i, (number, words) in enumerate(rows):
-        try:
-            if len(words) != width:
-                raise ValueError
-            table[i] = words
-        except ValueError:
-            raise PointsError(
-                f"{where}: line {number} is {' '.join(words)[:80]!r}; every line must be x y z, or x y z red green blue"
-            ) from None
+    text = data.removeprefix(b"\xef\xbb\xbf").translate(_SPACES).replace(b"//", b"#")
+    stream, claimed, place = io.BytesIO(text), None, 0
+    for line in stream:  # up to the first point: remarks, and the count that some tools write
+        words = line.split(b"#")[0].split()
+        if len(words) > 1 or (words and not re.fullmatch(rb"\d{1,18}", words[0])):
+            break
+        claimed = int(words[0]) if words else claimed
+        place += len(line)
+    if place == len(text):
+        raise PointsError(f"{where}: holds no points")
+    stream.seek(place)
+    try:
+        table = np.loadtxt(stream, ndmin=2, encoding="latin-1")
+    except ValueError as error:
+        raise PointsError(
+            f"{where}: {str(error).split(';')[0].rstrip('.')}; every line must be x y z, or x y z red green blue"
+        ) from None
+    if claimed not in (None, len(table)):
+        raise PointsError(f"{where}: its first line says {claimed} points, but {len(table)} follow")
     return _plain(table, where)
 
 

@@ -119,34 +119,41 @@ def npy_header(shape: str, kind: str = "<f4") -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
+LISTS = PLY.replace(b"element vertex %s", b"element face %s\nproperty list uchar int v\nelement vertex 1") % (
+    LITTLE,
+    b"%b",
+)
+
+
 LIES = [
     ("ply", PLY % (LITTLE, HUGE) + XYZ.tobytes(), "says 4000000000000 rows of vertex, which need at least"),
     ("ply", PLY % (LITTLE, b"51") + XYZ.tobytes(), "says 51 rows of vertex, which need at least 612 bytes, but 600 follow"),
     ("ply", PLY % (b"ascii", HUGE) + b"1 2 3\n", "need at least"),
     ("ply", PLY % (b"ascii", b"2") + b"1 2 3\n4 x 6\n", "cannot be read .*malformed input"),
     ("ply", PLY % (LITTLE, b"-1"), "it must be: element NAME COUNT"),
-    ("ply", PLY.replace(b"float x", b"V9 x") % (LITTLE, b"1") + b"\0" * 20, "unknown type 'V9'"),
+    ("ply", PLY.replace(b"float x", b"V9 x") % (LITTLE, b"1") + b"\0" * 20, "has an unknown type: 'property V9 x'"),
     ("ply", b"ply\nformat ascii 1.0\nelement vertex " + HUGE + b"\nend_header\n", "rows without a property"),
     ("ply", PLY.replace(b"vertex", b"point") % (LITTLE, b"1") + b"\0" * 12, "has no element named vertex"),
     ("ply", PLY.replace(b"float z", b"float w") % (LITTLE, b"1") + b"\0" * 12, "points have no z; they have x, y, w"),
     ("ply", b"<!DOCTYPE html>" * 9, "not a PLY file"),
+    ("ply", LISTS % b"900000" + b"\0" * 900_012, "element face has lists before the vertices end; save the file with its vertices first"),
     ("pcd", PCD % (b"1", HUGE, HUGE, b"binary") + XYZ.tobytes(), "need at least"),
     ("pcd", PCD % (b"1", b"51", b"51", b"binary") + XYZ.tobytes(), "says 51 points, .*612 bytes, but 600 follow"),
     ("pcd", PCD % (b"1", HUGE, HUGE, b"ascii") + b"1 2 3\n", "need at least"),
     ("pcd", PCD % (b"900000000", b"0", b"0", b"binary"), "cut short or damaged|unknown"),
-    ("pcd", PCD % (b"1", b"9000000", b"9000000", b"binary_compressed") + b"\x08\0\0\0\x00\x72\x70\x06" + b"\0" * 8, "packed from"),
+    ("pcd", PCD % (b"1", b"9000000", b"9000000", b"binary_compressed") + b"\x08\0\0\0\x00\xf3\x6f\x06" + b"\0" * 8, "its data 8 bytes packed from 108000000; save it again"),
     ("pcd", PCD % (b"1", b"2", b"3", b"ascii") + b"1 2 3\n4 5 6\n", "says 3 points"),
     ("pcd", (PCD % (b"1", b"1", b"1", b"binary")).replace(b"SIZE 4 4 4", b"SIZE 4 4") + b"\0" * 12, "different lengths"),
     ("npy", npy_header("(4000000000000, 3)") + XYZ.tobytes(), "need at least"),
     ("npy", npy_header("(4, 3)", "|O") + b"cos\nsystem\n", "numbers, saved by numpy.save"),
     ("npy", npy_header("[" * 5000 + "]" * 5000), "cannot be read"),
     ("npy", npy_header("(50, 4)") + np.zeros((50, 4), "f4").tobytes(), r"has shape \[50, 4\]; give"),
-    ("xyz", b"1000000000000\n1 2 3\n", "first line says 1000000000000 points, but 1 lines follow"),
-    ("xyz", b"2\nwater\nO 0.0 0.0 0.1\nH 0.0 0.7 0.5\n", "first line says 2 points, but 3 lines"),
-    ("xyz", b"1 2 3\n4\n", "line 2 is '4'; every line must be x y z"),
+    ("xyz", b"1000000000000\n1 2 3\n", "first line says 1000000000000 points, but 1 follow"),
+    ("xyz", b"2\nwater\nO 0.0 0.0 0.1\nH 0.0 0.7 0.5\n", "could not convert string 'water' to float64 .*; every line must be x y z, or"),
+    ("xyz", b"1 2 3\n4\n", "the number of columns changed from 3 to 1 at row 2; every line must be x y z"),
     ("xyz", b"1 2 3 0 0 -1\n4 5 6 1 0 0\n", "colours reach from -1 to 1; .*keep x y z alone"),
     ("xyz", b"1 2 3\n4 nan 6\n", "1 of 2 points are not finite .*, first 1; remove them"),
-    ("xyz", b"# nothing\n", "has shape"),
+    ("xyz", b"# nothing\n", "holds no points"),
     ("npy", b"", "has 0 bytes"),
     ("las", b"LASF", "must end in .ply, .pcd, .npy, .xyz"),
 ]  # fmt: skip
