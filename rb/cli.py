@@ -63,8 +63,9 @@ class Command:
         parser.set_defaults(**self.hands)
 
 
-# How a command starts other commands: handed down to those that do.
-RB = {"rb": (sys.executable, "-m", "rb.cli")}
+# How a command runs other commands, handed down to those that do: as processes, or by a call in its own.
+PROCESS = {"rb": (sys.executable, "-m", "rb.cli")}
+CALL = {"rb": lambda words: main(words)}
 GROUPS = {
     "bench": "measure speed",
     "config": "run files: show, compare, list the keys",
@@ -107,13 +108,13 @@ COMMANDS = (
     Command("report", "write a run's page: curves, scores, gallery", lazy("rb.pages.commands:add_report")),
     Command("metrics doctor", "run every metric once; say what is missing", lazy("rb.evaluation.commands:add_doctor")),
     Command("metrics install", "fetch the jars that SPICE needs", lazy("rb.evaluation.commands:add_install")),
-    Command("ablate", "train and score variants of a run over seeds", lazy("rb.ablate.commands:add_ablate"), RB),
+    Command("ablate", "train and score variants of a run over seeds", lazy("rb.ablate.commands:add_ablate"), PROCESS),
     Command("caption", "caption an image or boxes in it", lazy("rb.api.commands:add_caption")),
     Command("export", "write a run's adapters for transformers and peft", lazy("rb.exporting.commands:add_export")),
     Command("push", "upload an export to the hub", lazy("rb.exporting.commands:add_push")),
     Command("bench captions", "many boxes in one call against one by one", lazy("rb.bench.commands:add_captions")),
     Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),
-    Command("toy demo", "the whole chain on the toy world", lazy("rb.toy.commands:add_demo"), RB),
+    Command("toy demo", "the whole chain on the toy world", lazy("rb.toy.commands:add_demo"), CALL),
     Command("completion", "print a completion script for a shell", lazy("rb.cli:add_completion")),
 )
 

@@ -46,7 +46,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Everything into ``--out``, which must be new or an earlier demo. ``args.rb`` starts the commands."""
+    """Everything into ``--out``, which must be new or an earlier demo. ``args.rb`` runs one command."""
     from rb.toy.demo import Demo
 
     return Demo(args.out, args.llm, args.steps, args.scale, args.rb).run_all()

@@ -1,6 +1,7 @@
 """The whole chain on the toy world, as a user would type it: raw data, shards, training on 2 ranks, prediction, scores, table, report.
 
-``make demo`` runs this. Every step is a command of the project that is printed before it runs, so the demo is also the tutorial.
+``make demo`` runs this. Every step is a command of the project that is printed before it runs, so the demo is also the tutorial. The commands run
+in this process, one after the other, so that torch and transformers are imported once; only training starts processes, its ranks.
 """
 
 from __future__ import annotations
@@ -8,15 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rb.core.install import import_path
 from rb.core.run_layout import RUN_PREDICTIONS, RUN_REPORT
-from rb.core.stopping import PARENT_VARIABLE
 from rb.evaluation.doctor import missing
 
 # Data set, and the splits that Table 1 needs of it.
@@ -43,13 +42,21 @@ PREDICTIONS: tuple[tuple[str, str, str, bool, tuple[str, ...]], ...] = (
 
 @dataclass
 class Demo:
-    """One run of the chain in one folder."""
+    """One run of the chain in one folder.
+
+    Attributes:
+        folder: everything that it makes.
+        llm: of the foundation, ``opt`` or ``t5``.
+        steps: of the training; none for as many as the run file says.
+        scale: of the world, a row of ``rb/toy/raw/data_sets.py``.
+        rb: runs one command, the words after ``rb``; returns its exit code.
+    """
 
     folder: Path
     llm: str
     steps: int | None
     scale: str
-    rb: Sequence[str]
+    rb: Callable[[Sequence[str]], int]
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -66,17 +73,14 @@ class Demo:
         """Announce and run one command; a failure ends the demo with that command's exit code."""
         shown = " ".join(shlex.quote(part) for part in command)
         print(f"\n== [{time.monotonic() - self.started:4.0f} s] {title}\n   $ {shown}", flush=True)
-        environment = {
-            **import_path(),
-            "RB_DEMO": str(self.folder),
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",  # a small model: the demo is the same on every machine
-            PARENT_VARIABLE: str(os.getpid()),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        code = subprocess.run([*self.rb, *command[1:]], env=environment, check=False).returncode
+        try:
+            code = self.rb(command[1:])
+        except Exception:
+            sys.stderr.write(f"demo stopped: '{shown}' failed\n")
+            raise
         if code:
-            raise SystemExit(f"demo stopped: '{shown}' ended with exit code {code}")
+            sys.stderr.write(f"demo stopped: '{shown}' ended with exit code {code}\n")
+            raise SystemExit(code)
 
     def prepare(self) -> None:
         """Raw files as the real data sets have them, then shards."""
@@ -124,6 +128,10 @@ class Demo:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         marker.touch()
+        # For the commands, their libraries and the ranks: where the run files find the data, and that it all runs on a CPU
+        # (a small model: the demo is the same on every machine).
+        os.environ |= {"RB_DEMO": str(folder), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         for line in missing():
             print(f"note: the scores will lack a metric, its cells show '-'. Missing is {line}", flush=True)
         self.prepare()
