@@ -19,7 +19,7 @@ from rb.tracking.closing import last_status
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
 from rb.tracking.mlflow_store import clean_name
-from rb.tracking.sqlite_store import prepare_store
+from rb.tracking.sqlite_store import cannot_open, prepare_store
 from tests.support.disks import small_disk
 from tests.support.processes import finish, start_function
 
@@ -96,16 +96,10 @@ def test_a_half_made_store_without_runs_is_set_aside(runs: Path, caplog: pytest.
     assert "half made" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["half upgraded", "not a database"])
-def test_a_broken_store_is_named_and_its_remedy_works(
-    kind: str, runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_store_with_runs_is_named_and_its_remedy_works(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = runs / "mlflow.db"
     finish(start_function(a_run, runs / "run"))  # in another process: MLflow keeps a store that it has opened
-    if kind == "half upgraded":
-        as_if_killed_while_made(path)
-    else:
-        path.write_bytes(b"what was here is lost" * 200)
+    as_if_killed_while_made(path)
     before = sha256(path.read_bytes())
     assert rb(["track", "sync", str(runs / "run")]) == 2
     assert f"mv {path} {path}.broken" in capsys.readouterr().err
@@ -113,6 +107,33 @@ def test_a_broken_store_is_named_and_its_remedy_works(
     shutil.move(path, f"{path}.broken")
     assert rb(["track", "sync", str(runs / "run")]) == 0
     assert run_of(runs / "run").data.metrics == {"a": 1.0}
+
+
+def test_what_is_no_database_is_named_and_left(runs: Path) -> None:
+    path = runs / "mlflow.db"
+    path.write_bytes(b"what was here is lost" * 200)
+    with pytest.raises(TrackingError, match=f"mv {path} "):
+        prepare_store(path)
+    assert path.stat().st_size == 4200
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "advice"),
+    [
+        ("disk I/O error", OSError, "let MLFLOW_TRACKING_URI name a file on a local disk"),
+        ("database is locked", OSError, "database is locked"),
+        (
+            "Detected out-of-date database schema (found version a)",
+            TrackingError,
+            "mlflow db upgrade sqlite:////x/mlflow.db",
+        ),
+        ("Can't locate revision identified by 'b'", TrackingError, "mv /x/mlflow.db /x/mlflow.db.broken"),
+    ],
+)
+def test_what_may_pass_is_told_from_what_needs_a_person(message: str, kind: type[Exception], advice: str) -> None:
+    error = cannot_open(Path("/x/mlflow.db"), RuntimeError(message))
+    assert type(error) is kind
+    assert advice in str(error)
 
 
 def test_a_store_that_another_program_is_just_making_is_left_alone(runs: Path) -> None:
