@@ -73,15 +73,14 @@ def launch_ranks(
                 asked.append(signal.SIGTERM)
             if asked and not told:
                 told.extend(ranks_now() or [psutil.Process(launcher.pid)])
-                for process in told:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.send_signal(signal.SIGTERM)
+                _ask_to_stop(told)
             time.sleep(POLL_S)
 
         while launcher.poll() is None:
             wait(lambda: _ranks_of(launcher))
-        # A killed launcher leaves its ranks behind: they see it, save and leave.
+        # A killed launcher leaves its ranks behind: they save and leave. Most see its end themselves, but not those that were just starting.
         left_behind = _session(launcher.pid)
+        _ask_to_stop(left_behind)
         while any(lives(rank) for rank in left_behind):
             wait(lambda: left_behind)
     finally:
@@ -143,6 +142,12 @@ def _ranks_of(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return [child for child in psutil.Process(launcher.pid).children() if _has_rank(child)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _ask_to_stop(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
 
 
 def _session(leader: int) -> list[psutil.Process]:
