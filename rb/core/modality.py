@@ -57,7 +57,7 @@ def modality_spec(name: str) -> ModalitySpec:
     try:
         return MODALITIES[name]
     except KeyError:
-        raise ValueError(f"unknown modality {name!r}; known: {', '.join(MODALITIES)}") from None
+        raise ValueError(f"unknown modality {name!r:.100}; known: {', '.join(MODALITIES)}") from None
 
 
 def in_table_order(names: Iterable[str]) -> tuple[str, ...]:

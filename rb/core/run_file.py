@@ -60,7 +60,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool =
     try:
         return from_tree(RunConfig, tree)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error)[: strict_json.MAX_MESSAGE]}") from error
 
 
 def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 64  # lists and objects within each other; the project's own files have at most 8
 MAX_FILE_BYTES = 64 << 20  # of a file that is read as one value: settings, results, the index of a checkpoint's shards
+MAX_MESSAGE = 2000  # letters of an error
 WHOLE_NUMBERS = range(-(2**63), 2**64)  # what numpy, torch and databases hold
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -23,6 +24,10 @@ Check = Callable[[Any], "str | None"]
 
 class FormatError(ValueError):
     """A file does not hold what its format says; the message names file, place and remedy."""
+
+    def __init__(self, message: str) -> None:
+        # A name or value that is quoted whole somewhere cannot fill the screen.
+        super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + " ...")
 
 
 def text(value: object) -> str | None:

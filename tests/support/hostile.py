@@ -1,0 +1,211 @@
+"""Hostile files by mutation: the readers of untrusted files, sound files of each kind, and a loop that alters these and reads them.
+
+Run as a process (``python -m tests.support.hostile CASES SECONDS SEED``), so that a reader that dies takes nothing along and its peak of
+memory can be seen; it prints one JSON line. Used by ``tests/test_hostile.py`` and ``tests/drill/test_hostile.py``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save as save_tensors
+
+from rb.core.run_file import load_run
+from rb.core.strict_json import parse_lines, read
+from rb.data.formats import parse_record, read_manifest
+from rb.data.index import ManifestReader
+from rb.data.prepare.cap3d import read_captions
+from rb.data.prepare.clouds import read_cloud
+from rb.data.prepare.common import RejectedError, read_json
+from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.tars import scan_shard
+from rb.model.weights.readers import read_headers, read_tensors
+from rb.sources.pixels import decode_image
+from rb.sources.points import decode_points, encode_points
+from rb.tracking.journal import metric_points
+from tests.support.hostile_tars import TARS
+from tests.support.small_data import write_set
+
+WORDS = (
+    b"[",
+    b"{",
+    b'"',
+    b"\\ud800",
+    b"1e999",
+    b"9" * 5000,
+    b"-1",
+    b"NaN",
+    b"\x00",
+    b"\xff" * 8,
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"[" * 2000,
+)
+Read = Callable[[Path], Any]
+
+
+def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
+    """Kind -> (name of the file, its reader, sound files)."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"a": torch.randn(3, 4, generator=generator), "b": torch.arange(5)}
+    torch_file = io.BytesIO()
+    torch.save({"model": tensors}, torch_file)
+    old_file = io.BytesIO()
+    torch.save(tensors, old_file, _use_new_zipfile_serialization=False)
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 31, 3), dtype=np.uint8))
+    images = []
+    for kind in ("JPEG", "PNG", "WEBP"):
+        stream = io.BytesIO()
+        pixels.save(stream, kind)
+        images.append(stream.getvalue())
+    points = np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32)
+    points[:, 3:] = 0.5
+    npz = io.BytesIO()
+    np.savez_compressed(npz, points)
+    write_set(folder / "set", "image_region", 3)
+    manifest, index = ((folder / "set" / name).read_bytes() for name in ("manifest.json", "index.bin"))
+    shard = next((folder / "set").glob("*.tar")).read_bytes()
+    record = next(scan_shard(next((folder / "set").glob("*.tar")))).record.to_json()
+    run = b"name: a\nmodel: &m {train_modalities: [image_region]}\noptim: {lr: 1e-4}\nseed: 3\n"
+    row = b'{"kind": "metrics", "time": 1.0, "step": 1, "values": {"loss": 0.5, "x": "NaN"}}\n'
+    refs = [{"ref_id": 1, "sentences": [{"sent": "a caf\xe9", "tokens": ["a"]}], "bbox": (1.0, 2, True, None)}]
+
+    def whole_set(path: Path) -> None:
+        reader = ManifestReader(path.parent / "set", verify=True)
+        for number in range(min(len(reader), 50)):
+            reader.sample(number)
+        reader.close()
+
+    def index_of_a_set(path: Path) -> None:
+        tree = json.loads(manifest)
+        from rb.core.files import sha256
+
+        data = path.read_bytes()
+        tree["index"] |= {"bytes": len(data), "sha256": sha256(data)}
+        target = path.parent / "set"
+        for name, content in (("index.bin", data), ("manifest.json", json.dumps(tree).encode())):
+            (target / name).unlink()
+            (target / name).write_bytes(content)
+        whole_set(path)
+
+    return {
+        "JSON": ("a.json", read, [manifest, record]),
+        "JSON of others": (
+            "a.json",
+            lambda p: read_json(p, frozenset({"id", "a"}), Counter()),
+            [record, b'[{"id": 1}]'],
+        ),
+        "JSONL": ("a.jsonl", lambda p: list(parse_lines(p.read_bytes(), str(p))), [row * 3]),
+        "record": ("a.json", lambda p: parse_record(p.read_bytes(), str(p)), [record]),
+        "manifest": ("manifest.json", read_manifest, [manifest]),
+        "journal": ("journal.jsonl", lambda p: metric_points(p, on_bad=lambda _: None), [row * 3]),
+        "YAML": ("a.yaml", load_run, [run]),
+        "tar": ("a.tar", lambda p: list(scan_shard(p)), [shard, *TARS.values()]),
+        "index": ("index.bin", index_of_a_set, [index]),
+        "safetensors": ("a.safetensors", lambda p: (read_headers(p), read_tensors(p)), [save_tensors(tensors)]),
+        "torch": ("a.pth", lambda p: (read_headers(p), read_tensors(p)), [torch_file.getvalue(), old_file.getvalue()]),
+        "pickle": ("a.p", load_plain_pickle, [pickle.dumps(refs, protocol=n) for n in range(5)]),
+        "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
+        "npy": ("a.npy", lambda p: read_cloud(p, 1), [encode_points(points)]),
+        "points": ("a.npy", lambda p: decode_points(p.read_bytes(), str(p)), [encode_points(points)]),
+        "CSV": ("a.csv", lambda p: read_captions(p, Counter()), [b'0123456789,"a ""b"", c"\nabcdefghij,two words\n']),
+        "image": ("a.png", lambda p: decode_image(p.read_bytes(), str(p)), images),
+    }
+
+
+def altered(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """One to six changes: flipped bits, bytes, numbers at their limits, words, cut, doubled or swapped pieces."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        at, to = sorted(rng.randrange(len(out) + 1) for _ in range(2))
+        kind = rng.randrange(8)
+        if kind == 0 and at < len(out):
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and at < len(out):
+            out[at] = rng.randrange(256)
+        elif kind == 2:
+            number = rng.choice((0, 1, 127, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))
+            size = rng.choice((1, 2, 4, 8))
+            out[at : at + size] = (number & (1 << 8 * size) - 1).to_bytes(size, rng.choice(("little", "big")))
+        elif kind == 3:
+            out[at:at] = rng.choice(WORDS)
+        elif kind == 4:
+            del out[at : min(to, at + 64)]
+        elif kind == 5:
+            out[at:at] = out[at : min(to, at + 2000)]
+        elif kind == 6:
+            piece = rng.choice(others)
+            start = rng.randrange(len(piece) + 1)
+            out[at:to] = piece[start : start + 200]
+        elif rng.random() < 0.2:
+            del out[at:]
+    return bytes(out[: 1 << 20])
+
+
+def run(cases: int, seconds: float, seed: int) -> dict[str, Any]:
+    """At least ``cases`` files of every kind, and more until ``seconds`` are over.
+
+    Raises:
+        AssertionError: a reader raised another error than a line for the user, or one that does not name its file.
+    """
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = readers(folder)
+        for row in table.values():  # what the libraries load at their first use is no growth
+            path = folder / row[0]
+            path.write_bytes(row[2][0])
+            row[1](path)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for kind, (file, reader, sound) in table.items():
+            rng, count, refused, slowest = random.Random(f"{seed} {kind}"), 0, 0, 0.0
+            until = time.monotonic() + seconds / len(table)
+            while count < cases or time.monotonic() < until:
+                data = sound[count] if count < len(sound) else altered(rng.choice(sound), sound, rng)
+                path = folder / file
+                path.write_bytes(data)
+                began = time.process_time()
+                try:
+                    reader(path)
+                except (ValueError, RejectedError) as error:
+                    refused += 1
+                    message = str(error)
+                    assert file in message or "manifest" in message or "set/" in message, (kind, message[:300])
+                    assert "\n" not in message, (kind, message[:300])
+                    assert len(message) < 4000, (kind, message[:300])
+                except BaseException as error:
+                    kept = Path(tempfile.gettempdir()) / f"rb-hostile-{kind.replace(' ', '-')}"
+                    kept.write_bytes(data)
+                    raise AssertionError(
+                        f"{kind}: {type(error).__name__} in place of a line, by {kept}: {error}"
+                    ) from error
+                slowest = max(slowest, time.process_time() - began)
+                count += 1
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            report[kind] = {
+                "cases": count,
+                "refused": refused,
+                "slowest_s": round(slowest, 3),
+                "growth_mb": (peak - before) // 1024,
+            }
+    return report
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.stdout.write(json.dumps(run(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))) + "\n")
