@@ -11,9 +11,11 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,8 +143,21 @@ def started(
     command: Sequence[str], name: str, stdin: int | None, stdout: int | IO[bytes], stderr: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A started tool that is gone when the block is left, however that happens, and when this process is killed."""
+    process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(
+        with _signals_wait():
+            process = _start(command, name, stdin, stdout, stderr)
+        yield process
+    finally:
+        if process is not None:
+            _end(process)
+
+
+def _start(
+    command: Sequence[str], name: str, stdin: int | None, stdout: int | IO[bytes], stderr: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
             [*_bound_to_us(), *command],
             env=_environment(),
             stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -151,18 +166,35 @@ def started(
         )
     except OSError as error:
         raise JavaToolError(f"{name} does not start: {error}") from error
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what was still unwritten goes to a process that is gone
+                continue
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGTERM and SIGINT wait until the block is left: one between the start of a process and its first name would leave it to nobody."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+        yield
+        return
+    came: list[int] = []
+    earlier = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield process
+        yield
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # what was still unwritten goes to a process that is gone
-                    continue
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        for asked in came:
+            signal.raise_signal(asked)
 
 
 # Asks Linux to kill this process with its parent, leaves at once if the parent is gone already, and becomes the tool.

@@ -88,3 +88,31 @@ def test_long_captions_are_cut_for_spice_alone() -> None:
     words = [f"w{i}" for i in range(MAX_WORDS + 1)]
     texts = ["", " ".join(words[:-1]), " ".join(words), "a red cube"]
     assert cut_for_spice(texts) == (["", texts[1], texts[1], "a red cube"], 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_tool_is_being_started_takes_it_along(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes when the process runs and nobody knows it yet."""
+    made: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def interrupted(*args: object, **options: object) -> subprocess.Popen[bytes]:
+        made.append(real(*args, **options))
+        os.kill(os.getpid(), number)
+        return made[0]
+
+    monkeypatch.setattr(java_file.subprocess, "Popen", interrupted)
+    earlier = signal.signal(number, lambda *_: sys.exit(128 + number))
+    try:
+        with pytest.raises(SystemExit, match=str(128 + number)):
+            run_tool(["/bin/sleep", "600"], "tool", timeout_s=60)
+        assert signal.getsignal(number) not in (None, signal.SIG_DFL)
+    finally:
+        signal.signal(number, earlier)
+        for process in made:
+            late = process.poll() is None
+            process.kill()
+            process.wait()
+            assert not late, "the tool outlived its starter"

@@ -27,7 +27,7 @@ from rb.tracking.identity import run_identity
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import OFFSET_TAG, clean_name
 from rb.tracking.tracker import flatten
-from tests.support.processes import finish, start_function
+from tests.support.processes import TIMEOUT_S, finish, start_function
 
 ROOT = Path(__file__).parents[2]
 TERMS = ("itc", "itm", "itg", "llm", "total")
@@ -340,6 +340,7 @@ def test_a_forked_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
 def track_one_value(run_dir: Path) -> None:
     with Tracker(run_dir, experiment="exp") as tracker:
         tracker.metrics(1, {"a": 1.0})
+        tracker.finish(timeout_s=TIMEOUT_S / 2)  # one store after the other is opened, on a machine that may be busy
 
 
 @pytest.mark.dist
