@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from rb.ablate import runs
 from rb.ablate.plan import read_plan
 from rb.ablate.table import collect, format_table, paper_line
 from rb.checkpoints import checkpoint
@@ -18,6 +22,7 @@ from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.toy.raw.data_sets import write_raw
 from tests.support import tiny
+from tests.support.processes import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
@@ -60,8 +65,18 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory, foundation: FoundationCo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # seven processes that each start torch: slow on a busy machine
-def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(900)
+def test_the_whole_chain_by_the_real_commands(
+    plan_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven processes: the first is started as for a user, the others are forks, which import nothing again."""
+    commands: list[Sequence[str]] = []
+
+    def start(command: Sequence[str], **options: Any) -> Any:
+        commands.append(command)
+        return (subprocess.Popen if len(commands) == 1 else Forked)(command, **options)
+
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=start))
     out = plan_file.parent / "out"
     command = ["ablate", "--plan", str(plan_file), "--out", str(out), "--jobs", "2"]
     assert rb(command) == 0
@@ -78,6 +93,8 @@ def test_the_whole_chain_by_the_real_commands(plan_file: Path, capsys: pytest.Ca
         name = {"right object": "right_object", "hard": "right_object_hard"}.get(entry["score"], entry["score"])
         assert entry["values"] == {"4": found["scores"][name]}
         assert found["num_examples"] == 6
+
+    assert len(commands) == 7
 
     # Again: nothing is left to do.
     logs = {path.name: path.read_bytes() for path in (out / "logs").iterdir()}

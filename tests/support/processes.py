@@ -14,11 +14,12 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Libraries and rooms, but no entry: an entry runs as __main__.
@@ -69,6 +70,30 @@ class Started:
         """All that it has written to stdout and stderr."""
         self._output.seek(0)
         return self._output.read()
+
+
+class Forked:
+    """Stands for ``subprocess.Popen`` of ``python -m MODULE ...`` in code under test: a fork of the server instead, also from threads."""
+
+    _lock = threading.Lock()  # a fork's exit code is read once, and starting one looks after all others
+
+    def __init__(self, command: Sequence[str], stdout: IO[bytes], env: Mapping[str, str], **_: object) -> None:
+        assert list(command[:2]) == [sys.executable, "-m"], command
+        self._file = stdout
+        with self._lock:
+            self._started = start(command[2], *command[3:], **env)
+
+    def wait(self) -> int:
+        while True:
+            with self._lock:
+                code = self._started.poll()
+            if code is not None:
+                self._file.write(self._started.output().encode())
+                return code
+            time.sleep(0.02)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._started.send(number)
 
 
 def start(module: str, *arguments: object, **environment: str) -> Started:
