@@ -23,6 +23,7 @@ from rb.core.run_file import to_tree
 from rb.data.predictions import read_predictions
 from rb.tracking import metric_points
 from tests.support import tiny
+from tests.support.processes import finish, start_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, LOG_EVERY = 6, 3
@@ -81,11 +82,8 @@ def run_file(world: Path, foundation: FoundationConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(world: Path, run_file: Path) -> Path:
-    """One training run by ``rb train``: the real launcher, ZeRO-2, two ranks, MLflow's sqlite store."""
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "rb.cli", "train", "--ranks", "2", "--run", str(run_file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    """One training run on two ranks, ZeRO-2, MLflow's sqlite store; tests/test_wheel.py has one to the end under the real launcher."""
+    finish(*start_ranks(2, "rb.train", "--run", run_file, MLFLOW_TRACKING_URI=""))
     return world / "runs" / "chain"
 
 

@@ -113,7 +113,7 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     runs = Path(config.output_dir)
     reference, killed = runs / "reference", runs / "killed"
 
-    # 1. To the end, on two ranks (`rb train` and the deepspeed launcher do so in tests/test_end_to_end.py).
+    # 1. To the end, on two ranks (`rb train` and the deepspeed launcher do so in tests/test_wheel.py).
     output = finish(*start_ranks(2, ENTRY, "--run", run_file))
     assert "step 55: saved" in output
     assert (reference / "checkpoints/latest").read_text().strip() == "step_0000060"
