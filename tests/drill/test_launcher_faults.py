@@ -129,7 +129,7 @@ def remove_folder(_process: psutil.Process, _family: Family, run_dir: Path) -> N
         (ranks_start, stop_it, 75, ""),
         (takes_steps, stop_it, 75, "stopped by SIGTERM; go on with --resume"),
         (ranks_start, kill_it, -9, ""),
-        (takes_steps, kill_it, -9, "stopped by the end of its launcher; go on with --resume"),
+        (takes_steps, kill_it, -9, "; go on with --resume"),
         (ranks_start, kill_launcher, 137, "the run did not finish"),
         (takes_steps, kill_launcher, 75, "the run itself ended with code 75"),
         (ranks_start, kill_a_rank, 137, "the run did not finish"),
