@@ -24,7 +24,7 @@ READERS = {
     "tarfile.open": "rb/data/tars.py",
     "zipfile.ZipFile": ("rb/data/prepare/clouds.py", "rb/model/weights/readers.py"),  # npz; a look at torch's zip
     "numpy.load": None,
-    "numpy.loadtxt": None,
+    "numpy.loadtxt": "rb/sources/cloud_files.py",  # .xyz
     "numpy.genfromtxt": None,
     "numpy.fromfile": None,
     "numpy.memmap": "rb/data/index.py",
