@@ -22,6 +22,7 @@ from rb.evaluation.comparison_text import format_comparison
 from rb.evaluation.scoring import metrics_path, score_file, set_digest
 from rb.evaluation.table import build_table, format_table
 from rb.tracking import Journal
+from tests.support.processes import finish, start
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "caption_metrics.json").read_text(encoding="utf-8"))
@@ -187,13 +188,12 @@ def test_scorings_at_the_same_time_do_not_meet(tmp_path: Path, monkeypatch: pyte
     for number in range(2):
         path = write(tmp_path / f"{number}" / "predictions.jsonl", [*rows()[number : number + 3], *more[number]])
         options = ["--no-mlflow", "--spice-cache", str(tmp_path / "cache"), "--metrics", *wanted]
-        calls.append([sys.executable, "-m", "eval.score", str(path), *options])
-    running = [subprocess.Popen(call, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for call in calls]
+        calls.append([path, *options])
+    running = [start("eval.score", *call) for call in calls]
     for number, process in enumerate(running):
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
+        said = finish(process)
         if "SPICE" in wanted:
-            assert (b"first 60 words of 1 predictions and 1 references" in err) == (number == 0)
+            assert ("first 60 words of 1 predictions and 1 references" in said) == (number == 0)
     for number in range(2):
         written = json.loads((tmp_path / f"{number}" / "metrics.json").read_text())
         assert written["tokeniser"] == "ptb"
