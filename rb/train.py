@@ -5,7 +5,7 @@ usage: --run FILE [section.key=value ...]        start a run
 
 `rb train --dry-run` with the same options prints what the run would do, and writes nothing.
 
-Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row; 74 the
+Exit codes: 0 finished; 75 asked to stop (SIGTERM, SIGINT), saved, --resume goes on; 2 wrong request; 3 too many bad steps in a row; 73 the
 disk takes no more and the last step is not saved; 1 or above 128: broke off. `rb train` takes the code from what the run itself wrote at its end (`rb/training/run_end.py`).
 """
 
@@ -26,7 +26,7 @@ from rb.core.verbosity import add_options, set_verbosity
 def add_train(parser: argparse.ArgumentParser) -> None:
     """``rb train``."""
     parser.description = (
-        "Train RegionBLIP. Exit codes: 0 finished, 75 stopped (saved; --resume goes on), 74 disk full, 2 wrong request."
+        "Train RegionBLIP. Exit codes: 0 finished, 75 stopped (saved; --resume goes on), 73 disk full, 2 wrong request."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

@@ -17,7 +17,7 @@ from rb.core.files import REFUSED
 FINISHED = 0
 FAILED = 1  # a check found something wrong, or one of several jobs failed
 WRONG_REQUEST = 2  # what a user can cause: a wrong argument, a missing or altered file
-CANNOT_WRITE = 74  # EX_IOERR: the disk is full, over its quota or read-only; what was written before is intact
+CANNOT_WRITE = 73  # EX_CANTCREAT: the disk is full, over its quota or read-only; what was written before is intact
 ABORTED = 3  # training: too many bad steps in a row
 STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command continues
 

@@ -223,7 +223,9 @@ def hub_config(name: str) -> dict[str, object]:
             "num_heads": heads,
             "vocab_size": 32128,
         }
-        text = T5Config(feed_forward_proj="gated-gelu", dense_act_fn="gelu", **sizes).to_dict()
+        text = T5Config(
+            feed_forward_proj="gated-gelu", dense_act_fn="gelu", decoder_start_token_id=0, **sizes
+        ).to_dict()
         text |= {"tie_word_embeddings": False}
         text.pop("scale_decoder_outputs", None)
     tree: dict[str, object] = Blip2Config().to_dict()
