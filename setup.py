@@ -48,6 +48,7 @@ setup(
         "numpy>=2.0",
         "pillow>=10.1",
         "pyyaml>=6",
+        "pyarrow>=17",
         "safetensors>=0.4",
         "scipy>=1.10",
         "simplejpeg>=1.9,<2",

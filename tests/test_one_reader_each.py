@@ -34,7 +34,9 @@ READERS = {
     "pickle.loads": None,
     "pickle.Unpickler": None,
     "pickle._Unpickler": "rb/data/prepare/safe_pickle.py",
-    "csv.reader": "rb/data/prepare/cap3d.py",
+    "csv.reader": ("rb/data/prepare/cap3d.py", "rb/data/prepare/tables.py"),  # Cap3D's; one's own tables
+    "pyarrow.parquet.ParquetFile": "rb/data/prepare/tables.py",
+    "pyarrow.parquet.read_table": None,
     "csv.DictReader": None,
     "plyfile.PlyData.read": "rb/sources/cloud_files.py",
     "pypcd4.PointCloud.from_fileobj": "rb/sources/cloud_files.py",

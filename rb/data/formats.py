@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT_VERSION",
     "INDEX_FILE",
     "MANIFEST_FILE",
+    "MAX_RECORD_BYTES",
     "OBJECT_FIELDS",
     "RECORD_EXTENSION",
     "RECORD_FIELDS",
@@ -59,6 +60,8 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.bin"
 REJECTED_FILE = "rejected.jsonl"
 RECORD_EXTENSION = "json"
+# One record is one image or cloud, and is held twice for a moment (its bytes, its members).
+MAX_RECORD_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)

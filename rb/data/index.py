@@ -28,6 +28,7 @@ from rb.core.files import file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
 from rb.core.strict_json import read_bytes
 from rb.data.formats import (
+    MAX_RECORD_BYTES,
     IndexEntry,
     Manifest,
     ObjectAnnotation,
@@ -37,7 +38,7 @@ from rb.data.formats import (
     parse_manifest,
 )
 from rb.data.predictions import sample_id
-from rb.data.tars import MAX_RECORD_BYTES, split_members
+from rb.data.tars import split_members
 from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"

@@ -27,6 +27,7 @@ from rb.data.formats import (
     FORMAT_VERSION,
     INDEX_FILE,
     MANIFEST_FILE,
+    MAX_RECORD_BYTES,
     RECORD_EXTENSION,
     REJECTED_FILE,
     FormatError,
@@ -39,7 +40,7 @@ from rb.data.formats import (
     rejected_row,
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
-from rb.data.tars import MAX_RECORD_BYTES, FoundRecord, scan_shard
+from rb.data.tars import FoundRecord, scan_shard
 from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of

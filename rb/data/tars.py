@@ -16,13 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from rb.core.strict_json import FormatError
-from rb.data.formats import RECORD_EXTENSION, Record, parse_record
+from rb.data.formats import MAX_RECORD_BYTES, RECORD_EXTENSION, Record, parse_record
 from rb.sources.table import media_extensions
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
-MAX_RECORD_BYTES = (
-    100 << 20
-)  # one record is one image or cloud, and is held twice for a moment (its bytes, its members)
 _MAX_HEADER_BYTES = 1 << 16  # of a pax or long-name header; a path has at most 4 KiB
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",

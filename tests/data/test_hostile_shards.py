@@ -12,10 +12,10 @@ import pytest
 
 from rb.core.files import file_sha256
 from rb.core.modality import IMAGE, IMAGE_REGION
-from rb.data.formats import FormatError
+from rb.data.formats import MAX_RECORD_BYTES, FormatError
 from rb.data.index import ManifestReader
 from rb.data.shards import adopt
-from rb.data.tars import MAX_RECORD_BYTES, scan_shard
+from rb.data.tars import scan_shard
 from tests.support.hostile_tars import END, FILE, TARS, header, pax
 from tests.support.small_data import write_set
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 from safetensors.torch import save as save_tensors
@@ -32,6 +34,7 @@ from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.common import RejectedError, read_json
 from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.prepare.tables import read_csv, read_parquet
 from rb.data.tars import scan_shard
 from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
@@ -57,6 +60,14 @@ WORDS = (
     b"[" * 2000,
 )
 Read = Callable[[Path], Any]
+
+
+def parquet_bytes() -> bytes:
+    """Three rows of texts and boxes."""
+    rows = [{"file": f"{i}.png", "caption": "a cube", "bbox": [1.0, 2.0, 3.0, 4.0 + i]} for i in range(3)]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
 
 
 def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
@@ -123,6 +134,12 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
         "npy": ("a.npy", lambda p: read_cloud(p, 1), [encode_points(points)]),
         "points": ("a.npy", lambda p: decode_points(p.read_bytes(), str(p)), [encode_points(points)]),
+        "table": (
+            "a.csv",
+            lambda p: list(read_csv(p, Counter())),
+            [b'file,caption,x,y,w,h\na.png,"a ""b"", c",1,2,3,4\n'],
+        ),
+        "Parquet": ("a.parquet", lambda p: list(read_parquet(p, Counter())), [parquet_bytes()]),
         "CSV": ("a.csv", lambda p: read_captions(p, Counter()), [b'0123456789,"a ""b"", c"\nabcdefghij,two words\n']),
         "image": ("a.png", lambda p: decode_image(p.read_bytes(), str(p)), images),
     }

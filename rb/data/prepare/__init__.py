@@ -23,10 +23,12 @@ class Dataset:
     Attributes:
         help: its line of help.
         module: the converter's file, imported when it is asked for. It has ``LAYOUT`` (the raw folder), ``add_arguments`` and ``run``.
+        raw: whether it reads one folder of raw files, ``--raw``.
     """
 
     help: str
     module: str
+    raw: bool = True
 
     def converter(self) -> Any:
         """The converter's module."""
@@ -40,6 +42,7 @@ DATASETS: dict[str, Dataset] = {
         "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"
     ),
     "scanrefer": Dataset("ScanRefer on ScanNet: regions of scenes, with 3D boxes", "rb.data.prepare.scanrefer"),
+    "custom": Dataset("your own images or clouds, with captions in a table", "rb.data.prepare.custom", raw=False),
 }
 
 
@@ -49,7 +52,8 @@ def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     converter = dataset.converter()
     parser.description = f"{dataset.help}.\n\n{converter.LAYOUT}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
+    if dataset.raw:
+        parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")

@@ -17,9 +17,8 @@ from rb.core.output import say, say_json
 from rb.core.strict_json import FormatError, parse_foreign, read_bytes
 from rb.core.text import is_caption, one_line
 from rb.core.threads import in_order
-from rb.data.formats import MANIFEST_FILE
+from rb.data.formats import MANIFEST_FILE, MAX_RECORD_BYTES
 from rb.data.prepare.raw_text import read_text
-from rb.data.tars import MAX_RECORD_BYTES
 from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
 
 if TYPE_CHECKING:
@@ -137,11 +136,16 @@ def _shown(identity: str) -> str:
 def report(tally: Tally, title: str, out: Path, as_json: bool = False) -> None:
     """Print the counts, and where the rows are."""
     if as_json:
-        counts = {"read": tally.read, "used": tally.used, "captions": tally.captions}
-        kinds = {"rejected": dict(sorted(tally.rejected.items())), "notes": dict(sorted(tally.notes.items()))}
-        say_json({"title": title, "unit": tally.unit, **counts, **kinds, "manifest": str(out / MANIFEST_FILE)})
+        say_json(summary(tally, title, out))
     else:
         say(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it")
+
+
+def summary(tally: Tally, title: str, out: Path) -> dict[str, Any]:
+    """The counts for JSON."""
+    counts = {"read": tally.read, "used": tally.used, "captions": tally.captions}
+    kinds = {"rejected": dict(sorted(tally.rejected.items())), "notes": dict(sorted(tally.notes.items()))}
+    return {"title": title, "unit": tally.unit, **counts, **kinds, "manifest": str(out / MANIFEST_FILE)}
 
 
 def require_raw(path: Path, layout: str) -> Path:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rb.data.formats import MAX_RECORD_BYTES
 from rb.data.prepare.clouds import MAX_BYTES, read_cloud
 from rb.data.prepare.common import RejectedError, read_file
 from rb.data.prepare.safe_pickle import load_plain_pickle
-from rb.data.tars import MAX_RECORD_BYTES
 
 LAUGH = b"](" + b"K\x01" * 9 + b"e" + b"".join(b"q%c0](" % i + b"h%c" % i * 9 + b"e" for i in range(60))
 PICKLES = {
