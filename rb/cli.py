@@ -94,6 +94,7 @@ COMMANDS = (
     Command("runs list", "list the shipped run files and ablation plans", lazy("rb.core.commands:add_runs_list")),
     Command("runs show", "print a shipped run file or plan", lazy("rb.core.commands:add_runs_show")),
     Command("runs copy", "copy a shipped run file or plan, to edit it", lazy("rb.core.commands:add_runs_copy")),
+    Command("init", "write a run file for your own shards and foundation", lazy("rb.training.new_run:add_init")),
     Command("train", "start or continue a training run", lazy("rb.train:add_train")),
     Command("track sync", "copy to MLflow what it lacks; safe to repeat", lazy("rb.tracking.commands:add_sync")),
     Command("predict", "caption every example of a data set", lazy("rb.inference.commands:add_predict")),

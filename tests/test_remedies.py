@@ -72,12 +72,12 @@ def all_options() -> frozenset[str]:
 
 def filled(known: argparse.ArgumentParser, arguments: str) -> list[str]:
     """``arguments`` with a value in the place of ``{}``, and a real choice behind an option that has some."""
-    words = arguments.replace("{}", "1").split()
+    words = arguments.split()
     for k in range(1, len(words)):
         option = known._option_string_actions.get(words[k - 1])
-        if option is not None and option.choices and words[k].isupper():
+        if option is not None and option.choices and (words[k].isupper() or words[k] == "{}"):
             words[k] = str(next(iter(option.choices)))
-    return words
+    return [word.replace("{}", "1") for word in words]
 
 
 def test_every_printed_command_can_be_typed(capsys) -> None:

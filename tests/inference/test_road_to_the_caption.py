@@ -53,7 +53,7 @@ def test_few_own_calls_lead_from_the_command_to_the_weights_and_to_the_caption(
         return call
 
     monkeypatch.setattr(GenerationMixin, "generate", noting("caption", GenerationMixin.generate))
-    monkeypatch.setattr(readers, "load_file", noting("weights", readers.load_file))
+    monkeypatch.setattr(readers, "read_tensor_file", noting("weights", readers.read_tensor_file))
     exported.make_run(tmp_path, foundation)
     roads.clear()
     write_set(tmp_path / "shards", IMAGE_REGION, 2)
