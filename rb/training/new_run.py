@@ -90,7 +90,7 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         for modality in in_table_order({one.modality for one in chosen}):
             lines += [f"    {modality}:", *(f"      - {one.line()}" for one in chosen if one.modality == modality)]
     lines += [
-        f"# afterwards: rb predict --checkpoint runs/{name} --data {one.path.parent} --modality {one.modality} --out predictions.jsonl"
+        f"# afterwards: rb predict --checkpoint runs/{name} --data {one.path.parent} --modality {one.modality} --out FILE"
         for one in sets
         if one.split == "test"
     ]
