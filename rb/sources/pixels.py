@@ -36,6 +36,8 @@ _TURNS = {
 }
 _STATES_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
 MAX_PIXELS = 89_478_485  # Pillow warns from here on and only refuses twice as many: a 20 kB file can claim gigabytes
+# A photo has 2 to 20 pixels a byte. A file that claims many more unpacks a flat picture into memory that its size does not announce.
+_SMALL_PIXELS, _PIXELS_PER_BYTE = 12_000_000, 50
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _CONVERTED = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
@@ -192,6 +194,10 @@ def _open(data: bytes, where: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{where}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS} allowed; shrink the image"
+        )
+    if image.width * image.height > max(_SMALL_PIXELS, _PIXELS_PER_BYTE * len(data)):
+        raise ImageError(
+            f"{where}: claims {image.width} x {image.height} pixels in {len(data):,} bytes, more than {_PIXELS_PER_BYTE} a byte; shrink the image"
         )
     return image
 

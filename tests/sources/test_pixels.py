@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from rb.api.inputs import InputError, rgb_image
 from rb.core.modality import IMAGE
@@ -21,6 +21,7 @@ from rb.sources.pixels import (
     decode_image,
     decode_upright,
     image_orientation,
+    image_size,
     orientation_of,
     to_rgb,
     turned,
@@ -211,3 +212,21 @@ def test_orientation_counts_in_xmp_and_in_images_that_a_caller_opened() -> None:
     assert np.array_equal(np.asarray(upright), np.asarray(turned(to_rgb(image, "here"), 6)))
     assert rgb_image(upright, "images[0]")[1] == 1
     assert rgb_image(np.asarray(image), "images[0]")[1] == 1  # an array is what it is
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB")])
+def test_a_small_file_that_claims_a_large_picture_is_refused_before_it_is_unpacked(
+    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flat picture of 24 million pixels takes a few dozen kB."""
+    buffer = io.BytesIO()
+    Image.new(mode, (6000, 4000)).save(buffer, kind)
+    data = buffer.getvalue()
+    assert len(data) * 50 < 6000 * 4000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("its pixels are unpacked"))
+    for read in (decode_image, image_size):
+        with pytest.raises(
+            ImageError, match=r"claims 6000 x 4000 pixels in [\d,]+ bytes, more than 50 a byte; shrink the image"
+        ):
+            read(data, "flat")
+    assert image_size(data + b"x" * 480_000, "as large as a photo") == (6000, 4000)
