@@ -59,6 +59,11 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         found = ", ".join(f"{one.path.parent} ({one.split})" for one in sets)
         raise ValueError(f"--data: no set to train on, only {found}; add one of split train")
     folder = foundation.parent if (foundation / "config.json").is_file() else foundation
+    several = sorted(path.name for path in folder.glob("blip2-*") if (path / "config.json").is_file())
+    if folder is foundation and len(several) > 1:
+        raise ValueError(
+            f"--foundation {folder}: holds {', '.join(several)}; name one of them, such as --foundation {folder / several[0]}"
+        )
     parts = find_foundation(folder.resolve(), foundation.name)
     modalities = in_table_order({one.modality for one in train})
     clouds = [modality for modality in modalities if source_of(modality).point_encoder]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rb.cli import main
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.data.compare_sets import shared
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.shards import ShardWriter
 from rb.data.stats import collect
@@ -142,6 +143,23 @@ def test_a_picture_in_two_splits_is_found_under_any_name(tmp_path: Path, capsys:
     assert clouds.modality == POINT_CLOUD
     assert main(["data", "verify", str(train), "--against", str(tmp_path / "c")]) == 2
     assert "give two sets of one modality" in capsys.readouterr().err
+
+
+def test_flat_pictures_that_differ_do_not_look_the_same(tmp_path: Path) -> None:
+    """A thing on an even ground turns few bits of a look, at another place few others."""
+    for folder, left in (("one", 20), ("two", 120)):
+        image = Image.new("RGB", (200, 120), (200, 220, 240))
+        image.paste((220, 30, 30), (left, 40, left + 50, 90))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        split = "train" if folder == "one" else "val"
+        write(
+            tmp_path / folder,
+            split,
+            [(Record(folder, "mine", split, 200, 120, ["red"]), buffer.getvalue(), "png")],
+            IMAGE,
+        )
+    assert shared(tmp_path / "one", tmp_path / "two").empty
 
 
 def test_decoding_finds_pictures_that_end_early(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

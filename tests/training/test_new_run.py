@@ -53,7 +53,15 @@ def test_what_cannot_train_is_refused_before_a_file_is_there(
     alone.mkdir()
     for part in (Path(foundation.blip2), Path(foundation.text_branch)):
         (alone / part.name).symlink_to(part)
+    for name in ("blip2-a", "blip2-b"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        (tmp_path / "two" / name / "config.json").write_text("{}")
     for data, base, error in (
+        (
+            "c",
+            tmp_path / "two",
+            f"holds blip2-a, blip2-b; name one of them, such as --foundation {tmp_path / 'two' / 'blip2-a'}",
+        ),
         ("v", alone, "no set to train on, only"),
         ("c", alone, "has no point_bert/, which point_cloud needs"),
         ("c", tmp_path / "v", "needs a folder"),
