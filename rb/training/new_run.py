@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,10 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         lines += [f"  {part}:"] if chosen else []
         for modality in in_table_order({one.modality for one in chosen}):
             lines += [f"    {modality}:", *(f"      - {one.line()}" for one in chosen if one.modality == modality)]
+    cores = len(os.sched_getaffinity(0))
+    lines.append(
+        f"  num_workers: {max(1, min(4, cores // 2))}  # processes that read, for each rank; this host has {cores} cores"
+    )
     lines += [
         f"# afterwards: rb predict --checkpoint runs/{name} --data {one.path.parent} --modality {one.modality} --out FILE"
         for one in sets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_new_run_file_trains_as_it_is(
     assert f"--data {tmp_path / 't'} --modality image_region" in text
     run = open_run("mine.yaml")
     assert (run.name, run.model.train_modalities, run.train.epochs) == ("mine", (IMAGE_REGION, POINT_CLOUD), 3)
+    assert run.data.num_workers <= max(1, len(os.sched_getaffinity(0)) // 2)
     assert set(run.data.val) == {IMAGE_REGION}
     assert Path(run.model.foundation.point_encoder).samefile(base / "point_bert")
     smallest = min(regions.counts["samples"], 40)
