@@ -176,6 +176,11 @@ def sha256(content: str | bytes | memoryview) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
+def digest64(data: bytes) -> int:
+    """A 64-bit digest (BLAKE2b) as a whole number: of a record's byte range in the index, and of ids in sets that are held in memory."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def file_sha256(path: str | Path, progress: Callable[[int], object] = lambda _: None) -> str:
     """sha256 of a whole file, read in pieces; ``progress`` is called with the bytes of each."""
     digest = hashlib.sha256()

@@ -10,7 +10,6 @@ manifest holds the size and sha256 of the whole file.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shlex
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rb.core.files import file_sha256, sha256, whole_file
+from rb.core.files import digest64, file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
 from rb.core.strict_json import read_bytes
 from rb.data.formats import (
@@ -53,11 +52,6 @@ class ShardCorruptionError(ValueError):
     """A shard no longer holds what was indexed; the message names the file, the byte, the record and the remedy."""
 
 
-def range_digest(data: bytes) -> int:
-    """The 64-bit digest of a record's byte range."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
 class IndexBuilder:
     """Collects what a scan of shards finds and writes the index. One sample per caption: of the source, or of each object."""
 
@@ -84,7 +78,7 @@ class IndexBuilder:
         number = len(self._ids)
         self._ids.append(record.source_id.encode())
         self._ids_bytes += len(self._ids[-1])
-        self._records.extend((offset, range_digest(data), self._ids_bytes, len(data), shard))
+        self._records.extend((offset, digest64(data), self._ids_bytes, len(data), shard))
         if self._regional:
             for i, item in enumerate(record.objects):
                 for j in range(len(item.captions)):
@@ -304,7 +298,7 @@ class ManifestReader:
             raise ShardCorruptionError(
                 f"{where}: cannot be read ({error}); check the disk, or bring the shard back"
             ) from error
-        if len(data) != length or range_digest(data) != int(row["digest"]):
+        if len(data) != length or digest64(data) != int(row["digest"]):
             problem = (
                 f"only {len(data)} of {length} bytes are left" if len(data) != length else "its bytes were altered"
             )

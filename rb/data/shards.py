@@ -19,7 +19,7 @@ from typing import BinaryIO
 from webdataset import TarWriter
 
 from rb.core import progress
-from rb.core.files import file_sha256, whole_folder, write_whole
+from rb.core.files import digest64, file_sha256, whole_folder, write_whole
 from rb.core.modality import modality_spec
 from rb.core.threads import in_order
 from rb.data.check_record import check_record
@@ -86,7 +86,7 @@ class _Collector:
 
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""
-        key = int.from_bytes(hashlib.blake2b(record.source_id.encode(), digest_size=8).digest(), "little")
+        key = digest64(record.source_id.encode())
         if key in self._seen:
             raise FormatError(
                 f"{where}: source_id {record.source_id!r} comes twice; put everything said of a source into one record"

@@ -6,7 +6,6 @@ A word is what stands between white space, punctuation included. An object is a 
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core import progress
+from rb.core.files import digest64
 from rb.core.modality import modality_spec
 from rb.core.output import aligned
 from rb.data.formats import Record
@@ -47,10 +47,10 @@ class SetStats:
 
     def add(self, record: Record, sizes: Sequence[float]) -> None:
         """One record; ``sizes`` of its regions, in the unit of its source."""
-        self.sources.add(_key(record.source_id))
+        self.sources.add(digest64(record.source_id.encode()))
         regional = modality_spec(self.modality).regional
         for item in record.objects if regional else ():
-            self.objects.add(_key(sample_id(record.source_id, item.object_id)))
+            self.objects.add(digest64(sample_id(record.source_id, item.object_id).encode()))
         texts = [text for item in record.objects for text in item.captions] if regional else record.captions
         for text in texts:
             words = text.split()
@@ -169,10 +169,6 @@ def as_text(found: dict[str, Any]) -> str:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["rejected"].items())
             lines.append(f"{title}, rejected: {reasons}")
     return "\n".join(lines)
-
-
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _mean(counts: Counter[int]) -> float:
