@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -231,3 +232,15 @@ def _stage1(config: Blip2QFormerConfig, vocabulary: int) -> dict[str, torch.Tens
             f"{prefix}.output.LayerNorm.bias": torch.zeros(width),
         }
     return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
+def train_some(model: torch.nn.Module, parameters: Iterable[torch.Tensor], batch: Batch, steps: int) -> list[float]:
+    """The LLM's loss of each of some plain AdamW steps on one batch."""
+    optimizer, losses = torch.optim.AdamW(parameters, lr=5e-3), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        found = model(batch)
+        found.total.backward()
+        optimizer.step()
+        losses.append(float(found.terms["llm"].detach()))
+    return losses

@@ -68,6 +68,12 @@ def as_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+def from_csv(folder: Path, images: Path) -> list[str]:
+    """The command that makes shards ``o`` of ``t.csv``."""
+    out = str(folder / "o")
+    return ["prepare", "custom", "--csv", str(folder / "t.csv"), "--images", str(images), "--out", out]
+
+
 def stored(folder: Path) -> list[tuple[str, list[tuple[list[float], list[str]]]]]:
     return [(r.source_id, [(o.box, o.captions) for o in r.objects]) for r, _ in ManifestReader(folder).records()]
 
@@ -114,16 +120,7 @@ def test_what_the_numbers_of_a_box_mean_is_found_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     as_csv([{"file": "a.png", "text": "a thing", **boxes}], tmp_path / "t.csv")
-    command = [
-        "prepare",
-        "custom",
-        "--csv",
-        str(tmp_path / "t.csv"),
-        "--images",
-        str(images),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    command = from_csv(tmp_path, images)
     assert main([*command, *option]) == 0
     assert f"boxes: {expected}" in capsys.readouterr().err
     values = [
@@ -142,16 +139,7 @@ def test_what_can_be_read_in_two_ways_is_refused_with_a_remedy_that_works(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_csv([{"file": "a.png", "text": "a thing", "bbox": "10 10 40 40"}], tmp_path / "t.csv")
-    command = [
-        "prepare",
-        "custom",
-        "--csv",
-        str(tmp_path / "t.csv"),
-        "--images",
-        str(images),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    command = from_csv(tmp_path, images)
     assert main(command) == 2
     assert "can be xyxy or xywh; say --boxes with one of" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

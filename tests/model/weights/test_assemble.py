@@ -93,13 +93,7 @@ def test_it_trains_and_its_export_captions_without_this_project(
     model, text = build_model(config, seed=0).model, text_processor(config)
     assert text.encode_prompt(IMAGE_REGION).shape == (1, 0)  # no start token
     batch = tiny.make_batch(IMAGE_REGION, text, range(4))
-    optimizer, losses = torch.optim.AdamW(model.trainable_parameters().values(), lr=5e-3), []
-    for _ in range(8):
-        optimizer.zero_grad()
-        found = model(batch)
-        found.total.backward()
-        optimizer.step()
-        losses.append(float(found.terms["llm"].detach()))
+    losses = tiny.train_some(model, model.trainable_parameters().values(), batch, 8)
     assert losses[-1] < losses[0] - 0.1
 
     out = tmp_path / "out"
