@@ -172,7 +172,7 @@ def _write_split(
         if len(faults) > ask.most_bad * conversion.tally.read:
             raise ValueError(
                 f"{ask.table}: {len(faults):,} of {conversion.tally.read:,} rows of split {split!r} cannot be used: {'; '.join(faults[:3])}; "
-                "nothing was written; correct them, or allow more with --most-bad SHARE"
+                f"{ask.out / split} was not written; correct them, or allow more with --most-bad SHARE"
             )
     return conversion.finish()
 
