@@ -13,7 +13,21 @@ from rb.core.output import add_json, note, say, say_json
 
 def add_score(parser: argparse.ArgumentParser) -> None:
     """``rb score``."""
-    parser.add_argument("predictions", nargs="+", type=Path, help="files that rb predict wrote, one set each")
+    parser.add_argument("predictions", nargs="*", type=Path, help="files that rb predict wrote, one set each")
+    parser.add_argument(
+        "--coco-results",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="in their place: others' predictions in COCO's result format, [{image_id, caption}]",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="with --coco-results: COCO's captions_*.json, or a file like it",
+    )
     parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
     parser.add_argument(
         "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"
@@ -34,7 +48,12 @@ def run_score(args: argparse.Namespace) -> int:
     from rb.evaluation.scoring import metrics_path, score_file
     from rb.evaluation.spice import default_cache
 
-    if args.out and len(args.predictions) > 1:
+    if bool(args.predictions) == bool(args.coco_results):
+        raise ValueError("give either files that rb predict wrote, or --coco-results with --annotations")
+    if bool(args.coco_results) != (args.annotations is not None):
+        raise ValueError("--coco-results FILE and --annotations FILE belong together; give both")
+    files = args.predictions or args.coco_results
+    if args.out and len(files) > 1:
         raise ValueError("--out names one file, but several files are to be scored; leave it out")
     unknown = [name for name in args.metrics or () if name not in METRICS]
     if unknown:
@@ -42,7 +61,7 @@ def run_score(args: argparse.Namespace) -> int:
     judge = args.judge_of(args.truth) if args.truth else None
     results, notes = {}, set[str]()
     with Meteor() as meteor:
-        for path in args.predictions:
+        for path in files:
             result = score_file(
                 path,
                 out=args.out,
@@ -52,6 +71,7 @@ def run_score(args: argparse.Namespace) -> int:
                 metrics=args.metrics or METRICS,
                 meteor=meteor,
                 judge=judge,
+                annotations=args.annotations,
             )
             out = str(args.out or metrics_path(path))
             results[out] = result
@@ -59,11 +79,17 @@ def run_score(args: argparse.Namespace) -> int:
                 scores = "  ".join(
                     f"{name} {value:.4f}" for name, value in result["scores"].items() if value is not None
                 )
-                say(f"{out}: {result['num_examples']:,} captions  {scores}")
+                say(f"{out}: {_counted(result)}  {scores}")
             _tell_once(result, notes)
     if args.json:
         say_json(results)
     return FINISHED
+
+
+def _counted(result: dict[str, Any]) -> str:
+    """How much was scored, and by which protocol."""
+    policy = f" ({result['reference_policy']})" if result["reference_policy"] else ""
+    return f"{result['num_examples']:,} captions, {result['num_references']:,} references{policy}"
 
 
 def _tell_once(result: dict[str, Any], told: set[str]) -> None:

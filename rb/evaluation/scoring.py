@@ -19,12 +19,14 @@ from rb.core.run_layout import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS
 from rb.core.strict_json import FormatError, dumps
 from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import CaptionScores, score_captions
+from rb.evaluation.coco_results import OTHER, read_coco_results
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import ScoredSet, log_evaluation
 
-# Which model produced the captions: the frozen one, the same on cut-out regions, a trained one; then controls: wrong boxes, empty input.
-VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind")
+# Which model produced the captions: the frozen one, the same on cut-out regions, a trained one; then controls: wrong boxes, empty input;
+# then models of others.
+VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind", OTHER)
 
 
 def score_file(
@@ -36,6 +38,7 @@ def score_file(
     metrics: Collection[str] = METRICS,
     meteor: Meteor | None = None,
     judge: Judge | None = None,
+    annotations: Path | None = None,
 ) -> dict[str, Any]:
     """Scores one predictions file and returns what ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
 
@@ -48,12 +51,16 @@ def score_file(
         metrics: names out of ``rb.core.metrics.METRICS``.
         meteor: a METEOR process that several files share.
         judge: decides what is true of each caption; its shares join the scores, their counts and errors are under ``truth``.
+        annotations: references in COCO's format; ``predictions`` is then in COCO's result format (`rb.evaluation.coco_results`).
 
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
     """
     started, predictions = time.time(), Path(predictions)
-    rows, meta = read_predictions(predictions)
+    if annotations is None:
+        rows, meta = read_predictions(predictions)
+    else:
+        rows, meta = read_coco_results(predictions, annotations)
     modality, dataset, split = _one_set(rows, predictions)
     for row in rows:
         if not row.references:
@@ -70,7 +77,7 @@ def score_file(
     )
     verdicts = judge(rows) if judge is not None else [{} for _ in rows]
     truth = shares(rows, verdicts)
-    result = {
+    result: dict[str, Any] = {
         "modality": modality,
         "dataset": dataset,
         "split": split,
@@ -88,6 +95,7 @@ def score_file(
         "decoding": meta.get("decoding"),
         "predictions": str(predictions.resolve()),
         "predictions_sha256": file_sha256(predictions),
+        **{name: meta[name] for name in ("annotations", "annotations_sha256") if name in meta},
         "versions": {**found.versions, "predicted_with": meta.get("versions")},
     }
     out = metrics_path(predictions) if out is None else Path(out)

@@ -18,6 +18,7 @@ from rb.core.modality import MODALITIES
 from rb.core.output import aligned
 from rb.core.run_layout import RUN_METRICS
 from rb.core.strict_json import FormatError, read
+from rb.evaluation.coco_results import OTHER
 from rb.evaluation.verdicts import VERDICTS
 
 # (variant, has trained parameters) -> row, in the order of the rows
@@ -31,12 +32,13 @@ ROW_NAMES = {
     ("shuffled", True): "RegionBLIP, boxes shuffled",
     ("blind", False): "base, sees nothing",
     ("blind", True): "RegionBLIP, sees nothing",
+    (OTHER, False): "another model",
 }
 ABSENT = "-"
 _NEEDED = ("modality", "dataset", "split", "variant", "scores", "num_examples", "set_sha256", "tokeniser")
 
 ColumnKey = tuple[str, str, str, str, str]  # modality, dataset, split, tokeniser, digest of the set
-RowKey = tuple[int, str]  # place in ROW_NAMES; of a trained model, run and name of its checkpoint
+RowKey = tuple[int, str]  # place in ROW_NAMES; of a trained model, run and name of its checkpoint; of another, its file
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ def row_key(one: Mapping[str, Any]) -> RowKey:
         raise FormatError(
             f"{one.get('file')}: variant {kind[0]!r} {'with' if kind[1] else 'without'} a checkpoint is no row"
         )
+    if one["variant"] == OTHER:
+        return list(ROW_NAMES).index(kind), str(one.get("predictions", ""))
     return list(ROW_NAMES).index(kind), f"{checkpoint.get('run')}/{checkpoint.get('name')}" if checkpoint else ""
 
 
