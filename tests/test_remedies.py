@@ -1,10 +1,10 @@
-"""Commands and options that errors print: every one exists and parses, and those of the data rooms are run and help."""
+"""Everything that the program advises: every command and option parses, and every remedy is run by a test or listed here with the reason."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import gzip
+import importlib
 import json
 import pickle
 import re
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -28,36 +28,15 @@ from rb.data.shards import adopt
 from tests.data.prepare.test_coco import coco_raw, entry
 from tests.data.prepare.test_refcoco import ref, refcoco_raw
 from tests.data.test_exif_orientation import photo
+from tests.support.printed import ROOT, messages, remedies
 from tests.support.raw_data import cli_run, found, jpeg
+from tests.support.remedies import COVERED, the_message
 from tests.support.small_data import write_set
 
-ROOT = Path(__file__).parents[1]
 NAMES = "|".join(sorted((command.name for command in COMMANDS), key=len, reverse=True))
 # A command with at least one argument: options, values that are filled in ({...}), names in capitals (DIR).
 WITH_ARGUMENTS = re.compile(rf"\brb ({NAMES})((?: (?:--[a-z-]+|[^ `]*\{{[^}}]*\}}[^ `,;]*|[A-Z][A-Z_]+\b))+)")
 OTHER_PROGRAMS = {"docker", "tar", "mlflow"}
-
-
-def messages() -> Iterator[tuple[str, str]]:
-    """(place, text) of every text in the code that is no docstring, with ``{}`` for what is filled in."""
-    for path in sorted((ROOT / "rb").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        skipped = {
-            id(node.body[0].value)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and node.body
-            and isinstance(node.body[0], ast.Expr)
-        }
-        for node in ast.walk(tree):
-            if id(node) in skipped:
-                continue
-            if isinstance(node, ast.JoinedStr):
-                skipped.update(map(id, node.values))
-                parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", "".join(map(str, parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
 
 
 @cache
@@ -81,7 +60,7 @@ def filled(known: argparse.ArgumentParser, arguments: str) -> list[str]:
 
 
 def test_every_printed_command_can_be_typed(capsys) -> None:
-    printed = [(place, *match) for place, text in messages() for match in WITH_ARGUMENTS.findall(text)]
+    printed = [(place, *match) for place, text, _ in messages() for match in WITH_ARGUMENTS.findall(text)]
     assert len(printed) > 8, "the pattern finds what the program prints"
     wrong = []
     for place, name, arguments in printed:
@@ -95,13 +74,39 @@ def test_every_printed_command_can_be_typed(capsys) -> None:
 
 def test_every_printed_option_exists() -> None:
     wrong = []
-    for place, text in messages():
+    for place, text, _ in messages():
         if " " not in text or OTHER_PROGRAMS & set(re.findall(r"[a-z]+", text)):
             continue
         wrong += [
             f"{place}: {name}" for name in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text) if name not in all_options()
         ]
-    assert [line for line in wrong if "gpu_check/" not in line] == []  # it has a parser that no command shows
+    assert [line for line in wrong if "gpu_check" not in line] == []  # it has a parser that no command shows
+
+
+# Rooms whose messages are all tested; the others are being done.
+ROOMS = ("rb/core/",)
+# Remedies that cannot be run where tests run, and why.
+NOT_RUN = {
+    "was built without CUDA: install a build with it": "installs a torch with CUDA from an index",
+    "torch sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES": "needs a GPU; `or use the device cpu` of the same line is run",
+}
+# Texts that read as if they told the user to do something, and do not.
+STATEMENTS = ("say only errors",)
+
+
+def test_every_remedy_is_run_or_listed() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "tests.support.remedies import" in path.read_text(encoding="utf-8"):
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    known = {the_message(piece).text for piece in (*COVERED, *NOT_RUN, *STATEMENTS)}  # also: none is out of date
+    forgotten = [f"{m.place}: {m.text}" for m in remedies() if m.text not in known and m.place.startswith(ROOMS)]
+    assert not forgotten, (
+        "these messages tell the user to do something, but no test does it: "
+        + "\n".join(["", *forgotten, ""])
+        + "Add @remedy(A PIECE OF THE MESSAGE) to a test that causes the fault and follows the message; the first lines of "
+        "tests/support/remedies.py show one, and each room's are in its test_remedies.py. If it cannot be run here, add it to NOT_RUN "
+        "above with the reason."
+    )
 
 
 def ran(command: str) -> None:
