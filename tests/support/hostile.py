@@ -31,9 +31,10 @@ from rb.core.strict_json import parse_lines, read
 from rb.data.formats import parse_record, read_manifest
 from rb.data.index import ManifestReader
 from rb.data.prepare.cap3d import read_captions
-from rb.data.prepare.clouds import read_cloud
-from rb.data.prepare.common import RejectedError, read_json
+from rb.data.prepare.clouds import parse_npy_labels, read_cloud
+from rb.data.prepare.common import Reason, RejectedError, read_json
 from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.prepare.scannet_files import read_objects, read_segments
 from rb.data.prepare.tables import read_csv, read_parquet
 from rb.data.tars import scan_shard
 from rb.model.weights.readers import read_headers, read_tensors
@@ -96,6 +97,17 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
     row = b'{"kind": "metrics", "time": 1.0, "step": 1, "values": {"loss": 0.5, "x": "NaN"}}\n'
     refs = [{"ref_id": 1, "sentences": [{"sent": "a caf\xe9", "tokens": ["a"]}], "bbox": (1.0, 2, True, None)}]
 
+    def labels(path: Path) -> None:
+        try:
+            parse_npy_labels(path.read_bytes(), 40)
+        except ValueError as error:
+            raise RejectedError(Reason.BOXES_UNREADABLE, f"{path}: {error}") from None
+
+    whole = io.BytesIO()
+    np.save(whole, np.arange(40, dtype=np.uint32))
+    groups = [{"id": k, "objectId": k, "segments": [k, k + 9], "label": "chair"} for k in range(3)]
+    groups_file = json.dumps({"sceneId": "scannet.s", "segGroups": groups}).encode()
+
     def whole_set(path: Path) -> None:
         reader = ManifestReader(path.parent / "set", verify=True)
         for number in range(min(len(reader), 50)):
@@ -133,6 +145,9 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "pickle": ("a.p", load_plain_pickle, [pickle.dumps(refs, protocol=n) for n in range(5)]),
         "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
         "npy": ("a.npy", lambda p: read_cloud(p, 1), [encode_points(points)]),
+        "labels": ("a.npy", labels, [whole.getvalue()]),
+        "objects of a scan": ("a.aggregation.json", lambda p: read_objects(p.parent, "a"), [groups_file]),
+        "segments of a scan": ("a.segs.json", lambda p: read_segments(p, 9), [b'{"segIndices": [1,2,3,4,5,5,5,8,9]}']),
         "points": ("a.npy", lambda p: decode_points(p.read_bytes(), str(p)), [encode_points(points)]),
         "table": (
             "a.csv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from rb.data.prepare.common import Reason, RejectedError
 MAX_BYTES = 1 << 26  # of a cloud, unpacked: 2.8 million coloured points; ScanNet's largest scenes have 12 MB
 _NPZ_MEMBER = "arr_0.npy"
 _MAX_HEADER = 1 << 16
+_MAX_LABEL = 1 << 16
 _UNREADABLE = (
     ValueError,
     KeyError,
@@ -46,6 +48,24 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
     Raises:
         ValueError: it is none, or another shape.
     """
+    array = _parse_array(data)
+    if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] not in columns:
+        wanted = " or ".join(map(str, columns))
+        raise ValueError(f"the array must be floating point [N, {wanted}], got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def parse_npy_labels(data: bytes, count: int) -> NDArray[np.int64]:
+    """The whole numbers [``count``], 0 to 65,535, in the bytes of an ``.npy``; errors as of `parse_npy`."""
+    array = _parse_array(data)
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise ValueError(f"the array must be whole numbers [{count}], got {array.dtype} {list(array.shape)}")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < _MAX_LABEL:
+        raise ValueError(f"labels must be 0 to {_MAX_LABEL - 1:,}, got {array.min()} to {array.max()}")
+    return array.astype(np.int64)
+
+
+def _parse_array(data: bytes) -> NDArray[Any]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes of points")
     other = stand_in(data)
@@ -53,11 +73,10 @@ def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
         raise ValueError(other)
     stream = io.BytesIO(data)
     shape, fortran, dtype = read_npy_header(stream)
-    if dtype.kind != "f" or len(shape) != 2 or shape[1] not in columns:
-        wanted = " or ".join(map(str, columns))
-        raise ValueError(f"the array must be floating point [N, {wanted}], got {dtype} {list(shape)}")
+    if dtype.kind not in "fiu":
+        raise ValueError(f"the array must be of numbers, got {dtype} {list(shape)}")
     start = stream.tell()
-    if shape[0] < 0 or len(data) - start != shape[0] * shape[1] * dtype.itemsize:
+    if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data) - start} bytes of numbers, but the header says {list(shape)} {dtype}")
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
 
