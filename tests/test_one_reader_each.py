@@ -20,9 +20,9 @@ READERS = {
     "safetensors.torch.load_file": None,
     "safetensors.torch.load": None,
     "safetensors.numpy.load_file": None,
-    "torch.load": "rb/model/weights/readers.py",
+    "torch.load": "rb/core/torch_files.py",
     "tarfile.open": "rb/data/tars.py",
-    "zipfile.ZipFile": ("rb/data/prepare/clouds.py", "rb/model/weights/readers.py"),  # npz; a look at torch's zip
+    "zipfile.ZipFile": ("rb/sources/cloud_arrays.py", "rb/core/torch_files.py"),  # npz; a look at torch's zip
     "numpy.load": None,
     "numpy.loadtxt": "rb/sources/cloud_files.py",  # .xyz
     "numpy.genfromtxt": None,
@@ -115,7 +115,7 @@ def test_the_scan_sees_through_other_names(source: str) -> None:
 def test_torch_reads_weights_only() -> None:
     calls = [
         node
-        for node in ast.walk(ast.parse((ROOT / "rb/model/weights/readers.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / "rb/core/torch_files.py").read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]
     assert len(calls) == 1

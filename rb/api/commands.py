@@ -28,7 +28,9 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     """``rb caption``."""
     # So that "--box -1,0,0,2,2,2" is a value of --box, not an option; argparse has no public way to say it.
     parser._negative_number_matcher = re.compile(r"-[\d.].*")  # noqa: SLF001
-    parser.add_argument("file", type=Path, nargs="?", help="image (JPEG, PNG, WebP) or cloud (.ply, .pcd, .npy, .xyz)")
+    parser.add_argument(
+        "file", type=Path, nargs="?", help="image (JPEG, PNG, WebP) or cloud (.ply, .pcd, .npy, .npz, .pt, .xyz)"
+    )
     parser.add_argument(
         "--checkpoint",
         type=Path,

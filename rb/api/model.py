@@ -123,7 +123,7 @@ class RegionBLIP:
         batch_size: int = BATCH_SIZE,
         box_format: str = "metres",
     ) -> Any:
-        """Captions of clouds, arrays [N, 3 | 6] or files (.ply, .pcd, .npy, .xyz), or of their regions. Otherwise as ``caption``.
+        """Captions of clouds, arrays [N, 3 | 6] or files (.ply, .pcd, .npy, .npz, .pt, .xyz), or of their regions. Otherwise as ``caption``.
 
         Boxes are min xyz, max xyz in the cloud's own units ("metres"), or "normalised", 0 to 1 along each axis of the cloud's extent. A
         cloud of more points than the model reads is thinned by a fixed draw, one of fewer is filled up by repetition.

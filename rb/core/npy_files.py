@@ -1,14 +1,17 @@
-"""The header of an ``.npy``: the project's one reader of it. Who uses it holds the shape against the bytes that are there before it allocates.
+"""Arrays in the bytes of an ``.npy``: the project's one reader of its header, which is held against the bytes that are there.
 
 numpy's own ``load`` believes any shape, and can run pickles.
 """
 
 from __future__ import annotations
 
+import io
+import math
 from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -37,3 +40,22 @@ def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[A
     if any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"not a numpy array file (shape {shape!r:.80})")
     return shape, fortran, dtype
+
+
+def npy_array(data: bytes) -> NDArray[Any]:
+    """The array in the bytes of an ``.npy``: numbers only; a view of ``data``, for which nothing is allocated.
+
+    Raises:
+        ValueError: as ``read_npy_header``; another kind than numbers; more or fewer bytes than the header says.
+    """
+    stream = io.BytesIO(data)
+    shape, fortran, dtype = read_npy_header(stream)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"must be numbers, got {dtype} {list(shape)}; save them by numpy.save")
+    start = stream.tell()
+    if math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(
+            f"its header says {list(shape)} numbers of {dtype}, which need {math.prod(shape) * dtype.itemsize} bytes, but "
+            f"{len(data) - start} follow; the file is cut short or damaged"
+        )
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")

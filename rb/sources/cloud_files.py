@@ -1,6 +1,6 @@
-"""Point clouds as people have them: a .ply, .pcd, .npy or .xyz file to [N, 3 | 6] float32. Used by ``rb caption`` and the API.
+"""Point clouds as people have them: a .ply, .pcd, .npy, .npz, .pt or .xyz file to [N, 3 | 6] float32.
 
-Coordinates stay as they are in the file; colours become numbers in [0, 1]. What a header says of counts is held against the size of the
+Used by ``rb caption``, the API and the converters. Coordinates stay as they are in the file; colours become numbers in [0, 1]. What a header says of counts is held against the size of the
 file before a library or numpy believes it. Shards have one form only, which ``points.py`` reads.
 """
 
@@ -10,7 +10,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.colours import unit_colours
-from rb.core.npy_files import read_npy_header
+from rb.core.npy_files import npy_array
+from rb.core.stand_ins import stand_in
+from rb.sources.cloud_arrays import MAX_BYTES, WIDTHS, read_npz, read_pt
 from rb.sources.points import PointsError
 
-MAX_BYTES = 1 << 30  # of a file: 40 million coloured points; a model reads some thousands
 MAX_HEADER = 1 << 16
 _PLY_BYTES = {
     **dict.fromkeys(("char", "int8", "uchar", "uint8"), 1),
@@ -31,7 +32,10 @@ _PLY_BYTES = {
 }
 COLOURS_DIVIDED = "colours from 0 to 255, divided by 255"
 _SPACES = bytes.maketrans(b",;\t", b"   ")
-_LZF_RATIO, _LZF_FREE = 20, 1 << 26  # unpacked bytes for a packed one; scans have 2 to 5, LZF itself could claim 88
+_RATIO, _UNPACKED_FREE = (
+    20,
+    1 << 26,
+)  # unpacked bytes for a packed one; scans have 2 to 5, LZF itself could claim 88, deflate 1,000
 _COLOURS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 
 
@@ -43,74 +47,111 @@ class CloudFile:
     notes: tuple[str, ...] = ()
 
 
-def read_cloud(path: Path) -> CloudFile:
+class NotFiniteError(PointsError):
+    """A cloud with a number that is NaN or infinite."""
+
+
+class ColoursError(PointsError):
+    """A cloud whose columns behind x y z are no colours."""
+
+
+def read_cloud(path: Path, most_bytes: int = MAX_BYTES) -> CloudFile:
     """The points of a file, by its extension.
 
+    Args:
+        most_bytes: of the file, and of what it unpacks to.
+
     Raises:
-        PointsError: no such kind of file, cut short, larger than MAX_BYTES, a header that does not fit the file, no coordinates, columns
-            that are no colours, numbers that are not finite.
+        PointsError: no such kind of file, cut short, larger than allowed, a header that does not fit the file, no coordinates.
+        ColoursError: columns that are no colours.
+        NotFiniteError: numbers that are not finite in float32.
         ValueError: the library that reads this kind is not installed.
     """
-    where, reader = str(path), _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise PointsError(f"{where}: not a cloud of a known kind; it must end in {', '.join(EXTENSIONS)}")
+    _reader(path.suffix, str(path))
     size = path.stat().st_size
-    if not 0 < size <= MAX_BYTES:
+    if not 0 < size <= most_bytes:
         raise PointsError(
-            f"{where}: has {size} bytes; it must hold something, and at most {MAX_BYTES} bytes: thin the cloud"
+            f"{path}: has {size} bytes; it must hold something, and at most {most_bytes} bytes: thin the cloud"
         )
+    return parse_cloud(path.read_bytes(), path.suffix, str(path), most_bytes)
+
+
+def parse_cloud(data: bytes, extension: str, where: str, most_bytes: int = MAX_BYTES) -> CloudFile:
+    """As ``read_cloud``, for the bytes of a file, such as a member of an archive."""
+    reader, other = _reader(extension, where), stand_in(data)
+    if other is not None:
+        raise PointsError(f"{where}: {other}")
     try:
-        columns, notes = reader(path.read_bytes(), where)
+        found = reader(data, where, most_bytes)
     except PointsError:
         raise
     except ImportError:
-        package = {".ply": "plyfile", ".pcd": "pypcd4"}[path.suffix.lower()]
+        package = {".ply": "plyfile", ".pcd": "pypcd4"}[extension.lower()]
         raise ValueError(
-            f"{where}: reading {path.suffix.lower()} needs the package {package}: pip install {package}"
+            f"{where}: reading {extension.lower()} needs the package {package}: pip install {package}"
         ) from None
     except Exception as error:  # noqa: BLE001 (libraries have many ways to stumble over a damaged file)
         raise PointsError(f"{where}: cannot be read ({' '.join(str(error).split())[:200]}); save it again") from None
-    points = np.ascontiguousarray(columns, dtype=np.float32)
-    if len(points) == 0:
+    if len(found.xyz) == 0:
         raise PointsError(f"{where}: holds no points")
-    bad = ~np.isfinite(points).all(axis=1)
+    with np.errstate(over="ignore"):
+        columns = [part.astype(np.float32) for part in (found.xyz, found.colours) if part is not None]
+    bad = ~np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in columns])
     if bad.any():
-        raise PointsError(
-            f"{where}: {int(bad.sum())} of {len(points)} points are not finite (NaN or infinite), first {int(bad.argmax())}; remove them"
+        raise NotFiniteError(
+            f"{where}: {int(bad.sum())} of {len(bad)} points are not finite (NaN or infinite), first {int(bad.argmax())}; remove them"
         )
-    return CloudFile(points, notes)
+    shares, notes = _shares(found.colours, where)
+    points = columns[0] if shares is None else np.column_stack([columns[0], shares])
+    return CloudFile(np.ascontiguousarray(points, dtype=np.float32), (*found.notes, *notes))
 
 
-def _with_colours(xyz: NDArray[Any], colours: NDArray[Any] | None, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Coordinates and colours side by side; colours that count to 255 (or 65,535) are divided by it."""
+@dataclass(frozen=True)
+class _Columns:
+    """What a reader finds: coordinates [N, 3], colours [N, 3] of any range or none, and what was done to them."""
+
+    xyz: NDArray[Any]
+    colours: NDArray[Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _reader(extension: str, where: str) -> Callable[[bytes, str, int], _Columns]:
+    reader = _READERS.get(extension.lower())
+    if reader is None:
+        raise PointsError(f"{where}: not a cloud of a known kind; it must end in {', '.join(EXTENSIONS)}")
+    return reader
+
+
+def _shares(colours: NDArray[Any] | None, where: str) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
+    """Colours in [0, 1], and what was done; those that count to 255 (or 65,535) are divided by it."""
     if colours is None:
-        return xyz, ()
+        return None, ()
     if colours.dtype.kind == "u" and colours.dtype.itemsize <= 2:
-        return np.column_stack([xyz, colours / np.float32(np.iinfo(colours.dtype).max)]), ()
+        return colours / np.float32(np.iinfo(colours.dtype).max), ()
     try:
         shares, divided = unit_colours(colours)
     except ValueError as error:
-        raise PointsError(f"{where}: {error}") from None
-    return np.column_stack([xyz, shares]), (COLOURS_DIVIDED,) if divided else ()
+        raise ColoursError(f"{where}: {error}") from None
+    return shares, (COLOURS_DIVIDED,) if divided else ()
 
 
-def _named(columns: Any, names: tuple[str, ...], where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _named(columns: Any, names: tuple[str, ...], where: str) -> _Columns:
     """Coordinates and colours of a table with named columns."""
     lost = [name for name in "xyz" if name not in names]
     if lost:
         raise PointsError(f"{where}: its points have no {lost[0]}; they have {', '.join(names)[:200]}")
-    xyz = np.column_stack([columns[name] for name in "xyz"])
     trio = next((trio for trio in _COLOURS if set(trio) <= set(names)), None)
-    return _with_colours(xyz, None if trio is None else np.column_stack([columns[name] for name in trio]), where)
+    colours = None if trio is None else np.column_stack([columns[name] for name in trio])
+    return _Columns(np.column_stack([columns[name] for name in "xyz"]), colours)
 
 
-def _plain(array: NDArray[Any], where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _plain(array: NDArray[Any], where: str) -> _Columns:
     """Coordinates and colours of a table without names."""
-    if array.ndim != 2 or array.shape[1] not in (3, 6):
+    if array.ndim != 2 or array.shape[1] not in WIDTHS:
         raise PointsError(
             f"{where}: has shape {list(array.shape)}; give [N, 3] x y z, or [N, 6] x y z and red green blue"
         )
-    return _with_colours(array[:, :3], array[:, 3:] if array.shape[1] == 6 else None, where)
+    return _Columns(array[:, :3], array[:, 3:] if array.shape[1] == 6 else None)
 
 
 def _too_short(where: str, claimed: str, least: int, there: int) -> PointsError:
@@ -119,7 +160,7 @@ def _too_short(where: str, claimed: str, least: int, there: int) -> PointsError:
     )
 
 
-def _ply(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _ply(data: bytes, where: str) -> _Columns:
     import plyfile
 
     found = re.match(rb"ply\r?\n(.*?\n)end_header[ \t]*\r?\n", data[:MAX_HEADER], re.DOTALL)
@@ -179,7 +220,7 @@ def _last_line_of_vertices(lines: list[str], body: int, where: str) -> int:
     raise PointsError(f"{where}: has no element named vertex")
 
 
-def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _pcd(data: bytes, where: str) -> _Columns:
     from pypcd4 import MetaData, PointCloud
 
     found = re.match(rb"(.*?\n|)DATA[ \t]+(ascii|binary|binary_compressed)[ \t]*\r?\n", data[:MAX_HEADER], re.DOTALL)
@@ -202,7 +243,7 @@ def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     else:
         packed, whole = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
         least = 8 + packed
-        if whole != meta.points * row or whole > max(packed * _LZF_RATIO, _LZF_FREE):
+        if whole != meta.points * row or whole > max(packed * _RATIO, _UNPACKED_FREE):
             raise PointsError(
                 f"{where}: its header says {meta.points} points of {row} bytes, its data {packed} bytes packed from {whole}; save it again uncompressed"
             )
@@ -222,26 +263,12 @@ def _pcd(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
         packed_colour = next((name for name in ("rgb", "rgba") if name in names), None)
         if packed_colour is not None and table.dtype[packed_colour].itemsize == 4:
             xyz = np.column_stack([table[name] for name in "xyz"])
-            colours = PointCloud.decode_rgb(np.ascontiguousarray(table[packed_colour]))
-            return _with_colours(xyz, colours, where)[0], notes
-        columns, more = _named(table, names, where)
-        return columns, (*notes, *more)
+            return _Columns(xyz, PointCloud.decode_rgb(np.ascontiguousarray(table[packed_colour])), notes)
+        return replace(_named(table, names, where), notes=notes)
     return _named(table, names, where)
 
 
-def _npy(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    stream = io.BytesIO(data)
-    shape, by_columns, kind = read_npy_header(stream)
-    if kind.kind not in "fiu" or len(shape) != 2:
-        raise PointsError(f"{where}: holds {list(shape)} of {kind}; give [N, 3] or [N, 6] numbers, saved by numpy.save")
-    least, there = shape[0] * shape[1] * kind.itemsize, len(data) - stream.tell()
-    if least != there:
-        raise _too_short(where, f"{list(shape)} numbers of {kind}", least, there)
-    array = np.frombuffer(data, kind, offset=stream.tell())
-    return _plain(array.reshape(shape, order="F" if by_columns else "C"), where)
-
-
-def _xyz(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _xyz(data: bytes, where: str) -> _Columns:
     text = data.removeprefix(b"\xef\xbb\xbf").translate(_SPACES).replace(b"//", b"#")
     stream, claimed, place = io.BytesIO(text), None, 0
     for line in stream:  # up to the first point: remarks, and the count that some tools write
@@ -264,10 +291,12 @@ def _xyz(data: bytes, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     return _plain(table, where)
 
 
-_READERS: dict[str, Callable[[bytes, str], tuple[NDArray[Any], tuple[str, ...]]]] = {
-    ".ply": _ply,
-    ".pcd": _pcd,
-    ".npy": _npy,
-    ".xyz": _xyz,
+_READERS: dict[str, Callable[[bytes, str, int], _Columns]] = {
+    ".ply": lambda data, where, _: _ply(data, where),
+    ".pcd": lambda data, where, _: _pcd(data, where),
+    ".npy": lambda data, where, _: _plain(npy_array(data), where),
+    ".npz": lambda data, where, most: _plain(read_npz(data, min(most, max(_UNPACKED_FREE, _RATIO * len(data)))), where),
+    ".pt": lambda data, where, _: _plain(read_pt(data), where),
+    ".xyz": lambda data, where, _: _xyz(data, where),
 }
 EXTENSIONS = tuple(_READERS)

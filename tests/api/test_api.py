@@ -266,7 +266,7 @@ def test_clouds_on_the_command_line(
         (["a.png", "--box", "0,0," + "9" * 4000 + ",9"], "--box 1: .* is empty or not finite"),
         (["a.png", "--box", "0,0,9,9", "--metres"], "--metres: .*a.png is an image"),
         (["--box", "0,0,9,9"], "name the image or cloud to caption"),
-        (["broken.ply"], "not a PLY file"),
+        (["broken.ply"], "it is a web page"),
     ],
 )
 def test_what_cannot_be_captioned_is_said_before_the_model_is_loaded(

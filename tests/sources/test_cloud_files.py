@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import io
+import pickle
 import re
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from plyfile import PlyData, PlyElement
 from pypcd4 import Encoding, PointCloud
 
-from rb.sources import cloud_files
 from rb.sources.cloud_files import read_cloud
 from rb.sources.points import PointsError
 
@@ -65,6 +68,16 @@ def npy(path: Path, colours: bool, order: str = "C", kind: type = np.float64) ->
     np.save(path, np.asarray(np.concatenate([XYZ, RGB] if colours else [XYZ], axis=1), kind, order=order))
 
 
+def npz(path: Path, colours: bool) -> None:
+    np.savez_compressed(path, np.concatenate([XYZ, RGB], axis=1) if colours else XYZ)
+
+
+def pt(path: Path, colours: bool, kind: torch.dtype = torch.float64, turned: bool = False) -> None:
+    """``turned``: [6, N], as Cap3D's files have them."""
+    rows = torch.from_numpy(np.concatenate([XYZ, RGB / 255.0] if colours else [XYZ], axis=1)).to(kind)
+    torch.save(rows.T.contiguous() if turned else rows, path)
+
+
 def xyz(path: Path, colours: bool, between: str = " ", count: bool = False) -> None:
     rows = np.concatenate([XYZ, RGB], axis=1) if colours else XYZ
     lines = [between.join(repr(float(v)) for v in row) for row in rows]
@@ -80,6 +93,9 @@ KINDS: dict[str, tuple[str, Callable[[Path, bool], None]]] = {
     "compressed pcd": ("pcd", lambda path, colours: pcd(path, colours, Encoding.BINARY_COMPRESSED)),
     "npy": ("npy", npy),
     "npy by columns": ("npy", lambda path, colours: npy(path, colours, "F", np.float32)),
+    "npz": ("npz", npz),
+    "pt": ("pt", pt),
+    "pt by channels": ("pt", lambda path, colours: pt(path, colours, torch.float32, turned=True)),
     "xyz": ("xyz", xyz),
     "xyz with commas and a count": ("xyz", lambda path, colours: xyz(path, colours, ", ", count=True)),
 }
@@ -95,7 +111,7 @@ def test_every_kind_gives_the_same_points(kind: str, colours: bool, tmp_path: Pa
     np.testing.assert_allclose(found.points[:, :3], XYZ, rtol=1e-6)
     if colours:
         np.testing.assert_allclose(found.points[:, 3:], RGB / 255.0, atol=1e-6)
-        assert found.notes == (("colours from 0 to 255, divided by 255",) if "npy" in kind or "xyz" in kind else ())
+        assert found.notes == (("colours from 0 to 255, divided by 255",) if kind.startswith(("np", "xyz")) else ())
 
 
 def test_points_without_a_measurement_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -135,7 +151,8 @@ LIES = [
     ("ply", b"ply\nformat ascii 1.0\nelement vertex " + HUGE + b"\nend_header\n", "rows without a property"),
     ("ply", PLY.replace(b"vertex", b"point") % (LITTLE, b"1") + b"\0" * 12, "has no element named vertex"),
     ("ply", PLY.replace(b"float z", b"float w") % (LITTLE, b"1") + b"\0" * 12, "points have no z; they have x, y, w"),
-    ("ply", b"<!DOCTYPE html>" * 9, "not a PLY file"),
+    ("ply", b"solid cube" * 9, "not a PLY file"),
+    ("ply", b"<!DOCTYPE html>" * 9, "it is a web page"),
     ("ply", LISTS % b"900000" + b"\0" * 900_012, "element face has lists before the vertices end; save the file with its vertices first"),
     ("pcd", PCD % (b"1", HUGE, HUGE, b"binary") + XYZ.tobytes(), "need at least"),
     ("pcd", PCD % (b"1", b"51", b"51", b"binary") + XYZ.tobytes(), "says 51 points, .*612 bytes, but 600 follow"),
@@ -144,8 +161,8 @@ LIES = [
     ("pcd", PCD % (b"1", b"9000000", b"9000000", b"binary_compressed") + b"\x08\0\0\0\x00\xf3\x6f\x06" + b"\0" * 8, "its data 8 bytes packed from 108000000; save it again"),
     ("pcd", PCD % (b"1", b"2", b"3", b"ascii") + b"1 2 3\n4 5 6\n", "says 3 points"),
     ("pcd", (PCD % (b"1", b"1", b"1", b"binary")).replace(b"SIZE 4 4 4", b"SIZE 4 4") + b"\0" * 12, "different lengths"),
-    ("npy", npy_header("(4000000000000, 3)") + XYZ.tobytes(), "need at least"),
-    ("npy", npy_header("(4, 3)", "|O") + b"cos\nsystem\n", "numbers, saved by numpy.save"),
+    ("npy", npy_header("(4000000000000, 3)") + XYZ.tobytes(), "which need 48000000000000 bytes, but 600 follow"),
+    ("npy", npy_header("(4, 3)", "|O") + b"cos\nsystem\n", "must be numbers, got object"),
     ("npy", npy_header("[" * 5000 + "]" * 5000), "cannot be read"),
     ("npy", npy_header("(50, 4)") + np.zeros((50, 4), "f4").tobytes(), r"has shape \[50, 4\]; give"),
     ("xyz", b"1000000000000\n1 2 3\n", "first line says 1000000000000 points, but 1 follow"),
@@ -155,8 +172,80 @@ LIES = [
     ("xyz", b"1 2 3\n4 nan 6\n", "1 of 2 points are not finite .*, first 1; remove them"),
     ("xyz", b"# nothing\n", "holds no points"),
     ("npy", b"", "has 0 bytes"),
-    ("las", b"LASF", "must end in .ply, .pcd, .npy, .xyz"),
+    ("las", b"LASF", "must end in .ply, .pcd, .npy, .npz, .pt, .xyz"),
 ]  # fmt: skip
+
+
+def saved(content: object, **options: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, **options)
+    return stream.getvalue()
+
+
+def packed(content: bytes) -> bytes:
+    """torch's file with its members compressed, as torch never writes it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    return out.getvalue()
+
+
+def with_pickle(change: Callable[[bytes], bytes], content: object = torch.zeros(6, 100)) -> bytes:
+    """torch's file with another pickle in it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(content))) as old, zipfile.ZipFile(out, "w") as new:
+        for member in old.infolist():
+            data = old.read(member)
+            new.writestr(member.filename, change(data) if member.filename.endswith("data.pkl") else data)
+    return out.getvalue()
+
+
+class Runs:
+    """What a pickle can ask for."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call[0], self.call[1:]
+
+
+def npz_of(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", data)
+    return out.getvalue()
+
+
+ARRAYS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "npz of zeros": ("npz", lambda: npz_of(npy_header("(8000000, 3)") + bytes(96_000_000)), "claims 96,000,0.. bytes, a cloud has at most 67,108,864"),
+    "npz without an array": ("npz", lambda: npz_of(b""), "cannot be read"),
+    "npz of 4 columns": ("npz", lambda: npz_of(npy_header("(2, 4)") + bytes(32)), r"has shape \[2, 4\]"),
+    "code": ("pt", lambda: saved({"points": Runs(print, "run")}), "refers to (__builtin__|builtins) print"),
+    "a long bytearray": ("pt", lambda: with_pickle(lambda _: pickle.dumps(Runs(bytearray, 1 << 32), 2)), "bytearray"),
+    "a dict": ("pt", lambda: saved({"points": torch.zeros(6, 10)}), "must hold one plain tensor, got a dict"),
+    "a parameter": ("pt", lambda: saved(torch.nn.Parameter(torch.zeros(6, 10))), "refers to torch._utils _rebuild_parameter"),
+    "a sparse tensor": ("pt", lambda: saved(torch.zeros(6, 10).to_sparse()), "must hold one plain tensor, and refers to"),
+    "one number, repeated": ("pt", lambda: saved(torch.zeros(1).expand(6, 1 << 40)), "claims more numbers than the file holds"),
+    "a length that lies": ("pt", lambda: with_pickle(lambda data: data.replace(b"K\x06Kd\x86", b"K\x06J\xff\xff\xff\x7f\x86")), "not one tensor"),
+    "four columns": ("pt", lambda: saved(torch.zeros(100, 4)), r"has shape \[100, 4\]"),
+    "a number": ("pt", lambda: saved(torch.tensor(1.0)), r"has shape \[\]"),
+    "compressed": ("pt", lambda: packed(saved(torch.zeros(6, 9000))), "are compressed"),
+    "the old format": ("pt", lambda: saved(torch.zeros(6, 10), _use_new_zipfile_serialization=False), "not a zip file as torch.save writes it"),
+    "cut": ("pt", lambda: saved(torch.zeros(6, 1000))[:-500], "not one tensor"),
+    "a zip of others": ("pt", lambda: npz_of(b"x"), "are compressed"),
+    "truth values": ("pt", lambda: saved(torch.zeros(6, 10) > 0), "refers to torch BoolStorage"),
+    "not finite": ("pt", lambda: saved(torch.full((6, 10), float("nan"))), "10 of 10 points are not finite"),
+    "colours of -1 to 1": ("pt", lambda: saved(torch.linspace(-1, 1, 60).reshape(6, 10).flip(0)), "colours reach from -1"),
+    "a pointer": ("pt", lambda: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_an_array_that_lies_or_runs_is_one_line_and_costs_no_memory(case: str, tmp_path: Path) -> None:
+    extension, make, words = ARRAYS[case]
+    test_what_cannot_be_read_is_one_line_and_costs_no_memory(extension, make(), words, tmp_path)
 
 
 @pytest.mark.parametrize(("extension", "data", "words"), LIES)
@@ -175,11 +264,10 @@ def test_what_cannot_be_read_is_one_line_and_costs_no_memory(
     assert peak < 16 << 20
 
 
-def test_files_larger_than_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_larger_than_the_limit_are_not_read(tmp_path: Path) -> None:
     npy(tmp_path / "a.npy", colours=False)
-    monkeypatch.setattr(cloud_files, "MAX_BYTES", 100)
     with pytest.raises(PointsError, match="at most 100 bytes: thin the cloud"):
-        read_cloud(tmp_path / "a.npy")
+        read_cloud(tmp_path / "a.npy", most_bytes=100)
 
 
 @pytest.mark.parametrize(("extension", "package"), [("ply", "plyfile"), ("pcd", "pypcd4")])

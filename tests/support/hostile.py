@@ -79,6 +79,8 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
     torch.save({"model": tensors}, torch_file)
     old_file = io.BytesIO()
     torch.save(tensors, old_file, _use_new_zipfile_serialization=False)
+    tensor_file = io.BytesIO()
+    torch.save(torch.randn(6, 40, generator=generator).abs(), tensor_file)
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 31, 3), dtype=np.uint8))
     images = []
     for kind in ("JPEG", "PNG", "WEBP"):
@@ -144,6 +146,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "torch": ("a.pth", lambda p: (read_headers(p), read_tensors(p)), [torch_file.getvalue(), old_file.getvalue()]),
         "pickle": ("a.p", load_plain_pickle, [pickle.dumps(refs, protocol=n) for n in range(5)]),
         "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
+        "pt": ("a.pt", lambda p: read_cloud(p, 1), [tensor_file.getvalue()]),
         "npy": ("a.npy", lambda p: read_cloud(p, 1), [encode_points(points)]),
         "labels": ("a.npy", labels, [whole.getvalue()]),
         "objects of a scan": ("a.aggregation.json", lambda p: read_objects(p.parent, "a"), [groups_file]),

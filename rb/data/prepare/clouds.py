@@ -1,43 +1,20 @@
-"""Arrays of untrusted ``.npy`` and ``.npz`` files, and clouds that can be used: what the converters of point clouds share."""
+"""Clouds that a converter can use: read by the reader of people's clouds (`rb/sources/cloud_files.py`), what cannot be used rejected by reason."""
 
 from __future__ import annotations
 
-import io
-import math
-import struct
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.colours import unit_colours
-from rb.core.npy_files import read_npy_header
+from rb.core.npy_files import npy_array
 from rb.core.stand_ins import stand_in
 from rb.data.prepare.common import Reason, RejectedError
 
 MAX_BYTES = 1 << 26  # of a cloud, unpacked: 2.8 million coloured points; ScanNet's largest scenes have 12 MB
-_NPZ_MEMBER = "arr_0.npy"
-_MAX_HEADER = 1 << 16
 _MAX_LABEL = 1 << 16
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)
 
 
 def parse_npy(data: bytes, columns: tuple[int, ...]) -> NDArray[Any]:
@@ -71,55 +48,42 @@ def _parse_array(data: bytes) -> NDArray[Any]:
     other = stand_in(data)
     if other:
         raise ValueError(other)
-    stream = io.BytesIO(data)
-    shape, fortran, dtype = read_npy_header(stream)
-    if dtype.kind not in "fiu":
-        raise ValueError(f"the array must be of numbers, got {dtype} {list(shape)}")
-    start = stream.tell()
-    if len(data) - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data) - start} bytes of numbers, but the header says {list(shape)} {dtype}")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+    return npy_array(data)
 
 
-def _npz_member(file: BinaryIO, most: int) -> bytes:
-    """The first ``most`` bytes of the one array in an ``.npz``; ``ValueError`` where it claims to be larger than a cloud can be."""
-    with zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(_NPZ_MEMBER)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{_NPZ_MEMBER} is compressed by method {info.compress_type}; numpy writes 0 or 8")
-        if info.file_size > MAX_BYTES:
-            raise ValueError(f"{_NPZ_MEMBER} claims {info.file_size:,} bytes, a cloud has at most {MAX_BYTES:,}")
-        with archive.open(info) as member:
-            return member.read(most)  # what the archive claims about its size is not believed
-
-
-def claimed_points(path: Path) -> int:
-    """How many points the header of ``path`` claims, without reading them; 0 where it has none that can be read."""
-    try:
-        with path.open("rb") as file:
-            if path.suffix != ".npz":
-                return int(read_npy_header(file)[0][0])
-            return int(read_npy_header(io.BytesIO(_npz_member(file, _MAX_HEADER)))[0][0])
-    except _UNREADABLE:
-        return 0
-
-
-def read_cloud(path: Path, min_points: int) -> NDArray[np.float32]:
-    """[N, 3 | 6] float32 from ``.npy`` or the one array ``arr_0`` of ``.npz``, read without pickles and within bounds; colours in [0, 1].
+def read_cloud(path: Path, min_points: int, most_bytes: int = MAX_BYTES) -> NDArray[np.float32]:
+    """[N, 3 | 6] float32 of a file of any kind that the reader of clouds knows; colours in [0, 1].
 
     Raises:
-        RejectedError: unreadable, too few points, numbers that are not finite in float32, all points in one place, colours of no known range.
+        RejectedError: missing, unreadable, too few points, numbers that are not finite in float32, all points in one place, colours of no known
+            range.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        data = path.read_bytes()
-        if path.suffix == ".npz" and stand_in(data) is None:
-            data = _npz_member(io.BytesIO(data), MAX_BYTES + 1)
-        array = parse_npy(data, (3, 6))
-    except _UNREADABLE as error:
-        raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
-    return usable_cloud(array, str(path), min_points)
+        data = path.read_bytes() if path.stat().st_size <= most_bytes else None
+    except OSError as error:
+        raise RejectedError(Reason.POINTS_MISSING, f"{path}: {error.strerror or error}") from None
+    if data is None:
+        raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: more than {most_bytes:,} bytes")
+    return cloud_of(data, path.suffix, str(path), min_points, most_bytes)
+
+
+def cloud_of(
+    data: bytes, extension: str, where: str, min_points: int, most_bytes: int = MAX_BYTES
+) -> NDArray[np.float32]:
+    """As ``read_cloud``, for the bytes of a file with such an ``extension``, as a member of an archive has them."""
+    from rb.sources.cloud_files import (
+        ColoursError,
+        NotFiniteError,
+        parse_cloud,
+    )  # loads torch, which parsers need not wait for
+    from rb.sources.points import PointsError
+
+    try:
+        points = parse_cloud(data, extension, where, most_bytes).points
+    except PointsError as error:
+        reasons = {ColoursError: Reason.COLOURS_UNCLEAR, NotFiniteError: Reason.POINTS_NOT_FINITE}
+        raise RejectedError(reasons.get(type(error), Reason.POINTS_UNREADABLE), str(error)) from None
+    return usable_cloud(points, where, min_points)
 
 
 def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np.float32]:

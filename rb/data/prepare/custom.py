@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rb.core.boxes import clip_xyxy, cloud_box_problem, image_box_problem, points_in_box
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.output import note, say_json
 from rb.data.formats import ObjectAnnotation, Record
-from rb.data.prepare.clouds import read_cloud as read_npz
-from rb.data.prepare.clouds import usable_cloud
+from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.columns import (
     PIXELS,
     XYXY,
@@ -50,11 +46,12 @@ from rb.data.prepare.custom_rows import (
     read_rows,
 )
 from rb.data.prepare.tables import READERS
+from rb.sources.cloud_arrays import MAX_BYTES
 
 LAYOUT = """  --csv FILE (a header line; also TSV), --jsonl FILE, --json-list FILE, --coco FILE or --parquet FILE: one row a caption, with
       a column for the file's name in --images or --clouds and one for the caption; for regions a box too; object and split may be there
   --images DIR   .jpg, .png, .webp; boxes are x1, y1, x2, y2 or x, y, width, height, in pixels or in shares of the image's size
-  --clouds DIR   .ply, .pcd, .xyz, .npy, .npz: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units"""
+  --clouds DIR   .ply, .pcd, .xyz, .npy, .npz, .pt: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units"""
 
 
 def convert(ask: Request) -> dict[str, Tally]:
@@ -104,21 +101,7 @@ class _Reader:
     def read(self, entry: tuple[str, list[Item]]) -> Any:
         """The image, or the cloud [N, 3 | 6]."""
         path = safe_path(self.ask.media, entry[0])
-        return self._cloud(path) if self.ask.clouds else read_image(path, self.ask.exif)
-
-    def _cloud(self, path: Path) -> NDArray[np.float32]:
-        from rb.sources.cloud_files import read_cloud  # loads torch, which parsers need not wait for
-        from rb.sources.points import PointsError
-
-        if path.suffix.lower() == ".npz":
-            return read_npz(path, self.ask.min_points)
-        if not path.is_file():
-            raise RejectedError(Reason.POINTS_MISSING, f"{path}: not found")
-        try:
-            points = read_cloud(path).points
-        except PointsError as error:
-            raise RejectedError(Reason.POINTS_UNREADABLE, str(error)) from None
-        return usable_cloud(points, str(path), self.ask.min_points)
+        return read_cloud(path, self.ask.min_points, MAX_BYTES) if self.ask.clouds else read_image(path, self.ask.exif)
 
     def box(self, item: Item, content: Any) -> list[float]:
         """An item's box as a record holds it. ``RejectedError``: empty, outside, or without points."""

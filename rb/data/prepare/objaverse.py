@@ -22,9 +22,10 @@ from rb.core.modality import POINT_CLOUD
 from rb.core.seeding import uniform
 from rb.data.formats import Record
 from rb.data.prepare.cap3d import CaptionTable, read_captions
-from rb.data.prepare.clouds import claimed_points, read_cloud
+from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require_raw
 from rb.data.prepare.raw_text import read_text
+from rb.sources.cloud_arrays import claimed_points
 
 NAME = "objaverse"
 SPLITS = ("train", "val", "test")

@@ -6,9 +6,6 @@ that maps names and shapes runs on either). Who uses it: the other files of this
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from rb.core.fingerprints import read_and_note
 from rb.core.stand_ins import stand_in
 from rb.core.strict_json import parse_foreign
 from rb.core.tensor_files import read_shapes, read_tensor_file
+from rb.core.torch_files import DAMAGE, holds_its_numbers, load_torch
 
 CONTAINERS = ("model", "base_model", "state_dict")
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -35,23 +33,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What torch raises for damaged files; it documents none.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    OSError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-    ImportError,
-    struct.error,
-)
 Reader = Callable[[Path], dict[str, Tensor]]
 
 
@@ -125,11 +106,8 @@ def _begin(path: Path) -> bytes:
 
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        mapped = _is_stored_zip(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            # Only torch's zip format can be mapped; Point-BERT's own files may be older.
-            tree: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except _DAMAGE as error:
+        tree = load_torch(path, _HARMLESS)
+    except DAMAGE as error:
         other = stand_in(_begin(path))
         if other:
             raise CheckpointError(f"{path}: {other}") from error
@@ -146,26 +124,11 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a state dict")
     found = {str(key): value.detach() for key, value in tree.items() if isinstance(value, Tensor)}
     for name, tensor in found.items():
-        held = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not held or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        if not holds_its_numbers(tensor):
             raise CheckpointError(
                 f"{path}: {name} claims more numbers than the file holds, or another layout; do not use it"
             )
     return found
-
-
-def _is_stored_zip(path: Path) -> bool:
-    """Whether a file is torch's zip format. ``BadZipFile`` where it would grow when read: torch itself compresses nothing."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if (
-        any(m.compress_type != zipfile.ZIP_STORED for m in members)
-        or sum(m.file_size for m in members) > path.stat().st_size
-    ):
-        raise zipfile.BadZipFile("its members claim more bytes than the file has, or are compressed")
-    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -104,6 +104,23 @@ def test_pickles_with_code_do_not_run(copy: FoundationConfig, tmp_path: Path, ol
     assert target.exists()
 
 
+class _Allocates:
+    """A pickle of some bytes that asks for gigabytes."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (1 << 33,)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path, old_format: bool) -> None:
+    path = tmp_path / "point.pt"
+    torch.save(
+        {"model": {"a": torch.zeros(1)}, "rest": _Allocates()}, path, _use_new_zipfile_serialization=not old_format
+    )
+    with pytest.raises(CheckpointError, match=r"point\.pt cannot be read as plain tensors \(holds a bytearray\)"):
+        read_tensors(path)
+
+
 def test_a_stage2_file_as_stage1_and_the_other_way_round(copy: FoundationConfig, tmp_path: Path) -> None:
     no_key_bias(Path(copy.blip2))
     state = Blip2ForConditionalGeneration.from_pretrained(copy.blip2, dtype=torch.float32).state_dict()
