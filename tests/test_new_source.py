@@ -29,7 +29,7 @@ from rb.data.index import ManifestReader
 from rb.data.order import Stream
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, train_loader
 from rb.data.predictions import read_predictions
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from rb.drawing.page import Html
 from rb.drawing.pictures import image_with_box
 from rb.inference.generate import caption_examples

@@ -29,7 +29,7 @@ from tests.data.prepare.test_coco import coco_raw, entry
 from tests.data.prepare.test_refcoco import ref, refcoco_raw
 from tests.data.test_exif_orientation import photo
 from tests.support.printed import ROOT, messages, remedies
-from tests.support.raw_data import cli_run, found, jpeg
+from tests.support.raw_data import cli_run, convert, found, jpeg
 from tests.support.remedies import COVERED, the_message
 from tests.support.small_data import write_set
 
@@ -156,14 +156,14 @@ def numpy_in_refs(folder: Path) -> tuple[Callable[[], object], Callable[[list[st
     """As pandas users write them: numbers of numpy, an array, a set."""
     rows = [ref(np.int64(1), np.int64(11), np.int32(1), box=np.arange(3), seen={1})]
     raw = refcoco_raw(folder / "it's raw", pickle.dumps(rows, protocol=2), {11: (1, [1, 2, 9, 9])})
-    return lambda: refcoco.convert(raw, folder / "out", "train"), lambda commands: ran(commands[0])
+    return lambda: convert(refcoco, raw, folder / "out", "train"), lambda commands: ran(commands[0])
 
 
 def half_json_beside_the_pickle(folder: Path) -> tuple[Callable[[], object], Callable[[list[str]], None]]:
     raw = refcoco_raw(folder / "raw", [ref(1, 11, 1)], {11: (1, [1, 2, 9, 9])})
     half = raw / "refs(google).json"
     half.write_text(json.dumps([ref(1, 11, 1)])[:50])
-    return lambda: refcoco.convert(raw, folder / "out", "train"), lambda _: half.unlink()
+    return lambda: convert(refcoco, raw, folder / "out", "train"), lambda _: half.unlink()
 
 
 def sideways_photo(folder: Path) -> tuple[Callable[[], object], Callable[[list[str]], None]]:
@@ -174,17 +174,17 @@ def sideways_photo(folder: Path) -> tuple[Callable[[], object], Callable[[list[s
         for command in commands:
             option, value = command.split()
             assert option == "--exif"
-            coco.convert(raw, folder / value, "train", exif=value)
+            convert(coco, raw, folder / value, "train", exif=value)
             said["exif"] = value
 
-    return lambda: coco.convert(raw, folder / "out", "train", **said), help_
+    return lambda: convert(coco, raw, folder / "out", "train", **said), help_
 
 
 def out_not_empty(folder: Path) -> tuple[Callable[[], object], Callable[[list[str]], None]]:
     raw = coco_raw(folder / "raw", [entry(1)])
     (folder / "out").mkdir()
     (folder / "out/mine.txt").write_text("")
-    return lambda: coco.convert(raw, folder / "out", "train"), lambda _: shutil.rmtree(folder / "out")
+    return lambda: convert(coco, raw, folder / "out", "train"), lambda _: shutil.rmtree(folder / "out")
 
 
 CASES = {
@@ -218,14 +218,14 @@ def test_what_a_failed_download_left_is_named(tmp_path: Path, file: str, data: b
     raw = refcoco_raw(tmp_path / "raw", [ref(1, 11, 1)], {11: (1, [1, 2, 9, 9])})
     (raw / file).write_bytes(data)
     with pytest.raises(ValueError, match=f"{re.escape(file)}: .*{says}") as caught:
-        refcoco.convert(raw, tmp_path / "out", "train")
+        convert(refcoco, raw, tmp_path / "out", "train")
     assert "trust" not in str(caught.value)
     assert "removed" not in str(caught.value)
 
 
 def test_what_a_failed_download_left_of_media_is_named(tmp_path: Path) -> None:
     raw = coco_raw(tmp_path / "raw", [entry(1), entry(2), entry(3)], {1: POINTER, 2: PAGE, 3: jpeg()})
-    coco.convert(raw, tmp_path / "out", "train")
+    convert(coco, raw, tmp_path / "out", "train")
     details = (tmp_path / "out/rejected.jsonl").read_text()
     assert "git-lfs pointer" in details
     assert "web page" in details

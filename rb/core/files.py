@@ -142,19 +142,30 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         FileExistsError: ``path`` exists and is not to be replaced.
     """
     path = Path(path)
-    temporary, old = temporary_name(path), temporary_name(path)
+    temporary = temporary_name(path)
     try:
         with naming(path, temporary):
             temporary.mkdir()
             yield temporary
-            _settle(temporary)
-        if path.exists():
-            if not replace:
-                raise FileExistsError(errno.EEXIST, "exists already", str(path))
-            path.rename(old)
-        temporary.rename(path)
+        publish_folder(temporary, path, replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, path: Path, replace: bool = False) -> None:
+    """Put the filled folder ``temporary`` at ``path`` beside it, after all of it is on the disk.
+
+    Raises:
+        FileExistsError: ``path`` exists and is not to be replaced.
+    """
+    with naming(path, temporary):
+        _settle(temporary)
+    old = temporary_name(path)
+    if path.exists():
+        if not replace:
+            raise FileExistsError(errno.EEXIST, "exists already", str(path))
+        path.rename(old)
+    temporary.rename(path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -168,7 +168,7 @@ RECORD_FIELDS: dict[str, strict.Check] = {
     "captions": strict.texts,
     "objects": strict.items,
 }
-_SHARD: dict[str, strict.Check] = {
+SHARD_FIELDS: dict[str, strict.Check] = {
     "file": strict.name,
     "bytes": strict.count,
     "sha256": strict.name,
@@ -239,7 +239,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if missing:
         raise FormatError(f"{where}: counts lacks {missing[0]!r}")
     raw["shards"] = [
-        ShardEntry(**checked(item, f"{where}: shards[{i}]", _SHARD)) for i, item in enumerate(raw["shards"])
+        ShardEntry(**checked(item, f"{where}: shards[{i}]", SHARD_FIELDS)) for i, item in enumerate(raw["shards"])
     ]
     raw["index"] = IndexEntry(**checked(raw["index"], f"{where}: index", _INDEX))
     for entry in (*raw["shards"], raw["index"]):

@@ -14,12 +14,13 @@ from rb.core.modality import IMAGE, IMAGE_REGION
 from rb.data.formats import FormatError, ObjectAnnotation, Record, parse_manifest, read_manifest
 from rb.data.index import ManifestReader
 from rb.data.prepare import coco, refcoco
-from rb.data.shards import ShardWriter, adopt
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt
 from rb.sources.images import ImageSource, ImageTransform, crop_to_box
 from rb.sources.source import Draws
 from tests.data.prepare.test_coco import coco_raw, entry
 from tests.data.prepare.test_refcoco import ref, refcoco_raw
-from tests.support.raw_data import cli_run, found, jpeg, reasons
+from tests.support.raw_data import cli_run, convert, found, jpeg, reasons
 
 WIDTH, HEIGHT = 32, 20  # as stored
 
@@ -48,7 +49,7 @@ def read(folder: Path, crop: tuple[list[float], float] | None = None) -> np.ndar
 def test_a_sideways_photo_is_rejected_until_told(tmp_path: Path, kind: str) -> None:
     data = photo(6, kind)
     raw = coco_raw(tmp_path / "raw", [entry(1), entry(2)], {1: data, 2: jpeg()})
-    coco.convert(raw, tmp_path / "unsaid", "train")
+    convert(coco, raw, tmp_path / "unsaid", "train")
     assert reasons(tmp_path / "unsaid") == {"exif_orientation": 1}
     for exif, size, image in (
         ("stored", (WIDTH, HEIGHT), Image.open(io.BytesIO(data)).convert("RGB")),
@@ -70,10 +71,10 @@ def test_boxes_of_the_other_pixels_are_noticed_by_the_size(tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"exif_orientation: 1.*\n.*orientation 8: .*`--exif upright`.*`--exif stored`"
     ):
-        refcoco.convert(raw, tmp_path / "out", "train")
+        convert(refcoco, raw, tmp_path / "out", "train")
     with pytest.raises(ValueError, match="image_size_mismatch: 1"):
-        refcoco.convert(raw, tmp_path / "out", "train", exif="stored")
-    assert refcoco.convert(raw, tmp_path / "out", "train", exif="upright").used == 1
+        convert(refcoco, raw, tmp_path / "out", "train", exif="stored")
+    assert convert(refcoco, raw, tmp_path / "out", "train", exif="upright").used == 1
     (item,) = found(tmp_path / "out")["coco/1"].record.objects
     expected = ImageTransform(16)(crop_to_box(viewed(data), item.box)).numpy()
     np.testing.assert_array_equal(read(tmp_path / "out", (item.box, 0.0)), expected)

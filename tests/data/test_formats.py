@@ -28,7 +28,8 @@ from rb.data.formats import (
     write_predictions,
 )
 from rb.data.index import ManifestReader
-from rb.data.shards import ShardWriter, adopt, verify_shards
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt, verify_shards
 from tests.support.small_data import HEIGHT, WIDTH, image_bytes, media, record, write_set
 
 GOOD = record(IMAGE_REGION, 1)

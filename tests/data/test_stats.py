@@ -14,7 +14,7 @@ from rb.cli import main
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.data.compare_sets import shared
 from rb.data.formats import ObjectAnnotation, Record
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from rb.data.stats import collect
 from rb.sources.points import encode_points
 from tests.support.small_data import cloud, image_bytes, write_set

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from eval import compare as compare_command
 from rb.data.formats import ObjectAnnotation, Prediction, Record, write_predictions
 from rb.data.index import ManifestReader
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from rb.evaluation.scoring import score_file
 from rb.pages.report import build_report
 from rb.pages.show_data import show_data

@@ -15,7 +15,8 @@ from rb.api.inputs import InputError, rgb_image
 from rb.core.modality import IMAGE
 from rb.data.formats import FormatError, Record, read_rejected
 from rb.data.prepare import coco
-from rb.data.shards import ShardWriter, adopt
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt
 from rb.sources.pixels import (
     ImageError,
     decode_image,
@@ -26,6 +27,7 @@ from rb.sources.pixels import (
     to_rgb,
     turned,
 )
+from tests.support.raw_data import convert
 
 END = b"\xff\xd9"
 
@@ -115,7 +117,7 @@ def test_damaged_files_are_refused_when_prepared_indexed_and_captioned(tmp_path:
     (raw / "dataset_coco.json").write_text(json.dumps({"images": images}))
     for k, data in ((1, good), (2, bad)):
         (raw / f"train2014/{k}.jpg").write_bytes(data)
-    assert coco.convert(raw, tmp_path / "out", "train").rejected == {"unreadable_image": 1}
+    assert convert(coco, raw, tmp_path / "out", "train").rejected == {"unreadable_image": 1}
     (row,) = read_rejected(tmp_path / "out/rejected.jsonl")
     assert "2.jpg: the image is damaged" in row.detail
     # A tar that others made: the writer looks at headers only.

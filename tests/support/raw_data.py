@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from rb.cli import main as rb
 from rb.data.formats import read_rejected
+from rb.data.prepare.common import Tally
+from rb.data.prepare.convert import Writing
+from rb.data.prepare.convert import convert as convert_plan
 from rb.data.tars import scan_shard
 
 
@@ -26,6 +30,13 @@ def jpeg(width=32, height=24, kind="JPEG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (200, 30, 30)).save(stream, kind)
     return stream.getvalue()
+
+
+def convert(
+    module: Any, raw: Path, out: Path, split: str, workers: int = 1, overwrite: bool = False, **options: Any
+) -> Tally:
+    """One split of the raw folder of the converter ``module``; ``options`` of its ``open_raw``."""
+    return convert_plan(module.open_raw(raw, **options).plan(split), out, Writing(overwrite, workers))
 
 
 def cli_run(*argv: str) -> int:

@@ -10,56 +10,48 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from rb.core.boxes import image_box_problem
 from rb.core.modality import IMAGE_REGION
-from rb.data.formats import ObjectAnnotation, Record
-from rb.data.prepare.common import (
-    Conversion,
-    Reason,
-    RejectedError,
-    Tally,
-    attempt,
-    read_image,
-    report,
-    require_raw,
-    safe_path,
-)
-from rb.data.shards import ShardWriter
+from rb.data.prepare.common import Conversion, Reason, RejectedError, require_raw
+from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, write_regions
+from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "region-csv"
 LAYOUT = """  RAW/regions.csv       image,x1,y1,x2,y2,caption
   RAW/images/a.jpg ..."""
 
 
-def convert(raw: Path, out: Path, split: str, overwrite: bool = False, workers: int = 1) -> Tally:
-    """One record per image with its regions, original bytes kept; an item is a region."""
-    regions: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-    with require_raw(raw / "regions.csv", LAYOUT).open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            regions[row[0] if row else ""].append((number, row))
-    with ShardWriter(out, NAME, IMAGE_REGION, split, overwrite=overwrite) as writer:
-        conversion = Conversion(writer, "regions")
-        found = attempt(lambda name: read_image(safe_path(raw / "images", name)), regions, len(regions), NAME, workers)
-        for name, image in found:
-            source, objects = f"{NAME}/{name}", []
-            for number, row in regions[name]:
-                conversion.tally.read += 1
-                try:
-                    if isinstance(image, RejectedError):
-                        raise image
-                    box = _box(row)
-                    problem = image_box_problem(box, image.width, image.height)
-                    if problem:
-                        raise RejectedError(problem, f"box {box} in an image of {image.width} x {image.height}")
-                    captions = conversion.captions(source, row[5:], str(number))
-                    objects.append(ObjectAnnotation(str(number), box, captions))
-                except RejectedError as error:
-                    conversion.reject(source, error.reason, error.detail, str(number))
-            if objects and not isinstance(image, RejectedError):
-                record = Record(source, NAME, split, image.width, image.height, [], objects)
-                writer.write(record, image.data, image.extension)
-                conversion.keep(len(objects), len(objects))
-    return conversion.finish()
+def open_raw(raw: Path) -> RawSet:
+    """The file of regions. An item is a region."""
+    file = require_raw(raw / "regions.csv", LAYOUT)
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+
+    def plan(split: str) -> Plan:
+        return Plan(
+            NAME,
+            IMAGE_REGION,
+            split,
+            "regions",
+            collect=lambda conversion: _collect(conversion, rows, raw / "images"),
+            read=lambda item: item.file.read(exif=None),
+            write=lambda conversion, item, image: write_regions(conversion, item, image, NAME, split),
+        )
+
+    return RawSet(("train",), [file], plan)
+
+
+def _collect(conversion: Conversion, rows: list[list[str]], images: Path) -> list[RegionImage]:
+    """The images with their regions."""
+    found: dict[str, list[Region]] = defaultdict(list)
+    for number, row in enumerate(rows, 1):
+        conversion.tally.read += 1
+        source = f"{NAME}/{row[0] if row else ''}"
+        try:
+            box = _box(row)
+            found[row[0]].append(Region(str(number), box, conversion.captions(source, row[5:], str(number))))
+        except RejectedError as error:
+            conversion.reject(source, error.reason, error.detail, str(number))
+    return [RegionImage(ImageFile(f"{NAME}/{name}", images, (name,)), regions) for name, regions in found.items()]
 
 
 def _box(row: list[str]) -> list[float]:
@@ -71,11 +63,4 @@ def _box(row: list[str]) -> list[float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``rb prepare region-csv``."""
-    parser.add_argument("--split", default="train", help="name of the split that this file holds (default: train)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare region-csv``."""
-    report(convert(args.raw, args.out, args.split, args.overwrite, args.workers), NAME, args.out, args.json)
-    return 0
+    """No options of its own."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rb.core.modality import modality_spec
 from rb.data.formats import Manifest, ObjectAnnotation, Record
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from rb.sources.points import encode_points
 
 WIDTH, HEIGHT, NUM_POINTS = 20, 14, 40

@@ -30,6 +30,7 @@ from rb.toy.world.room_truth import parse_description, singles_out, true_region,
 from rb.toy.world.rooms import descriptions, make_room, room_truth
 from tests.support import tiny
 from tests.support.loading import as_loaded
+from tests.support.raw_data import convert
 
 ROOMS = [make_room(5, "test", i) for i in range(40)]
 SAID = [(room, item, text) for room in ROOMS for item in room.objects for text in descriptions(room, item)]
@@ -207,7 +208,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         row(ann_id="2", description=None),
     ]
     raw = write_scene(tmp_path / "raw", [[1, 2, 1, 1, 0.5, 2, 5, 3]], rows)
-    tally = scanrefer.convert(raw, tmp_path / "out", "val", colours=True)
+    tally = convert(scanrefer, raw, tmp_path / "out", "val", colours=True)
     assert (tally.read, tally.used) == (8, 2)
     assert tally.rejected == Counter(
         duplicate_source=1, unknown_object=1, malformed_row=2, unsafe_name=1, points_missing=1
@@ -236,7 +237,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_scenes_that_cannot_be_used_are_named(tmp_path: Path, boxes: list, columns: int, reason: str) -> None:
     raw = write_scene(tmp_path / "raw", boxes, [row()], columns)
     with pytest.raises(ValueError, match=reason):
-        scanrefer.convert(raw, tmp_path / "out", "val")
+        convert(scanrefer, raw, tmp_path / "out", "val")
 
 
 def test_a_scene_without_alignment_is_said_to_be_one(tmp_path: Path) -> None:
@@ -245,9 +246,9 @@ def test_a_scene_without_alignment_is_said_to_be_one(tmp_path: Path) -> None:
         path = raw / "scannet_data" / f"scene0000_00_aligned_{kind}.npy"
         path.rename(path.with_name(f"scene0000_00_{kind}.npy"))
     with pytest.raises(ValueError, match="scene_not_aligned"):
-        scanrefer.convert(raw, tmp_path / "out", "val")
+        convert(scanrefer, raw, tmp_path / "out", "val")
     with pytest.raises(ValueError, match=r"ScanRefer_filtered_train\.json: not found"):
-        scanrefer.convert(raw, tmp_path / "out", "train")
+        convert(scanrefer, raw, tmp_path / "out", "train")
 
 
 # From shards to captions

@@ -17,7 +17,7 @@ from rb.checkpoints import checkpoint
 from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.data.predictions import read_predictions
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from rb.evaluation.simple_cider import simple_cider
 from rb.tracking import metric_points
 from rb.tracking.identity import run_identity

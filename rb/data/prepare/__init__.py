@@ -1,7 +1,7 @@
 """Converters from public data sets as they are shipped to shards: one file per data set, one row in ``DATASETS``.
 
-``rb prepare NAME --raw DIR --out DIR`` makes one manifest of one split. Nothing is silently lost: what cannot be used is listed with its
-reason in ``rejected.jsonl``, and counted.
+``rb prepare NAME --raw DIR --out DIR`` makes one manifest of one split, or of each with ``--split all``. Nothing is silently lost: what
+cannot be used is listed with its reason in ``rejected.jsonl``, and counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class Dataset:
 
     Attributes:
         help: its line of help.
-        module: the converter's file, imported when it is asked for. It has ``LAYOUT`` (the raw folder), ``add_arguments`` and ``run``.
-        raw: whether it reads one folder of raw files, ``--raw``.
+        module: the converter's file, imported when it is asked for. It has ``LAYOUT`` (the raw folder), ``add_arguments`` (its options) and
+            ``open_raw``, whose parameters are named like the options and which returns a `plan.RawSet`.
+        raw: whether it reads one folder of raw files, ``--raw``, and knows splits, ``--split``; else every split that it finds is made.
     """
 
     help: str
@@ -54,9 +55,17 @@ def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     if dataset.raw:
         parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
+        parser.add_argument("--split", help="a split, or all: each to its folder in --out (default: train)")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, count it, write nothing")
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
     add_json(parser)
     converter.add_arguments(parser)
-    parser.set_defaults(run=converter.run)
+    parser.set_defaults(run=_run, converter=name)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rb.data.prepare.convert import run
+
+    return run(DATASETS[args.converter].converter(), args)

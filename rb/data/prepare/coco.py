@@ -11,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.modality import IMAGE
-from rb.data.formats import Record
 from rb.data.prepare.common import (
-    CheckedImage,
     Conversion,
     Reason,
     RejectedError,
-    Tally,
     add_exif,
-    attempt,
     is_id,
     objects_of,
-    read_image,
     read_json,
-    report,
     require_raw,
     safe_path,
 )
+from rb.data.prepare.image_sets import CaptionedImage, ImageFile, write_captions
+from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "coco"
 SPLITS = ("train", "val", "test")
@@ -37,90 +33,72 @@ LAYOUT = """  RAW/dataset_coco.json        Karpathy's file
 _FIELDS = frozenset({"images", "filepath", "filename", "cocoid", "split", "sentences", "raw"})
 
 
-def convert(
-    raw: Path,
-    out: Path,
-    split: str,
-    restval: bool = True,
-    images: Path | None = None,
-    overwrite: bool = False,
-    workers: int = 1,
-    exif: str | None = None,
-) -> Tally:
-    """One record per image with all its captions, original bytes kept; an item is an image.
+def open_raw(raw: Path, images: Path | None = None, no_restval: bool = False, exif: str | None = None) -> RawSet:
+    """Karpathy's file. An item is an image.
 
     Args:
-        restval: count Karpathy's ``restval`` as ``train``, as everybody does (113,287 images).
         images: the folder of ``train2014`` and ``val2014``, if it is not ``raw``.
-        exif: as of `rb.data.shards.ShardWriter`.
+        no_restval: do not count Karpathy's ``restval`` as ``train``, as everybody does (113,287 images).
+        exif: as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
-        ValueError: a raw file or folder is missing or another than expected, no item could be used, ``out`` is not empty.
+        ValueError: a raw file or folder is missing or another than expected.
     """
-    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
-
     file = require_raw(raw / "dataset_coco.json", LAYOUT)
-    root = images or raw
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     notes: Counter[str] = Counter()
     content = read_json(file, _FIELDS, notes)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: must be an object with the field 'images'")
     listed = objects_of(content.get("images"), f"{file}: images")
-    wanted = {split, "restval"} if split == "train" and restval else {split}
-    entries = [entry for entry in listed if entry.get("split") in wanted]
-    if not entries:
-        names = sorted({str(entry["split"]) for entry in listed if entry.get("split") is not None})
-        has = (
-            f"it has {', '.join(names)}"
-            if names
-            else "its images have no field 'split', so this is not Karpathy's file"
+
+    def plan(split: str) -> Plan:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        wanted = {split} if split != "train" or no_restval else {split, "restval"}
+        entries = [entry for entry in listed if entry.get("split") in wanted]
+        if not entries:
+            raise ValueError(f"{file}: no image of split {split!r}; {_what_it_has(listed)}")
+        _check_folders(images or raw, entries)
+        return Plan(
+            NAME,
+            IMAGE,
+            split,
+            "images",
+            collect=lambda conversion: _collect(conversion, entries, images or raw),
+            read=lambda item: item.file.read(exif),
+            write=lambda conversion, item, image: write_captions(conversion, item, image, NAME, split),
+            notes=notes.copy(),
+            exif=exif,
         )
-        raise ValueError(f"{file}: no image of split {split!r}; {has}")
-    _check_folders(root, entries)
-    with ShardWriter(out, NAME, IMAGE, split, overwrite=overwrite, exif=exif) as writer:
-        conversion = Conversion(writer, "images", notes)
-        seen: set[int] = set()
 
-        def read(entry: dict[str, Any]) -> CheckedImage:
-            return read_image(safe_path(root, *_parts(entry)), exif)
+    return RawSet(tuple(s for s in SPLITS if any(entry.get("split") == s for entry in listed)), [file], plan)
 
-        for entry, image in attempt(read, entries, len(entries), f"{NAME} {split}", workers):
+
+def _what_it_has(listed: list[dict[str, Any]]) -> str:
+    names = sorted({str(entry["split"]) for entry in listed if entry.get("split") is not None})
+    return f"it has {', '.join(names)}" if names else "its images have no field 'split', so this is not Karpathy's file"
+
+
+def _collect(conversion: Conversion, entries: list[dict[str, Any]], root: Path) -> list[CaptionedImage]:
+    items = []
+    for entry in entries:
+        number = entry.get("cocoid")
+        source = f"{NAME}/{number}"
+        if not is_id(number):
             conversion.tally.read += 1
-            source = f"{NAME}/{entry.get('cocoid')}"
-            try:
-                _write(conversion, entry, image, split, seen)
-            except RejectedError as error:
-                conversion.reject(source, error.reason, error.detail)
-    return conversion.finish()
+            conversion.reject(source, Reason.UNKNOWN_IMAGE, f"cocoid must be a whole number, got {number!r:.80}")
+            continue
+        sentences = entry.get("sentences")
+        rows = sentences if isinstance(sentences, list) else []
+        texts = [row.get("raw") if isinstance(row, dict) else None for row in rows]
+        items.append(CaptionedImage(ImageFile(source, root, _parts(entry)), texts))
+    return items
 
 
-def _write(
-    conversion: Conversion, entry: dict[str, Any], image: CheckedImage | RejectedError, split: str, seen: set[int]
-) -> None:
-    number = entry.get("cocoid")
-    if not is_id(number):
-        raise RejectedError(Reason.UNKNOWN_IMAGE, f"cocoid must be a whole number, got {number!r:.80}")
-    assert isinstance(number, int)
-    if number in seen:
-        raise RejectedError(Reason.DUPLICATE_SOURCE, f"image {number} comes twice; the first is kept")
-    if isinstance(image, RejectedError):
-        raise image
-    sentences = entry.get("sentences")
-    texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences] if isinstance(sentences, list) else []
-    source = f"{NAME}/{number}"
-    captions = conversion.captions(source, texts)
-    record = Record(source, NAME, split, image.width, image.height, captions)
-    conversion.writer.write(record, image.data, image.extension)
-    seen.add(number)
-    conversion.keep(1, len(captions))
-
-
-def _parts(entry: dict[str, Any]) -> list[object]:
+def _parts(entry: dict[str, Any]) -> tuple[object, ...]:
     """Folder and file name of an entry; the folder may be left out."""
     folder = entry.get("filepath")
-    return [folder, entry.get("filename")] if folder else [entry.get("filename")]
+    return (folder, entry.get("filename")) if folder else (entry.get("filename"),)
 
 
 def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
@@ -137,16 +115,6 @@ def _check_folders(root: Path, entries: list[dict[str, Any]]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare coco``."""
-    parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--images", type=Path, help="the folder that holds train2014 and val2014 (default: RAW)")
     add_exif(parser)
     parser.add_argument("--no-restval", action="store_true", help="train without Karpathy's restval images")
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare coco``."""
-    tally = convert(
-        args.raw, args.out, args.split, not args.no_restval, args.images, args.overwrite, args.workers, args.exif
-    )
-    report(tally, f"coco, split {args.split}", args.out, args.json)
-    return 0

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rb.core import progress
-from rb.core.output import say, say_json
 from rb.core.strict_json import FormatError, parse_foreign, read_bytes
 from rb.core.text import is_caption, one_line
 from rb.core.threads import in_order
-from rb.data.formats import MANIFEST_FILE, MAX_RECORD_BYTES
+from rb.data.formats import MAX_RECORD_BYTES
 from rb.data.prepare.raw_text import read_text
 from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
 
 if TYPE_CHECKING:
-    from rb.data.shards import ShardWriter
+    from rb.data.shard_writer import SetWriter
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -79,6 +78,23 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
+    def counts(self) -> dict[str, Any]:
+        """All counts, for JSON; `restore` takes them back."""
+        return {
+            "read": self.read,
+            "used": self.used,
+            "captions": self.captions,
+            "rejected": dict(sorted(self.rejected.items())),
+            "notes": dict(sorted(self.notes.items())),
+        }
+
+    def restore(self, counts: Mapping[str, Any]) -> None:
+        """The counts of an earlier process, in place of what was counted so far."""
+        self.read, self.used, self.captions = (counts[name] for name in ("read", "used", "captions"))
+        for mine, stored in ((self.rejected, counts["rejected"]), (self.notes, counts["notes"])):
+            mine.clear()
+            mine.update(stored)
+
     def table(self, title: str) -> str:
         """The counts as lines for people."""
         rows = [(f"{self.unit} read", self.read), ("used", self.used), ("rejected", sum(self.rejected.values()))]
@@ -91,14 +107,21 @@ class Tally:
 class Conversion:
     """One conversion under way: passes records and rejects on to the shards, and counts them."""
 
-    def __init__(self, writer: ShardWriter, unit: str, notes: Counter[str] | None = None) -> None:
+    def __init__(self, writer: SetWriter, unit: str, notes: Counter[str] | None = None) -> None:
         self.writer = writer
         self.tally = Tally(unit, notes=Counter() if notes is None else notes)
+        self.first_details: list[str] = []  # of the first rejected items, for an error about too many of them
+
+    def holds(self, source: str) -> bool:
+        """Whether a record of this source was written already."""
+        return self.writer.holds(source)
 
     def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
         """One item that is not used."""
         self.writer.reject(_shown(source), reason, one_line(detail), None if object_id is None else _shown(object_id))
         self.tally.rejected[reason] += 1
+        if len(self.first_details) < 3:
+            self.first_details.append(one_line(detail))
 
     def captions(self, source: str, raw: Sequence[object], object_id: str | None = None) -> list[str]:
         """``raw`` on one line each; what is no caption (`rb.core.text.is_caption`) is left out, and listed unless all are.
@@ -131,21 +154,6 @@ class Conversion:
 def _shown(identity: str) -> str:
     """An id from an untrusted file as it can stand on a line."""
     return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:200]
-
-
-def report(tally: Tally, title: str, out: Path, as_json: bool = False) -> None:
-    """Print the counts, and where the rows are."""
-    if as_json:
-        say_json(summary(tally, title, out))
-    else:
-        say(f"{tally.table(title)}\n  -> {out / MANIFEST_FILE}, rejected.jsonl beside it")
-
-
-def summary(tally: Tally, title: str, out: Path) -> dict[str, Any]:
-    """The counts for JSON."""
-    counts = {"read": tally.read, "used": tally.used, "captions": tally.captions}
-    kinds = {"rejected": dict(sorted(tally.rejected.items())), "notes": dict(sorted(tally.notes.items()))}
-    return {"title": title, "unit": tally.unit, **counts, **kinds, "manifest": str(out / MANIFEST_FILE)}
 
 
 def require_raw(path: Path, layout: str) -> Path:
@@ -229,7 +237,7 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
 
 
 def read_image(path: Path, exif: str | None = None) -> CheckedImage:
-    """An image, decoded in full once to know that it can be; ``exif`` as of `rb.data.shards.ShardWriter`.
+    """An image, decoded in full once to know that it can be; ``exif`` as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
         RejectedError: it is missing, cannot be decoded, or has an EXIF orientation of which ``exif`` says nothing.
@@ -248,9 +256,13 @@ def read_image(path: Path, exif: str | None = None) -> CheckedImage:
 
 
 def attempt(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], total: int, title: str, workers: int
+    work: Callable[[_Item], _Result], items: Iterable[_Item], total: int, title: str, workers: int, done: int = 0
 ) -> Iterator[tuple[_Item, _Result | RejectedError]]:
-    """``work`` on every item by threads, in order, a few ahead only; a rejection is handed back in place of the result."""
+    """``work`` on every item by threads, in order, a few ahead only; a rejection is handed back in place of the result.
+
+    Args:
+        total: of all items; ``done`` of them were done earlier and are not in ``items``.
+    """
 
     def one(item: _Item) -> _Result | RejectedError:
         try:
@@ -258,7 +270,7 @@ def attempt(
         except RejectedError as error:
             return error
 
-    with progress.bar(total=total, desc=title, delay=5) as bar:
+    with progress.bar(total=total, initial=done, desc=title, delay=5) as bar:
         for item, result in in_order(one, items, workers, ahead=4 * workers):
             yield item, result
             bar.update()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rb.core.boxes import clip_xyxy, cloud_box_problem, image_box_problem, points_in_box
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
-from rb.core.output import note, say_json
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.columns import (
@@ -26,13 +26,9 @@ from rb.data.prepare.common import (
     Conversion,
     Reason,
     RejectedError,
-    Tally,
     add_exif,
-    attempt,
     read_image,
-    report,
     safe_path,
-    summary,
 )
 from rb.data.prepare.custom_rows import (
     DEFAULT_MIN_POINTS,
@@ -45,6 +41,7 @@ from rb.data.prepare.custom_rows import (
     named,
     read_rows,
 )
+from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.tables import READERS
 from rb.sources.cloud_arrays import MAX_BYTES
 
@@ -54,32 +51,85 @@ LAYOUT = """  --csv FILE (a header line; also TSV), --jsonl FILE, --json-list FI
   --clouds DIR   .ply, .pcd, .xyz, .npy, .npz, .pt: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units"""
 
 
-def convert(ask: Request) -> dict[str, Tally]:
-    """One set of shards for each split; an item is a row.
+def open_raw(  # noqa: PLR0913 (a parameter for each option)
+    csv: Path | None = None,
+    jsonl: Path | None = None,
+    json_list: Path | None = None,
+    coco: Path | None = None,
+    parquet: Path | None = None,
+    images: Path | None = None,
+    clouds: Path | None = None,
+    name: str | None = None,
+    column: Sequence[str] = (),
+    boxes: str | None = None,
+    val: float = 0.0,
+    test: float = 0.0,
+    most_bad: float = MOST_BAD,
+    min_points: int = DEFAULT_MIN_POINTS,
+    exif: str | None = None,
+    out: Path = Path("custom"),
+) -> RawSet:
+    """A table and a folder of images or clouds. An item is a row; every split that is found is made.
+
+    Args:
+        csv, jsonl, json_list, coco, parquet: the table, one of them.
+        images, clouds: the folder, one of them.
+        name: of the set, and the first part of source ids; default: the name of ``out``.
+        column: ``FIELD=NAME`` where the guess is wrong.
+        boxes: one of ``FORMS``; none to find out.
+        val, test: shares of the files, by a hash of their name; then a column for the split is not read.
+        most_bad: with a larger share of bad rows nothing is written.
+        min_points: clouds of fewer are rejected.
+        exif: as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
-        ValueError: a column that cannot be found, boxes that can be read in two ways, too many bad rows (names three), a folder that is not
-            empty.
+        ValueError: a column that cannot be found, boxes that can be read in two ways.
     """
-    if not ask.media.is_dir():
-        raise ValueError(f"{ask.media}: is no folder; give the folder of the {'clouds' if ask.clouds else 'images'}")
-    if not ask.table.is_file():
-        raise ValueError(f"{ask.table}: not found")
+    tables = {"csv": csv, "jsonl": jsonl, "json-list": json_list, "coco": coco, "parquet": parquet}
+    kind, table = next((kind, path) for kind, path in tables.items() if path is not None)
+    media = images or clouds
+    assert media is not None
+    shares = {split: share for split, share in (("val", val), ("test", test)) if share}
+    if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise ValueError(
+            f"--val and --test: {', '.join(map(str, shares.values()))}: shares of the files, less than 1 together"
+        )
+    told = dict(pair.partition("=")[::2] for pair in column)
+    name = name or out.resolve().name
+    ask = Request(table, kind, media, clouds is not None, out, name, told, boxes, shares, most_bad, min_points, exif)
+    if not media.is_dir():
+        raise ValueError(f"{media}: is no folder; give the folder of the {'clouds' if ask.clouds else 'images'}")
+    if not table.is_file():
+        raise ValueError(f"{table}: not found")
     notes: Counter[str] = Counter()
     found = read_rows(ask, notes)
-    note(f"{ask.table}: {found.rows:,} rows, columns {found.columns}")
+    lines = [f"{table}: {found.rows:,} rows, columns {found.columns}"]
     form, unit = XYXY, PIXELS
     if found.columns.box and not ask.clouds:
         form, unit = meaning(ask, found)
-        note(f"boxes: {form}, in {'pixels' if unit == PIXELS else 'shares of the image'}")
+        lines.append(f"boxes: {form}, in {'pixels' if unit == PIXELS else 'shares of the image'}")
     if not found.splits:
-        raise ValueError(f"{ask.table}: no row can be used; {named(found.bad)}")
+        raise ValueError(f"{table}: no row can be used; {named(found.bad)}")
     reader = _Reader(ask, bool(found.columns.box), form, unit)
-    tallies = {}
-    for split in sorted(found.splits, key=SPLITS.index):
-        tallies[split] = _write_split(reader, split, found.splits[split], found.bad, notes)
-        found.bad, notes = [], Counter()  # listed once, with the first split
-    return tallies
+    splits = tuple(sorted(found.splits, key=SPLITS.index))
+
+    def plan(split: str) -> Plan:
+        first = split == splits[0]  # what belongs to no split is listed once
+        work = _Split(reader, split, found.bad if first else [])
+        return Plan(
+            name,
+            reader.modality,
+            split,
+            "rows",
+            collect=lambda conversion: work.collect(conversion, found.splits[split]),
+            read=reader.read,
+            write=work.write,
+            finish=work.finish,
+            notes=notes.copy() if first else Counter(),
+            exif=exif,
+        )
+
+    return RawSet(splits, [table], plan, "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -124,80 +174,73 @@ class _Reader:
         return clip_xyxy(box, *size)
 
 
-def _write_split(
-    reader: _Reader, split: str, files: dict[str, list[Item]], bad: list[tuple[int, str]], notes: Counter[str]
-) -> Tally:
-    """One split's shards."""
-    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
+@dataclass
+class _Split:
+    """One split's rows on their way to records."""
 
-    ask, faults = reader.ask, []
-    with ShardWriter(
-        ask.out / split, ask.name, reader.modality, split, overwrite=ask.overwrite, exif=ask.exif
-    ) as writer:
-        conversion = Conversion(writer, "rows", notes)
+    reader: _Reader
+    split: str
+    bad: list[tuple[int, str]]
 
-        def reject(item: int, file: str, reason: str, detail: str, object_id: str | None = None) -> None:
-            conversion.reject(file, reason, f"row {item}: {detail}", object_id)
-            faults.append(f"row {item}: {detail}")
-
-        for number, why in bad:
+    def collect(self, conversion: Conversion, files: dict[str, list[Item]]) -> list[tuple[str, list[Item]]]:
+        """Reject what is no row; the files with their items."""
+        for number, why in self.bad:
             conversion.tally.read += 1
-            reject(number, f"row {number}", Reason.MALFORMED_ROW, why)
-        for (file, items), content in attempt(
-            reader.read, files.items(), len(files), f"{ask.name} {split}", ask.workers
-        ):
-            conversion.tally.read += len(items)
-            if isinstance(content, RejectedError):
-                for item in items:
-                    reject(item.number, file, content.reason, content.detail)
+            self._reject(conversion, number, f"row {number}", Reason.MALFORMED_ROW, why)
+        return list(files.items())
+
+    def write(self, conversion: Conversion, entry: tuple[str, list[Item]], content: Any) -> None:
+        """One file's record: captions of the whole, or of its regions; rows of one object, or of one box, are one region."""
+        file, items = entry
+        conversion.tally.read += len(items)
+        if isinstance(content, RejectedError):
+            for item in items:
+                self._reject(conversion, item.number, file, content.reason, content.detail)
+            return
+        source = f"{self.reader.ask.name}/{file.replace('#', '_')}"
+        whole: list[str] = []
+        regions: dict[str, ObjectAnnotation] = {}
+        used = 0
+        for item in items:
+            texts = item.caption if isinstance(item.caption, list) else [item.caption]
+            try:
+                captions = conversion.captions(source, texts, item.object_id)
+                if self.reader.regional:
+                    self._add_region(regions, item, content, captions)
+                else:
+                    whole.extend(captions)
+            except RejectedError as error:
+                self._reject(conversion, item.number, file, error.reason, error.detail, item.object_id)
                 continue
-            _write_source(reader, conversion, split, file, items, content, reject)
-        if len(faults) > ask.most_bad * conversion.tally.read:
+            used += 1
+            conversion.keep(1, len(captions))
+        if used:
+            data, extension, size = _stored(content)
+            record = Record(source, self.reader.ask.name, self.split, *size, whole, list(regions.values()))
+            conversion.writer.write(record, data, extension)
+
+    def finish(self, conversion: Conversion) -> None:
+        """``ValueError`` names three of the bad rows where there are too many."""
+        ask, tally = self.reader.ask, conversion.tally
+        bad = sum(tally.rejected.values())
+        if bad > ask.most_bad * tally.read:
             raise ValueError(
-                f"{ask.table}: {len(faults):,} of {conversion.tally.read:,} rows of split {split!r} cannot be used: {'; '.join(faults[:3])}; "
-                f"{ask.out / split} was not written; correct them, or allow more with --most-bad SHARE"
+                f"{ask.table}: {bad:,} of {tally.read:,} rows of split {self.split!r} cannot be used: "
+                f"{'; '.join(conversion.first_details)}; {ask.out / self.split} was not written; correct them, or allow more with --most-bad SHARE"
             )
-    return conversion.finish()
 
+    def _add_region(self, regions: dict[str, ObjectAnnotation], item: Item, content: Any, captions: list[str]) -> None:
+        box = self.reader.box(item, content)
+        key = item.object_id or ",".join(f"{value:g}" for value in box)
+        known = regions.setdefault(key, ObjectAnnotation(key, box, []))
+        if known.box != box:
+            raise RejectedError(Reason.MALFORMED_ROW, f"object {key!r} has another box in an earlier row")
+        known.captions.extend(captions)
 
-def _write_source(
-    reader: _Reader,
-    conversion: Conversion,
-    split: str,
-    file: str,
-    items: list[Item],
-    content: Any,
-    reject: Any,
-) -> None:
-    """One file's record: captions of the whole, or of its regions; rows of one object, or of one box, are one region."""
-    source = f"{reader.ask.name}/{file.replace('#', '_')}"
-    whole: list[str] = []
-    regions: dict[str, ObjectAnnotation] = {}
-    used = 0
-    for item in items:
-        texts = item.caption if isinstance(item.caption, list) else [item.caption]
-        try:
-            captions = conversion.captions(source, texts, item.object_id)
-            if reader.regional:
-                box = reader.box(item, content)
-                key = item.object_id or ",".join(f"{value:g}" for value in box)
-                known = regions.setdefault(key, ObjectAnnotation(key, box, []))
-                if known.box != box:
-                    raise RejectedError(Reason.MALFORMED_ROW, f"object {key!r} has another box in an earlier row")
-                known.captions.extend(captions)
-            else:
-                whole.extend(captions)
-        except RejectedError as error:
-            reject(item.number, file, error.reason, error.detail, item.object_id)
-            continue
-        used += 1
-        conversion.keep(1, len(captions))
-    if not used:
-        return
-    data, extension, size = _stored(content)
-    conversion.writer.write(
-        Record(source, reader.ask.name, split, *size, whole, list(regions.values())), data, extension
-    )
+    def _reject(
+        self, conversion: Conversion, number: int, file: str, reason: str, detail: str, object_id: str | None = None
+    ) -> None:
+        conversion.reject(file, reason, f"row {number}: {detail}", object_id)
 
 
 def _stored(content: Any) -> tuple[bytes, str, tuple[int, int]]:
@@ -213,7 +256,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare custom``."""
     tables = parser.add_mutually_exclusive_group(required=True)
     for kind in READERS:
-        tables.add_argument(f"--{kind}", type=Path, metavar="FILE", dest=kind, help=f"a table: {kind}")
+        tables.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"a table: {kind}")
     media = parser.add_mutually_exclusive_group(required=True)
     media.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
     media.add_argument("--clouds", type=Path, metavar="DIR", help="the folder of the clouds")
@@ -230,38 +273,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--most-bad", type=float, default=MOST_BAD, metavar="SHARE", help=f"bad rows that are tolerated ({MOST_BAD})"
     )
     parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=f"of a cloud ({DEFAULT_MIN_POINTS})")
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare custom``."""
-    kind = next(kind for kind in READERS if getattr(args, kind) is not None)
-    told = dict(pair.partition("=")[::2] for pair in args.column)
-    shares = {split: getattr(args, split) for split in ("val", "test") if getattr(args, split)}
-    if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise ValueError(
-            f"--val and --test: {', '.join(map(str, shares.values()))}: shares of the files, less than 1 together"
-        )
-    name = args.name or args.out.resolve().name
-    ask = Request(
-        getattr(args, kind),
-        kind,
-        args.images or args.clouds,
-        args.clouds is not None,
-        args.out,
-        name,
-        told,
-        args.boxes,
-        shares,
-        args.most_bad,
-        args.min_points,
-        args.overwrite,
-        args.workers,
-        args.exif,
-    )
-    tallies = convert(ask)
-    if args.json:
-        say_json([summary(tally, f"{name}, split {split}", args.out / split) for split, tally in tallies.items()])
-        return 0
-    for split, tally in tallies.items():
-        report(tally, f"{name}, split {split}", args.out / split)
-    return 0

@@ -48,8 +48,6 @@ class Request:
     shares: dict[str, float] = field(default_factory=dict)
     most_bad: float = MOST_BAD
     min_points: int = DEFAULT_MIN_POINTS
-    overwrite: bool = False
-    workers: int = 1
     exif: str | None = None
 
 

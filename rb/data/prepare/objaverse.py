@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,8 @@ from rb.core.seeding import uniform
 from rb.data.formats import Record
 from rb.data.prepare.cap3d import CaptionTable, read_captions
 from rb.data.prepare.clouds import read_cloud
-from rb.data.prepare.common import Conversion, Reason, RejectedError, Tally, attempt, report, require_raw
+from rb.data.prepare.common import Conversion, Reason, RejectedError, require_raw
+from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.raw_text import read_text
 from rb.sources.cloud_arrays import claimed_points
 
@@ -39,77 +39,85 @@ _UID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _COUNTED = re.compile(r"_[1-9]\d*")  # the number of points behind a uid
 
 
-def convert(
-    raw: Path,
-    out: Path,
-    split: str,
-    captions: Path | None = None,
-    points: Path | None = None,
-    min_points: int = DEFAULT_MIN_POINTS,
-    **writing: Any,
-) -> Tally:
-    """One record per object; an item is an object of the split, or a row of the captions' file that is none.
+def open_raw(
+    raw: Path, captions: Path | None = None, points: Path | None = None, min_points: int = DEFAULT_MIN_POINTS
+) -> RawSet:
+    """Lists, captions and the folder of clouds. An item is an object of the split, or a row of the captions' file that is none.
 
     Args:
         captions: Cap3D's file, if it is not the one ``.csv`` in ``raw``.
         points: the folder of the clouds.
         min_points: clouds of fewer are rejected.
-        writing: ``overwrite`` and ``workers``.
 
     Raises:
-        ValueError: a raw file is missing or damaged, a uid is in two lists, no item could be used, ``out`` is not empty.
+        ValueError: a raw file is missing or damaged, a uid is in two lists.
     """
-    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
-    from rb.sources.points import EXTENSION, encode_points
-
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
     notes: Counter[str] = Counter()
     lists = read_lists(raw, notes)
     file = captions or _find_captions(raw, lists)
     table = read_captions(file, notes) if file else CaptionTable()
-    uids = choose_uids(raw, split, table.captions, lists)
-    table = _with_lists(table, split, lists)
-    if not uids and not table.malformed:
-        sources = [file, *(one.file for one in lists.values())]
-        raise ValueError(f"{', '.join(str(path) for path in sources if path)}: no uid of split {split!r}")
-    clouds = CloudFolder(points or _find_points(raw), set(uids) | table.captions.keys())
-    with ShardWriter(out, NAME, POINT_CLOUD, split, overwrite=writing.get("overwrite", False)) as writer:
-        conversion = Conversion(writer, "objects", notes)
-        for line, detail in table.malformed:
-            conversion.tally.read += 1
-            conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
-        inside = set(uids)
-        for uid, place in table.repeated:
-            if uid in inside:
-                conversion.tally.read += 1
-                conversion.reject(
-                    f"{NAME}/{uid}",
-                    Reason.DUPLICATE_SOURCE,
-                    f"{place}: this uid came before; the first caption is kept",
-                )
+    files = [path for path in (file, *(one.file for one in lists.values())) if path]
+
+    def plan(split: str) -> Plan:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        uids = choose_uids(raw, split, table.captions, lists)
+        known = _with_lists(table, split, lists)
+        if not uids and not known.malformed:
+            raise ValueError(f"{', '.join(map(str, files))}: no uid of split {split!r}")
+        clouds = CloudFolder(points or _find_points(raw), set(uids) | known.captions.keys())
 
         def read(uid: str) -> NDArray[np.float32]:
-            if uid not in table.captions:
+            if uid not in known.captions:
                 raise RejectedError(Reason.NO_CAPTION, f"{file or 'the lists'}: no row of this uid")
             return read_cloud(clouds.find(uid), min_points)
 
-        workers = writing.get("workers", 1)
-        for uid, cloud in attempt(read, uids, len(uids), f"{NAME} {split}", workers):
+        return Plan(
+            NAME,
+            POINT_CLOUD,
+            split,
+            "objects",
+            collect=lambda conversion: _collect(conversion, uids, known),
+            read=read,
+            write=lambda conversion, uid, cloud: _write(conversion, uid, cloud, known, split),
+            notes=notes.copy(),
+        )
+
+    return RawSet(tuple(split for split in SPLITS if split in lists or not lists or split == "train"), files, plan)
+
+
+def _collect(conversion: Conversion, uids: list[str], table: CaptionTable) -> list[str]:
+    for line, detail in table.malformed:
+        conversion.tally.read += 1
+        conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
+    inside = set(uids)
+    for uid, place in table.repeated:
+        if uid in inside:
             conversion.tally.read += 1
-            source = f"{NAME}/{uid}"
-            try:
-                if isinstance(cloud, RejectedError):
-                    raise cloud
-                texts = conversion.captions(source, [table.captions[uid]])
-            except RejectedError as error:
-                conversion.reject(source, error.reason, error.detail)
-                continue
-            writer.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), EXTENSION)
-            conversion.keep(1, len(texts))
-    return conversion.finish()
+            conversion.reject(
+                f"{NAME}/{uid}", Reason.DUPLICATE_SOURCE, f"{place}: this uid came before; the first caption is kept"
+            )
+    return uids
+
+
+def _write(
+    conversion: Conversion, uid: str, cloud: NDArray[np.float32] | RejectedError, table: CaptionTable, split: str
+) -> None:
+    from rb.sources.points import EXTENSION, encode_points  # loads torch, which parsers need not wait for
+
+    conversion.tally.read += 1
+    source = f"{NAME}/{uid}"
+    try:
+        if isinstance(cloud, RejectedError):
+            raise cloud
+        texts = conversion.captions(source, [table.captions[uid]])
+    except RejectedError as error:
+        conversion.reject(source, error.reason, error.detail)
+        return
+    conversion.writer.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), EXTENSION)
+    conversion.keep(1, len(texts))
 
 
 def _find_captions(raw: Path, lists: Mapping[str, SplitList]) -> Path | None:
@@ -260,24 +268,7 @@ def _cloud_names(folder: Path) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare objaverse``."""
-    parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--captions", type=Path, help="Cap3D's file (default: the one .csv in RAW)")
     parser.add_argument("--points", type=Path, help="the folder of the clouds (default: RAW/objaverse_pc_parallel)")
     less = f"reject clouds of fewer points (default: {DEFAULT_MIN_POINTS:,})"
     parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare objaverse``."""
-    tally = convert(
-        args.raw,
-        args.out,
-        args.split,
-        args.captions,
-        args.points,
-        args.min_points,
-        overwrite=args.overwrite,
-        workers=args.workers,
-    )
-    report(tally, f"objaverse, split {args.split}", args.out, args.json)
-    return 0

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rb.core.boxes import clip_xyxy, image_box_problem, xywh_to_xyxy
+from rb.core.boxes import xywh_to_xyxy
 from rb.core.modality import IMAGE_REGION
-from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.common import (
-    CheckedImage,
     Conversion,
     Reason,
     RejectedError,
-    Tally,
     add_exif,
-    attempt,
     is_id,
     objects_of,
-    read_image,
     read_json,
-    report,
     require_raw,
-    safe_path,
 )
+from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, check_box, write_regions
+from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.safe_pickle import converted, load_plain_pickle
 
 NAMES = ("refcoco", "refcoco+", "refcocog")
 SPLITS_BY = ("google", "unc", "umd")
+SPLITS = ("train", "val", "test", "testA", "testB")
 LAYOUT = """  RAW/instances.json           (or RAW/refcoco/instances.json and so on, as the refer tool has them)
   RAW/refs(google).p           or refs(unc).p, refs(umd).p by --split-by; refs(...).json with the same content is read too
   RAW/images/train2014/COCO_train2014_000000000009.jpg ...   (or --images DIR, the folder of the files themselves)"""
@@ -45,40 +40,29 @@ _REF_FIELDS = frozenset({"ref_id", "ann_id", "image_id", "split", "sentences", "
 _Json = dict[str, Any]
 
 
-@dataclass
-class _Region:
-    """One annotation of a split: its box in pixels and everything said of it, of ``refs`` references."""
-
-    box: list[float]
-    captions: list[str] = field(default_factory=list)
-    refs: int = 0
-
-
-def convert(
+def open_raw(
     raw: Path,
-    out: Path,
-    split: str,
     name: str = "refcoco",
     split_by: str = "google",
     sentence: str = "sent",
     drop_shared_images: bool = False,
     images: Path | None = None,
-    **writing: Any,
-) -> Tally:
-    """One record per image; an item is a reference (one object in one person's choice; 50,000 in RefCOCO).
+    exif: str | None = None,
+) -> RawSet:
+    """One set of the refer tool. An item is a reference (one object in one person's choice; 50,000 in RefCOCO).
+
+    A split is named as in the file. ``test`` means all splits whose name holds it where none is called so (UNC's testA and testB), as in
+    refer.
 
     Args:
-        split: as in the file. ``test`` means all splits whose name holds it where none is called so (UNC's testA and testB), as in refer.
         sentence: ``sent`` (cleaned) or ``raw`` (as typed).
         drop_shared_images: of ``train``, leave out the images that also occur in another split (google's splits share images).
         images: the folder of the image files, if not ``raw/images/train2014``.
-        writing: ``overwrite``, ``workers`` and ``exif``.
+        exif: as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
-        ValueError: a raw file is missing, damaged or unsafe, the split is unknown, no item could be used, ``out`` is not empty.
+        ValueError: a raw file is missing, damaged or unsafe.
     """
-    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
-
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
     notes: Counter[str] = Counter()
     instances = read_json(require_raw(folder / "instances.json", LAYOUT), _FIELDS, notes)
@@ -86,27 +70,35 @@ def convert(
         raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
     table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
     file, refs = _read_refs(folder, split_by, notes)
-    chosen, shared = _choose(refs, split, file)
-    if drop_shared_images and split != "train":
-        raise ValueError(f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are")
     root = _image_folder(raw, folder) if images is None else require_raw(images, LAYOUT)
     if images is not None and (images / "train2014").is_dir():
         root = images / "train2014"  # the folder that `rb prepare coco` is given
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
-    settings = {name: writing[name] for name in ("overwrite", "exif") if name in writing}
-    with ShardWriter(out, dataset, IMAGE_REGION, split, **settings) as writer:
-        conversion = Conversion(writer, "references", notes)
+
+    def plan(split: str) -> Plan:
+        chosen, shared = _choose(refs, split, file)
+        if drop_shared_images and split != "train":
+            raise ValueError(
+                f"--drop-shared-images is for split 'train', got {split!r}: the other splits stay as they are"
+            )
         other = "another split" if split == "train" else "train"
-        conversion.tally.notes[f"images shared with {other}"] = len(shared)
-        regions = _collect(conversion, chosen, *table, sentence, shared if drop_shared_images else set())
+        dropped = shared if drop_shared_images else set()
+        counted = notes.copy()
+        counted[f"images shared with {other}"] = len(shared)
+        return Plan(
+            dataset,
+            IMAGE_REGION,
+            split,
+            "references",
+            collect=lambda conversion: _collect(conversion, chosen, *table, sentence, dropped, root),
+            read=lambda item: item.file.read(exif),
+            write=lambda conversion, item, image: write_regions(conversion, item, image, dataset, split),
+            notes=counted,
+            exif=exif,
+        )
 
-        def read(image_id: int) -> CheckedImage:
-            return read_image(safe_path(root, table[0][image_id].get("file_name")), writing.get("exif"))
-
-        workers = writing.get("workers", 1)
-        for image_id, image in attempt(read, regions, len(regions), f"{dataset} {split}", workers):
-            _write(conversion, image_id, image, table[0][image_id], regions[image_id], dataset, split)
-    return conversion.finish()
+    found = {str(ref["split"]) for ref in refs if ref.get("split") is not None}
+    return RawSet(tuple(s for s in SPLITS if s in found), [folder / "instances.json", file], plan)
 
 
 def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
@@ -163,9 +155,10 @@ def _collect(
     annotations: dict[int, _Json],
     sentence: str,
     dropped: set[int],
-) -> dict[int, dict[int, _Region]]:
-    """Image id -> annotation id -> region, of the references that can be used as far as the annotations say."""
-    regions: dict[int, dict[int, _Region]] = {}
+    root: Path,
+) -> list[RegionImage]:
+    """The images with their objects, of the references that can be used as far as the annotations say."""
+    found: dict[int, dict[int, Region]] = {}  # image id -> annotation id -> region
     seen: set[int] = set()
     for ref in refs:
         conversion.tally.read += 1
@@ -197,13 +190,21 @@ def _collect(
             continue
         if is_id(ref_id):
             seen.add(ref["ref_id"])
-        in_image = regions.setdefault(image_id, {})
+        in_image = found.setdefault(image_id, {})
         if ann_id in in_image:
             conversion.tally.notes["references to an object that has one, put together"] += 1
-        region = in_image.setdefault(ann_id, _Region(box))
-        region.captions += captions
-        region.refs += 1
-    return regions
+            in_image[ann_id].captions += captions
+            in_image[ann_id].count += 1
+        else:
+            in_image[ann_id] = Region(object_id, box, captions)
+    return [
+        RegionImage(_file(image_id, images[image_id], root), list(in_image.values()))
+        for image_id, in_image in found.items()
+    ]
+
+
+def _file(image_id: int, image: _Json, root: Path) -> ImageFile:
+    return ImageFile(f"coco/{image_id}", root, (image.get("file_name"),), (image["width"], image["height"]))
 
 
 def _box(annotation: _Json, image_id: int, image: _Json) -> list[float]:
@@ -213,84 +214,27 @@ def _box(annotation: _Json, image_id: int, image: _Json) -> list[float]:
             Reason.ANNOTATION_OF_OTHER_IMAGE,
             f"annotation {annotation['id']} belongs to image {annotation.get('image_id')!r:.80}",
         )
-    numbers, size = annotation.get("bbox"), (image.get("width"), image.get("height"))
-    if not all(is_id(v) for v in size):
+    numbers, width, height = annotation.get("bbox"), image.get("width"), image.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and is_id(width) and is_id(height)):
         raise RejectedError(
-            Reason.UNKNOWN_IMAGE, f"image {image_id}: width and height are {size!r:.80} in instances.json"
+            Reason.UNKNOWN_IMAGE, f"image {image_id}: width and height are {(width, height)!r:.80} in instances.json"
         )
     if not (isinstance(numbers, list) and len(numbers) == 4 and all(type(v) in (int, float) for v in numbers)):
         raise RejectedError(
             Reason.BOX_EMPTY, f"annotation {annotation['id']}: bbox must be four numbers, got {numbers!r:.80}"
         )
     box = xywh_to_xyxy(numbers)
-    problem = image_box_problem(box, *(float(str(v)) for v in size))
-    if problem:
-        raise RejectedError(
-            problem, f"annotation {annotation['id']}: bbox {numbers} in an image of {size[0]} x {size[1]}"
-        )
+    check_box(box, (width, height), f"annotation {annotation['id']}")
     return box
-
-
-def _write(
-    conversion: Conversion,
-    image_id: int,
-    image: CheckedImage | RejectedError,
-    entry: _Json,
-    regions: dict[int, _Region],
-    dataset: str,
-    split: str,
-) -> None:
-    """One image with its regions, or all their references rejected for the image's sake."""
-    source = f"coco/{image_id}"
-    if isinstance(image, CheckedImage) and (image.width, image.height) != (entry["width"], entry["height"]):
-        image = RejectedError(
-            Reason.IMAGE_SIZE_MISMATCH,
-            f"instances.json says {entry['width']} x {entry['height']}, the image has {image.width} x {image.height}",
-        )
-    if isinstance(image, RejectedError):
-        for ann_id, region in regions.items():
-            for _ in range(region.refs):
-                conversion.reject(source, image.reason, image.detail, str(ann_id))
-        return
-    objects = []
-    for ann_id, region in regions.items():
-        box = clip_xyxy(region.box, image.width, image.height)
-        conversion.tally.notes["boxes cut to the image (1 px at most)"] += box != region.box
-        objects.append(ObjectAnnotation(str(ann_id), box, region.captions))
-    record = Record(source, dataset, split, image.width, image.height, [], objects)
-    conversion.writer.write(record, image.data, image.extension)
-    conversion.tally.notes["images"] += 1
-    conversion.tally.notes["objects"] += len(objects)
-    conversion.keep(sum(region.refs for region in regions.values()), sum(len(item.captions) for item in objects))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare refcoco``."""
     parser.add_argument("--name", default="refcoco", choices=NAMES, help="which of the three (default: refcoco)")
     parser.add_argument("--split-by", default="google", choices=SPLITS_BY, help="google is the paper's (default)")
-    parser.add_argument("--split", default="train", help="train, val, test, testA, testB (default: train)")
     parser.add_argument("--sentence", default="sent", choices=("sent", "raw"), help="cleaned (default) or as typed")
     parser.add_argument("--images", type=Path, help="the folder of COCO's train2014 files")
     add_exif(parser)
     parser.add_argument(
         "--drop-shared-images", action="store_true", help="leave out images of train that also occur in another split"
     )
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare refcoco``."""
-    tally = convert(
-        args.raw,
-        args.out,
-        args.split,
-        args.name,
-        args.split_by,
-        args.sentence,
-        args.drop_shared_images,
-        args.images,
-        overwrite=args.overwrite,
-        workers=args.workers,
-        exif=args.exif,
-    )
-    report(tally, f"{args.name}, split by {args.split_by}, split {args.split}", args.out, args.json)
-    return 0

@@ -26,15 +26,13 @@ from rb.data.prepare.common import (
     Conversion,
     Reason,
     RejectedError,
-    Tally,
-    attempt,
     find_raw,
     objects_of,
     read_file,
     read_json,
-    report,
     require_raw,
 )
+from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
@@ -57,49 +55,46 @@ class Scene:
     boxes: dict[str, list[float]]
 
 
-def convert(
-    raw: Path,
-    out: Path,
-    split: str,
-    scenes: Path | None = None,
-    colours: bool = False,
-    min_points: int = DEFAULT_MIN_POINTS,
-    **writing: Any,
-) -> Tally:
-    """One record per scene; an item is a description.
+def open_raw(
+    raw: Path, scenes: Path | None = None, colours: bool = False, min_points: int = DEFAULT_MIN_POINTS
+) -> RawSet:
+    """ScanRefer's files and the folder of scenes. An item is a description.
 
     Args:
         scenes: the folder of the scenes' files, if not ``raw/scannet_data``.
         colours: store [N, 6] with colours in [0, 1] instead of [N, 3].
         min_points: scenes of fewer points are rejected.
-        writing: ``overwrite`` and ``workers``.
 
     Raises:
-        ValueError: a raw file is missing or damaged, no item could be used, ``out`` is not empty.
+        ValueError: a raw file is missing.
     """
-    from rb.data.shards import ShardWriter  # loads torch, which parsers need not wait for
-
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if min_points < 1:
         raise ValueError(f"min_points must be at least 1, got {min_points}")
-    file = find_raw(raw, [f"{place}/ScanRefer_filtered_{split}.json" for place in _JSON_PLACES], LAYOUT)
-    notes: Counter[str] = Counter()
-    rows = objects_of(read_json(file, _FIELDS, notes), str(file))
-    if not rows:
-        raise ValueError(f"{file}: holds no description")
-    folder = require_raw(scenes, LAYOUT) if scenes else find_raw(raw, _SCENE_PLACES, LAYOUT)
-    with ShardWriter(out, NAME, POINT_CLOUD_REGION, split, overwrite=writing.get("overwrite", False)) as writer:
-        conversion = Conversion(writer, "descriptions", notes)
-        by_scene = _by_scene(conversion, rows)
+    places = {split: [raw / place / f"ScanRefer_filtered_{split}.json" for place in _JSON_PLACES] for split in SPLITS}
+    files = {split: next((path for path in paths if path.is_file()), None) for split, paths in places.items()}
 
-        def read(scene_id: str) -> Scene:
-            return read_scene(folder, scene_id, colours, min_points)
+    def plan(split: str) -> Plan:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        file = find_raw(raw, [f"{place}/ScanRefer_filtered_{split}.json" for place in _JSON_PLACES], LAYOUT)
+        notes: Counter[str] = Counter()
+        rows = objects_of(read_json(file, _FIELDS, notes), str(file))
+        if not rows:
+            raise ValueError(f"{file}: holds no description")
+        folder = require_raw(scenes, LAYOUT) if scenes else find_raw(raw, _SCENE_PLACES, LAYOUT)
+        return Plan(
+            NAME,
+            POINT_CLOUD_REGION,
+            split,
+            "descriptions",
+            collect=lambda conversion: list(_by_scene(conversion, rows).items()),
+            read=lambda item: read_scene(folder, item[0], colours, min_points),
+            write=lambda conversion, item, scene: _write(conversion, item[0], item[1], scene, split),
+            notes=notes,
+        )
 
-        workers = writing.get("workers", 1)
-        for scene_id, scene in attempt(read, by_scene, len(by_scene), f"{NAME} {split}", workers):
-            _write(conversion, scene_id, scene, by_scene[scene_id], split)
-    return conversion.finish()
+    there = [path for path in files.values() if path]
+    return RawSet(tuple(split for split in SPLITS if files[split]), there, plan)
 
 
 def _by_scene(conversion: Conversion, rows: list[_Json]) -> dict[str, list[_Json]]:
@@ -201,7 +196,7 @@ def _check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], w
         )
 
 
-def _write(conversion: Conversion, scene_id: str, scene: Scene | RejectedError, rows: list[_Json], split: str) -> None:
+def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scene | RejectedError, split: str) -> None:
     """One scene with its objects, or all its descriptions rejected for the scene's sake."""
     from rb.sources.points import EXTENSION, encode_points
 
@@ -230,24 +225,7 @@ def _write(conversion: Conversion, scene_id: str, scene: Scene | RejectedError, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare scanrefer``."""
-    parser.add_argument("--split", default="train", choices=SPLITS, help="which split (default: train)")
     parser.add_argument("--scenes", type=Path, help="the folder of the scenes' files (default: RAW/scannet_data)")
     parser.add_argument("--colours", action="store_true", help="store colours too, for an encoder of 6 channels")
     less = f"reject scenes of fewer points (default: {DEFAULT_MIN_POINTS:,})"
     parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
-
-
-def run(args: argparse.Namespace) -> int:
-    """``rb prepare scanrefer``."""
-    tally = convert(
-        args.raw,
-        args.out,
-        args.split,
-        args.scenes,
-        args.colours,
-        args.min_points,
-        overwrite=args.overwrite,
-        workers=args.workers,
-    )
-    report(tally, f"{NAME}, split {args.split}", args.out, args.json)
-    return 0

@@ -14,9 +14,10 @@ from rb.core.colours import unit_colours
 from rb.data.formats import FormatError
 from rb.data.prepare import objaverse
 from rb.data.prepare.common import RejectedError
-from rb.data.shards import ShardWriter, adopt
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt
 from rb.sources.points import decode_points, encode_points
-from tests.support.raw_data import found, reasons
+from tests.support.raw_data import convert, found, reasons
 from tests.support.small_data import cloud, record
 
 
@@ -56,7 +57,7 @@ def test_colours_are_stored_in_0_to_1_or_refused(tmp_path: Path) -> None:
     uids = [name[:-4] for name in clouds]
     raw = raw_folder(tmp_path / "raw", clouds, "".join(f"{uid},a cube\n" for uid in uids))
     (raw / "train.txt").write_text("\n".join(uids))
-    objaverse.convert(raw, tmp_path / "out", "train")
+    convert(objaverse, raw, tmp_path / "out", "train")
     points = stored(tmp_path / "out")
     assert set(points) == {"bytes_a", "share_a"}
     assert reasons(tmp_path / "out") == {"colours_unclear": 2}
@@ -99,7 +100,7 @@ def test_of_several_files_the_largest_cloud_is_taken(tmp_path: Path) -> None:
     uids = ["flat_a", "bare_a", "folder_a", "both_a"]
     raw = raw_folder(tmp_path / "raw", clouds, "".join(f"{uid},a cube\n" for uid in uids))
     (raw / "train.txt").write_text("\n".join(uids))
-    objaverse.convert(raw, tmp_path / "out", "train")
+    convert(objaverse, raw, tmp_path / "out", "train")
     assert {uid: len(points) for uid, points in stored(tmp_path / "out").items()} == dict.fromkeys(uids, 900)
 
 
@@ -134,17 +135,17 @@ def test_regionblips_lists_are_read(tmp_path: Path, with_table: bool) -> None:
         f'{uids[0]},from the list\n{uids[1]},"a red cube, and a ball"\n{uids[1]},again\nmalformed\n'
     )
     (raw / "Cap3D_automated_Objaverse_test.txt").write_text(f"{uids[2]},a bowl\n")
-    objaverse.convert(raw, tmp_path / "train", "train")
+    convert(objaverse, raw, tmp_path / "train", "train")
     captions = {name: item.record.captions for name, item in found(tmp_path / "train").items()}
     assert captions == {
         f"objaverse/{uids[0]}": ["from the table" if with_table else "from the list"],
         f"objaverse/{uids[1]}": ["a red cube, and a ball"],
     }
     assert reasons(tmp_path / "train") == {"duplicate_source": 1, "malformed_row": 1}
-    objaverse.convert(raw, tmp_path / "test", "test")
+    convert(objaverse, raw, tmp_path / "test", "test")
     assert set(found(tmp_path / "test")) == {f"objaverse/{uids[2]}"}
     with pytest.raises(ValueError, match=r"val\.txt: not found, though there is Cap3D_automated_Objaverse_train\.txt"):
-        objaverse.convert(raw, tmp_path / "val", "val")
+        convert(objaverse, raw, tmp_path / "val", "val")
     (raw / "test.txt").write_text(f"{uids[3]}\n")
     with pytest.raises(ValueError, match=r"test\.txt and .*Objaverse_test\.txt: two lists of one split"):
         objaverse.read_lists(raw, Counter())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rb.data.prepare import coco
-from tests.support.raw_data import found, jpeg, reasons
+from tests.support.raw_data import convert, found, jpeg, reasons
 
 
 def entry(number, split="train", texts=("a red cube",), place="train2014", **changes):
@@ -37,7 +37,7 @@ def test_coco_keeps_original_bytes_captions_and_restval(tmp_path):
         [entry(1, texts=(text, "Two. ")), entry(2, "restval", place="val2014"), entry(3, "val", place="val2014")],
         {1: jpeg(20, 10, "PNG")},
     )
-    tally = coco.convert(raw, tmp_path / "train", "train")
+    tally = convert(coco, raw, tmp_path / "train", "train")
     records = found(tmp_path / "train")
     assert list(records) == ["coco/1", "coco/2"]
     one = records["coco/1"]
@@ -45,9 +45,9 @@ def test_coco_keeps_original_bytes_captions_and_restval(tmp_path):
     assert (one.extension, one.record.width, one.record.height) == ("png", 20, 10)
     assert one.record.captions == ["A man, with a “red” cube !", "Two."]
     assert (tally.read, tally.used, tally.captions) == (2, 2, 3)
-    coco.convert(raw, tmp_path / "strict", "train", restval=False)
+    convert(coco, raw, tmp_path / "strict", "train", no_restval=True)
     assert list(found(tmp_path / "strict")) == ["coco/1"]
-    coco.convert(raw, tmp_path / "val", "val")
+    convert(coco, raw, tmp_path / "val", "val")
     assert list(found(tmp_path / "val")) == ["coco/3"]
 
 
@@ -78,7 +78,7 @@ def test_coco_rejects(tmp_path):
     for name in ("9", "10"):
         (raw / f"train2014/COCO_train2014_{int(name):012d}.jpg").write_bytes(jpeg())
     (raw / "dataset_coco.json").write_text(json.dumps({"images": entries}))
-    tally = coco.convert(raw, tmp_path / "out", "train")
+    tally = convert(coco, raw, tmp_path / "out", "train")
     assert reasons(tmp_path / "out") == {
         "no_caption": 3,
         "image_missing": 1,
@@ -93,7 +93,7 @@ def test_coco_rejects(tmp_path):
 
 def test_one_empty_caption_is_listed_but_costs_no_image(tmp_path):
     raw = coco_raw(tmp_path / "raw", [entry(1, texts=("a cube", "!!", "a ball"))])
-    tally = coco.convert(raw, tmp_path / "out", "train")
+    tally = convert(coco, raw, tmp_path / "out", "train")
     assert found(tmp_path / "out")["coco/1"].record.captions == ["a cube", "a ball"]
     assert reasons(tmp_path / "out") == {"empty_caption": 1}
     assert (tally.used, sum(tally.rejected.values()), tally.notes["empty captions left out"]) == (1, 0, 1)
@@ -102,12 +102,12 @@ def test_one_empty_caption_is_listed_but_costs_no_image(tmp_path):
 def test_coco_wrong_files_are_clear_errors(tmp_path):
     raw = coco_raw(tmp_path / "raw", [entry(1)])
     with pytest.raises(ValueError, match=r"no image of split 'test'"):
-        coco.convert(raw, tmp_path / "out", "test")
+        convert(coco, raw, tmp_path / "out", "test")
     with pytest.raises(ValueError, match=r"split 'testA' is not one of train, val, test"):
-        coco.convert(raw, tmp_path / "out", "testA")
+        convert(coco, raw, tmp_path / "out", "testA")
     (raw / "train2014").rename(raw / "elsewhere")
     with pytest.raises(ValueError, match=r"train2014: not found"):
-        coco.convert(raw, tmp_path / "out", "train")
+        convert(coco, raw, tmp_path / "out", "train")
     for text, message in (
         ("{", "not valid JSON"),
         ("[" * 200_000, "not valid JSON"),
@@ -116,14 +116,14 @@ def test_coco_wrong_files_are_clear_errors(tmp_path):
     ):
         (raw / "dataset_coco.json").write_text(text)
         with pytest.raises(ValueError, match=message):
-            coco.convert(raw, tmp_path / "out", "train")
+            convert(coco, raw, tmp_path / "out", "train")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_without_the_split_says_what_it_has(tmp_path):
     raw = coco_raw(tmp_path / "raw", [entry(1, "val", place="val2014"), entry(2, "test", place="val2014")])
     with pytest.raises(ValueError, match=r"no image of split 'train'; it has test, val"):
-        coco.convert(raw, tmp_path / "out", "train")
+        convert(coco, raw, tmp_path / "out", "train")
     plain = coco_raw(tmp_path / "plain", [entry(1, None)])  # captions_train2014.json under Karpathy's name
     with pytest.raises(ValueError, match="its images have no field 'split', so this is not Karpathy's file"):
-        coco.convert(plain, tmp_path / "out", "train")
+        convert(coco, plain, tmp_path / "out", "train")

@@ -13,7 +13,7 @@ import pytest
 
 from rb.data.prepare import cap3d, objaverse
 from rb.sources.points import decode_points
-from tests.support.raw_data import found, reasons
+from tests.support.raw_data import convert, found, reasons
 
 
 def cloud(n=600, columns=3, seed=0):
@@ -50,7 +50,7 @@ def test_objaverse_true_formats(tmp_path):
     kinds = [np.float64, np.float32, np.float16, ">f8", np.float64, np.float64, np.float64]
     clouds = {uid(k): npz(cloud(seed=k).astype(kind)) for k, kind in enumerate(kinds)}
     raw = objaverse_raw(tmp_path / "raw", captions, clouds, {"val": [uid(3)]})
-    tally = objaverse.convert(raw, tmp_path / "out", "train")
+    tally = convert(objaverse, raw, tmp_path / "out", "train")
     records = found(tmp_path / "out")
     assert tally.used == 6
     assert [item.record.captions for item in records.values()] == [
@@ -63,7 +63,7 @@ def test_objaverse_true_formats(tmp_path):
     ]
     points = decode_points(records[f"objaverse/{uid(0)}"].media, "x")
     np.testing.assert_array_equal(points, cloud(seed=0).astype(np.float32))  # raw units
-    objaverse.convert(raw, tmp_path / "val", "val")
+    convert(objaverse, raw, tmp_path / "val", "val")
     assert found(tmp_path / "val")[f"objaverse/{uid(3)}"].record.captions == ['the "big" one, left']
 
 
@@ -73,7 +73,7 @@ def test_objaverse_flat_npy_with_colour(tmp_path):
     array = np.asfortranarray(cloud(600, 6).astype(np.float32))
     array[:, 3:] = np.random.default_rng(1).random((600, 3))
     np.save(raw / f"8192_npy/{uid(1)}_8192.npy", array)
-    objaverse.convert(raw, tmp_path / "out", objaverse.hashed_split(uid(1)))
+    convert(objaverse, raw, tmp_path / "out", objaverse.hashed_split(uid(1)))
     points = decode_points(found(tmp_path / "out")[f"objaverse/{uid(1)}"].media, "x")
     np.testing.assert_array_equal(points, array)
 
@@ -116,7 +116,7 @@ def test_objaverse_rejects(tmp_path):
     uids = [uid(k) for k in (*range(1, 16), 21)] + ["../../x"]
     clouds[uid(21)] = cloud(seed=2)
     raw = objaverse_raw(tmp_path / "raw", rows, clouds, {"train": uids})
-    tally = objaverse.convert(raw, tmp_path / "out", "train")
+    tally = convert(objaverse, raw, tmp_path / "out", "train")
     assert reasons(tmp_path / "out") == {
         "no_caption": 2,
         "points_missing": 1,
@@ -130,7 +130,7 @@ def test_objaverse_rejects(tmp_path):
     }
     assert tally.read == 17 + 1 + 2
     assert list(found(tmp_path / "out")) == [f"objaverse/{uid(1)}", f"objaverse/{uid(21)}"]
-    assert objaverse.convert(raw, tmp_path / "few", "train", min_points=50).used == 3
+    assert convert(objaverse, raw, tmp_path / "few", "train", min_points=50).used == 3
 
 
 def test_an_open_quote_costs_one_line_only(tmp_path):
@@ -190,7 +190,7 @@ def test_an_empty_result_names_the_files(tmp_path):
     folder = raw / "objaverse_pc_parallel" / uid(1)
     (folder / f"{uid(1)}_8192.npz").rename(folder / f"{uid(1)}.pt")
     with pytest.raises(ValueError, match="malformed_row: 1, no_caption: 1, points_missing: 1") as caught:
-        objaverse.convert(raw, tmp_path / "out", "train")
+        convert(objaverse, raw, tmp_path / "out", "train")
     table = raw / "Cap3D_automated_Objaverse.csv"
     assert f"line 2: malformed_row: {table}, line 2: not 'uid,caption'" in str(caught.value)
     assert f"no {folder}/{uid(1)}_8192.npz" in str(caught.value)
@@ -199,17 +199,17 @@ def test_an_empty_result_names_the_files(tmp_path):
     table.write_text("")
     (raw / "train.txt").unlink()
     with pytest.raises(ValueError, match=r"Cap3D_automated_Objaverse\.csv: no uid of split 'train'"):
-        objaverse.convert(raw, tmp_path / "empty", "train")
+        convert(objaverse, raw, tmp_path / "empty", "train")
 
 
 def test_objaverse_wrong_calls_are_clear_errors(tmp_path):
     raw = objaverse_raw(tmp_path / "raw", f"{uid(1)},a cube\n", {uid(1): cloud(10)}, {"train": [uid(1)]})
     with pytest.raises(ValueError, match=r"no record could be used \(too_few_points: 1\)"):
-        objaverse.convert(raw, tmp_path / "out", "train")
+        convert(objaverse, raw, tmp_path / "out", "train")
     with pytest.raises(ValueError, match="min_points must be at least 1"):
-        objaverse.convert(raw, tmp_path / "out", "train", min_points=0)
+        convert(objaverse, raw, tmp_path / "out", "train", min_points=0)
     (raw / "Cap3D_automated_Objaverse.csv").rename(raw / "a.csv")
     (raw / "b.csv").write_text("")
     with pytest.raises(ValueError, match=r"a\.csv, b\.csv.*--captions"):
-        objaverse.convert(raw, tmp_path / "out", "train")
+        convert(objaverse, raw, tmp_path / "out", "train")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.jsonl"]

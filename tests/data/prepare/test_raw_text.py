@@ -16,8 +16,9 @@ from rb.data.prepare import cap3d, objaverse, scanrefer
 from rb.data.prepare.common import read_json
 from rb.data.prepare.raw_text import ENCODING_NOTE, read_text
 from rb.data.prepare.safe_pickle import load_plain_pickle
-from rb.data.shards import ShardWriter
+from rb.data.shard_writer import ShardWriter
 from tests.data.prepare.test_scanrefer import boxes_of, described, write_raw
+from tests.support.raw_data import convert
 from tests.support.small_data import image_bytes
 
 TEXT = "a café table with a naïve décor"
@@ -39,7 +40,7 @@ def test_a_table_of_captions_keeps_its_letters(tmp_path: Path, encoding: str) ->
     table = cap3d.read_captions(raw / "Cap3D_automated_Objaverse.csv", notes)
     assert {key: text.strip() for key, text in table.captions.items()} == {uid(1): TEXT}
     assert notes[ENCODING_NOTE] == (3 if encoding in ("cp1252", "latin-1") else 0)
-    tally = objaverse.convert(raw, tmp_path / "out", "train")
+    tally = convert(objaverse, raw, tmp_path / "out", "train")
     assert tally.captions == 1
     assert (ENCODING_NOTE in tally.table("x")) == (encoding in ("cp1252", "latin-1"))
 
@@ -61,7 +62,7 @@ def test_json_and_pickles_follow_the_same_rule(tmp_path: Path, encoding: str) ->
     raw = write_raw(tmp_path / "raw", boxes_of(np.array([[0.5, 0.5]])))
     rows = json.dumps([described(0, TEXT)], ensure_ascii=False)
     (raw / "ScanRefer_filtered_val.json").write_bytes(rows.encode(encoding))
-    tally = scanrefer.convert(raw, tmp_path / "out", "val")
+    tally = convert(scanrefer, raw, tmp_path / "out", "val")
     assert (tally.used, tally.notes[ENCODING_NOTE]) == (1, 3 if encoding == "cp1252" else 0)
     found = read_json(raw / "ScanRefer_filtered_val.json", frozenset({"description"}), Counter())
     assert found == [{"description": TEXT}]
@@ -84,7 +85,7 @@ def test_what_is_no_caption() -> None:
 def test_words_for_nothing_are_rejected_and_counted(tmp_path: Path) -> None:
     rows = [described(0, text, ann_id=str(k)) for k, text in enumerate(["a stool.", *NOTHING])]
     raw = write_raw(tmp_path / "raw", boxes_of(np.array([[0.5, 0.5]])), rows=rows)
-    tally = scanrefer.convert(raw, tmp_path / "out", "val")
+    tally = convert(scanrefer, raw, tmp_path / "out", "val")
     assert (tally.used, dict(tally.rejected)) == (1, {"no_caption": len(NOTHING)})
     assert "none of ['nan'] is a caption" in read_rejected(tmp_path / "out/rejected.jsonl")[0].detail
 

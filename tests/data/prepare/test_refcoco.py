@@ -11,7 +11,7 @@ import pytest
 
 from rb.data.formats import read_manifest, read_rejected
 from rb.data.prepare import refcoco
-from tests.support.raw_data import found, jpeg, reasons
+from tests.support.raw_data import convert, found, jpeg, reasons
 
 
 def ref(ref_id, ann_id, image_id, split="train", texts=("left man",), **changes):
@@ -54,7 +54,7 @@ def test_refcoco_is_one_record_per_image_with_all_objects(tmp_path):
         ],
         {11: (1, [1.5, 2, 10.25, 5]), 12: (1, [3, 4, 5, 6]), 21: (2, [0, 0, 32, 24])},
     )
-    tally = refcoco.convert(raw, tmp_path / "out", "train")
+    tally = convert(refcoco, raw, tmp_path / "out", "train")
     records = found(tmp_path / "out")
     assert list(records) == ["coco/1"]
     first, second = records["coco/1"].record.objects
@@ -66,7 +66,7 @@ def test_refcoco_is_one_record_per_image_with_all_objects(tmp_path):
     assert second.object_id == "12"
     assert (tally.read, tally.used, tally.captions, tally.notes["objects"]) == (3, 3, 4, 2)
     assert read_manifest(tmp_path / "out").name == "refcoco_google"
-    refcoco.convert(raw, tmp_path / "raw_text", "train", sentence="raw")
+    convert(refcoco, raw, tmp_path / "raw_text", "train", sentence="raw")
     assert found(tmp_path / "raw_text")["coco/1"].record.objects[0].captions[0] == "LEFT MAN"
 
 
@@ -77,10 +77,10 @@ def test_refcoco_reads_what_python_2_wrote(tmp_path):
         b"(lp15\nS'lady'\np16\nasS'raw'\np17\nS'caf\\xe9 lady'\np18\nsS'sent_id'\np19\nI0\nsS'sent'\np20\nVlady\np21\nsasS'category_id'\np22\nI1\nsa."
     )
     raw = refcoco_raw(tmp_path / "raw", old, {11: (1, [1, 2, 3, 4])}, split_by="unc")
-    refcoco.convert(raw, tmp_path / "a", "testA", split_by="unc")
+    convert(refcoco, raw, tmp_path / "a", "testA", split_by="unc")
     assert found(tmp_path / "a")["coco/1"].record.objects[0].captions == ["lady"]
     # As in the refer tool, "test" is testA and testB together.
-    refcoco.convert(raw, tmp_path / "b", "test", split_by="unc", sentence="raw")
+    convert(refcoco, raw, tmp_path / "b", "test", split_by="unc", sentence="raw")
     record = found(tmp_path / "b")["coco/1"].record
     assert (record.split, record.objects[0].captions) == ("test", ["café lady"])
 
@@ -89,10 +89,10 @@ def test_refcoco_refuses_a_pickle_with_code_and_reads_json_instead(tmp_path):
     rows = [ref(np.int64(1), 11, 1)]
     raw = refcoco_raw(tmp_path / "raw", rows, {11: (1, [1, 2, 3, 4])})
     with pytest.raises(ValueError, match=r"refs\(google\)\.p: refused.*convert it to JSON"):
-        refcoco.convert(raw, tmp_path / "out", "train")
+        convert(refcoco, raw, tmp_path / "out", "train")
     assert not (tmp_path / "out").exists()
     (raw / "refs(google).json").write_text(json.dumps([ref(1, 11, 1)]))
-    assert refcoco.convert(raw, tmp_path / "out", "train").used == 1
+    assert convert(refcoco, raw, tmp_path / "out", "train").used == 1
 
 
 def test_refcoco_rejects(tmp_path):
@@ -131,7 +131,7 @@ def test_refcoco_rejects(tmp_path):
     ]
     raw = refcoco_raw(tmp_path / "raw", refs, boxes, {4: (32, 25)}, files={3: jpeg()[:100]})
     (raw / "images/train2014/COCO_train2014_000000000002.jpg").unlink()
-    tally = refcoco.convert(raw, tmp_path / "out", "train")
+    tally = convert(refcoco, raw, tmp_path / "out", "train")
     expected = {
         "box_empty": 4,
         "box_outside_image": 1,
@@ -158,27 +158,27 @@ def test_refcoco_shared_images_are_counted_and_dropped_on_demand(tmp_path):
     boxes = {k: (k, [1, 2, 3, 4]) for k in (1, 2, 3)}
     refs = [ref(1, 1, 1), ref(2, 2, 2), ref(3, 3, 3, "val"), ref(4, 2, 2, "test", texts=("him",))]
     raw = refcoco_raw(tmp_path / "raw", refs, boxes)
-    kept = refcoco.convert(raw, tmp_path / "kept", "train")
+    kept = convert(refcoco, raw, tmp_path / "kept", "train")
     assert (kept.used, kept.notes["images shared with another split"]) == (2, 1)
-    dropped = refcoco.convert(raw, tmp_path / "dropped", "train", drop_shared_images=True)
+    dropped = convert(refcoco, raw, tmp_path / "dropped", "train", drop_shared_images=True)
     assert (dropped.used, dropped.notes["images shared with another split"]) == (1, 1)
     assert reasons(tmp_path / "dropped") == {"shared_image": 1}
-    test = refcoco.convert(raw, tmp_path / "test", "test")
+    test = convert(refcoco, raw, tmp_path / "test", "test")
     assert test.notes["images shared with train"] == 1
     with pytest.raises(ValueError, match="is for split 'train'"):
-        refcoco.convert(raw, tmp_path / "x", "test", drop_shared_images=True)
+        convert(refcoco, raw, tmp_path / "x", "test", drop_shared_images=True)
     with pytest.raises(ValueError, match="no split 'testA'; it has test, train, val"):
-        refcoco.convert(raw, tmp_path / "x", "testA")
+        convert(refcoco, raw, tmp_path / "x", "testA")
 
 
 def test_refcoco_finds_the_refer_tool_s_folders(tmp_path):
     inner = refcoco_raw(tmp_path / "data/refcoco+", [ref(1, 11, 1)], {11: (1, [1, 2, 3, 4])}, split_by="unc")
     (tmp_path / "data/images/mscoco").mkdir(parents=True)
     (inner / "images").rename(tmp_path / "data/images/mscoco/images")
-    refcoco.convert(tmp_path / "data", tmp_path / "out", "train", name="refcoco+", split_by="unc")
+    convert(refcoco, tmp_path / "data", tmp_path / "out", "train", name="refcoco+", split_by="unc")
     assert read_manifest(tmp_path / "out").name == "refcoco_plus_unc"
     with pytest.raises(ValueError, match=r"refs\(google\)\.p: not found"):
-        refcoco.convert(tmp_path / "data", tmp_path / "out2", "train", name="refcoco+")
+        convert(refcoco, tmp_path / "data", tmp_path / "out2", "train", name="refcoco+")
 
 
 def test_an_empty_result_names_three_items_and_keeps_the_list(tmp_path):
@@ -191,7 +191,7 @@ def test_an_empty_result_names_three_items_and_keeps_the_list(tmp_path):
     with pytest.raises(
         ValueError, match=r"no record could be used \(box_empty: 1, image_missing: 2, unreadable_image: 1\)"
     ) as caught:
-        refcoco.convert(raw, tmp_path / "out", "train")
+        convert(refcoco, raw, tmp_path / "out", "train")
     text = str(caught.value)
     assert f"  coco/1, object 11: image_missing: {images}/COCO_train2014_000000000001.jpg: No such file" in text
     assert "  coco/3, object 31: box_empty: annotation 31" in text
@@ -200,12 +200,12 @@ def test_an_empty_result_names_three_items_and_keeps_the_list(tmp_path):
     assert len(read_rejected(tmp_path / "out/rejected.jsonl")) == 4
     assert "0x" not in (tmp_path / "out/rejected.jsonl").read_text()
     (raw / "1.jpg").rename(images / "COCO_train2014_000000000001.jpg")
-    assert refcoco.convert(raw, tmp_path / "out", "train").used == 1
+    assert convert(refcoco, raw, tmp_path / "out", "train").used == 1
     # An older set stays as it is when the new result is empty.
     before = (tmp_path / "out/manifest.json").read_bytes()
     (images / "COCO_train2014_000000000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"All of them are in .*out\.rejected\.jsonl"):
-        refcoco.convert(raw, tmp_path / "out", "train", overwrite=True)
+        convert(refcoco, raw, tmp_path / "out", "train", overwrite=True)
     assert (tmp_path / "out/manifest.json").read_bytes() == before
     assert len(read_rejected(tmp_path / "out.rejected.jsonl")) == 4
 
@@ -214,10 +214,10 @@ def test_refs_without_splits_are_named(tmp_path):
     boxes = {11: (1, [1, 2, 9, 9])}
     raw = refcoco_raw(tmp_path / "raw", [ref(1, 11, 1, split=None)], boxes)
     with pytest.raises(ValueError, match=r"refs\(google\)\.p: its rows have no field 'split'"):
-        refcoco.convert(raw, tmp_path / "out", "train")
+        convert(refcoco, raw, tmp_path / "out", "train")
     other = refcoco_raw(tmp_path / "other", [ref(1, 11, 1, split="val")], boxes)
     with pytest.raises(ValueError, match=r"no split 'train'; it has val"):
-        refcoco.convert(other, tmp_path / "out", "train")
-    assert refcoco.convert(other, tmp_path / "out", "val", images=other / "images").used == 1, (
+        convert(refcoco, other, tmp_path / "out", "train")
+    assert convert(refcoco, other, tmp_path / "out", "val", images=other / "images").used == 1, (
         "as `rb prepare coco` is given it"
     )

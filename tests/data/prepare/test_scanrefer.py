@@ -11,9 +11,10 @@ import pytest
 
 from rb.data.formats import FormatError, ObjectAnnotation, Record, read_rejected
 from rb.data.prepare import scanrefer
-from rb.data.shards import ShardWriter, adopt
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt
 from rb.sources.points import decode_points, encode_points
-from tests.support.raw_data import found
+from tests.support.raw_data import convert, found
 
 CENTRES = np.array([[0.5, 0.5], [4.5, 0.5], [0.5, 4.5], [4.0, 2.5]])  # of four stools in a room of 5 m x 5 m
 
@@ -59,7 +60,7 @@ def rejected(out: Path) -> Counter:
 def test_a_box_in_empty_air_is_rejected_though_it_lies_within_the_scene(tmp_path: Path) -> None:
     boxes = np.concatenate([boxes_of(CENTRES), boxes_of(np.array([[2.5, 1.5]]), bottom=0.2)])
     boxes[4, 7] = 4
-    tally = scanrefer.convert(write_raw(tmp_path / "raw", boxes), tmp_path / "out", "val")
+    tally = convert(scanrefer, write_raw(tmp_path / "raw", boxes), tmp_path / "out", "val")
     assert (tally.used, tally.rejected) == (4, Counter(box_without_points=1))
     (row,) = read_rejected(tmp_path / "out/rejected.jsonl")
     assert row.object_id == "4"
@@ -73,7 +74,7 @@ def test_unaligned_boxes_under_the_aligned_name_cost_the_whole_scene(tmp_path: P
     boxes = boxes_of(CENTRES @ matrix.T)
     boxes[3, :2] = CENTRES[0]
     with pytest.raises(ValueError, match=r"scene_not_aligned: 4"):
-        scanrefer.convert(write_raw(tmp_path / "raw", boxes), tmp_path / "out", "val")
+        convert(scanrefer, write_raw(tmp_path / "raw", boxes), tmp_path / "out", "val")
 
 
 def test_an_empty_result_names_files_and_shapes(tmp_path: Path) -> None:
@@ -94,10 +95,10 @@ def test_an_empty_result_names_files_and_shapes(tmp_path: Path) -> None:
     ):
         raw = write_raw(tmp_path / f"raw{number}", boxes, vertices)
         with pytest.raises(ValueError, match=rf"_unreadable: 4\), such as\n  scannet/scene0000_00, object 0: {says}"):
-            scanrefer.convert(raw, tmp_path / "out", "val")
+            convert(scanrefer, raw, tmp_path / "out", "val")
     (raw / "ScanRefer_filtered_val.json").write_text("[]")
     with pytest.raises(ValueError, match=r"ScanRefer_filtered_val\.json: holds no description"):
-        scanrefer.convert(raw, tmp_path / "out", "val")
+        convert(scanrefer, raw, tmp_path / "out", "val")
 
 
 def test_a_box_that_touches_its_points_with_a_face_holds_them(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_box_that_touches_its_points_with_a_face_holds_them(tmp_path: Path) ->
     vertices[-1, :3] = [0.25, 0.5, 0.5]  # on the face x = 0.25 of the first box
     boxes = boxes_of(CENTRES)
     boxes[0, 3] = 0.5
-    assert scanrefer.convert(write_raw(tmp_path / "raw", boxes, vertices), tmp_path / "out", "val").used == 4
+    assert convert(scanrefer, write_raw(tmp_path / "raw", boxes, vertices), tmp_path / "out", "val").used == 4
 
 
 def test_indexing_foreign_tars_refuses_a_box_without_points(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_descriptions_without_an_annotation_id_are_told_apart_by_their_words(tmp
         described(2, "a stool.", ann_id="0"),
         described(2, "said again.", ann_id=0),  # the id says that it is the same annotation
     ]
-    tally = scanrefer.convert(write_raw(tmp_path / "raw", boxes_of(CENTRES), rows=rows), tmp_path / "out", "val")
+    tally = convert(scanrefer, write_raw(tmp_path / "raw", boxes_of(CENTRES), rows=rows), tmp_path / "out", "val")
     (item,) = found(tmp_path / "out").values()
     assert {one.object_id: len(one.captions) for one in item.record.objects} == {"0": 2, "1": 3, "2": 1}
     assert tally.rejected == {"duplicate_source": 2}
@@ -148,7 +149,7 @@ def test_descriptions_without_an_annotation_id_are_told_apart_by_their_words(tmp
 def test_colours_of_a_scene_of_either_range(tmp_path: Path, scale: float) -> None:
     vertices = points_of_a_room()
     vertices[:, 3:6] = np.linspace(0, scale, len(vertices))[:, None]
-    scanrefer.convert(write_raw(tmp_path / "raw", boxes_of(CENTRES), vertices), tmp_path / "out", "val", colours=True)
+    convert(scanrefer, write_raw(tmp_path / "raw", boxes_of(CENTRES), vertices), tmp_path / "out", "val", colours=True)
     (item,) = found(tmp_path / "out").values()
     np.testing.assert_allclose(decode_points(item.media, "x")[:, 3], np.linspace(0, 1, len(vertices)), atol=1e-6)
 
@@ -161,6 +162,6 @@ def test_the_layout_of_scanrefers_own_repository(tmp_path: Path, place: str) -> 
     (repository / "data/scannet").mkdir(parents=True)
     (tmp_path / "raw/scannet_data").rename(repository / "data/scannet/scannet_data")
     (tmp_path / "raw/ScanRefer_filtered_val.json").rename(repository / place / "ScanRefer_filtered_val.json")
-    assert scanrefer.convert(repository, tmp_path / "out", "val").used == 4
+    assert convert(scanrefer, repository, tmp_path / "out", "val").used == 4
     if place == "data":  # and RAW may be the repository's data folder
-        assert scanrefer.convert(repository / "data", tmp_path / "inner", "val").used == 4
+        assert convert(scanrefer, repository / "data", tmp_path / "inner", "val").used == 4

@@ -13,7 +13,7 @@ from rb.sources.points import decode_points
 from rb.toy.raw import data_sets as toy_raw
 from rb.toy.raw import spoil
 from rb.toy.world.truth import singles_out, true_whole
-from tests.support.raw_data import cli_run, found, reasons
+from tests.support.raw_data import cli_run, convert, found, reasons
 
 SPLITS = ("train", "val", "test")
 
@@ -100,7 +100,7 @@ def test_toy_world_is_deterministic_and_never_overwrites(tmp_path):
 def test_converting_twice_gives_the_same_bytes_with_any_number_of_workers(toy, tmp_path):
     for name, module in (("coco", coco), ("refcoco", refcoco), ("objaverse", objaverse)):
         for workers in (1, 3):
-            module.convert(toy / "raw" / name, tmp_path / f"{name}{workers}", "train", workers=workers)
+            convert(module, toy / "raw" / name, tmp_path / f"{name}{workers}", "train", workers=workers)
             assert (tmp_path / f"{name}{workers}/manifest.json").read_bytes() == (
                 toy / f"{name}_train/manifest.json"
             ).read_bytes()
