@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 READERS = {
     "json.load": None,
     "json.loads": "rb/core/strict_json.py",
+    "json.JSONDecoder": "rb/core/strict_json.py",  # json_stream.py has it from there
+    "json.decoder.JSONDecoder": None,
     "yaml.load": None,
     "yaml.safe_load": None,
     "yaml.safe_load_all": None,

@@ -146,8 +146,8 @@ def _shown(digits: str) -> str:
     return digits if len(digits) <= 24 else f"{digits[:20]}... ({len(digits):,} digits)"
 
 
-def _check_depth(value: Any) -> None:
-    """By levels, not by recursion."""
+def check_depth(value: Any) -> None:
+    """``ValueError`` for lists and objects too deep within each other; by levels, not by recursion."""
     level, depth = [value] if isinstance(value, dict | list) else [], 0
     while level:
         depth += 1
@@ -182,7 +182,7 @@ def parse(data: bytes | str, where: str, remedy: str = "write or download it aga
             object_pairs_hook=_no_repeats,
         )
         if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
-            _check_depth(value)
+            check_depth(value)
         if _SURROGATE.search(decoded):
             _check_texts(value)
         return value
@@ -193,6 +193,12 @@ def parse(data: bytes | str, where: str, remedy: str = "write or download it aga
     except ValueError as error:
         problem = str(error)
     raise FormatError(f"{where}: not valid JSON ({problem}); {remedy}")
+
+
+def foreign_decoder(fields: frozenset[str] | None = None) -> json.JSONDecoder:
+    """The rules of ``parse_foreign`` but the depth, for it and for ``json_stream.py``."""
+    keep = None if fields is None else lambda item: {k: v for k, v in item.items() if k in fields}
+    return json.JSONDecoder(parse_int=_foreign_whole, object_hook=keep)
 
 
 def parse_foreign(
@@ -206,10 +212,9 @@ def parse_foreign(
         fields: of objects, keep only these while reading: polygons and token lists never fill the memory.
         remedy: what the error advises.
     """
-    keep = None if fields is None else lambda item: {k: v for k, v in item.items() if k in fields}
     try:
-        value = json.loads(text, parse_int=_foreign_whole, object_hook=keep)
-        _check_depth(value)
+        value = foreign_decoder(fields).decode(text)
+        check_depth(value)
         return value
     except RecursionError:
         problem = f"more than {MAX_DEPTH} lists and objects within each other"

@@ -17,9 +17,9 @@ from rb.core.files import file_sha256
 from rb.core.modality import IMAGE, IMAGE_REGION
 from rb.core.output import note
 from rb.core.strict_json import FormatError
+from rb.core.text_encoding import ENCODING_NOTE
 from rb.data.predictions import Prediction
 from rb.data.prepare.common import read_json
-from rb.data.prepare.raw_text import ENCODING_NOTE
 
 OTHER = "other"  # the variant of these predictions
 POLICY = "all annotations of an image"

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_tensors
 
+from rb.core.json_stream import stream_list, stream_lists
 from rb.core.run_file import load_run
 from rb.core.strict_json import parse_lines, read
 from rb.data.formats import parse_record, read_manifest
@@ -134,6 +135,16 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
             "a.json",
             lambda p: read_json(p, frozenset({"id", "a"}), Counter()),
             [record, b'[{"id": 1}]'],
+        ),
+        "JSON list": (
+            "a.json",
+            lambda p: list(stream_list(p, None, Counter())),
+            [b'[{"id": 1, "box": [1, 2.5]}, "a"]'],
+        ),
+        "JSON lists": (
+            "a.json",
+            lambda p: list(stream_lists(p, {"a": None, "b": None}, Counter(), others={})),
+            [b'{"info": {"x": "y"}, "a": [{"id": 1}, {"id": 2}], "c": [[1]], "b": [[1, 2.5], "\\u00e9"]}'],
         ),
         "JSONL": ("a.jsonl", lambda p: list(parse_lines(p.read_bytes(), str(p))), [row * 3]),
         "record": ("a.json", lambda p: parse_record(p.read_bytes(), str(p)), [record]),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.stand_ins import stand_in
-from rb.data.prepare.raw_text import HANDLER
+from rb.core.text_encoding import HANDLER
 
 MAX_BYTES = 1 << 28  # the largest public file of this kind (refcocog) has 60 MB
 MAX_DEPTH = 64
@@ -125,7 +125,7 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 (the only spelling of 
 def load_plain_pickle(path: Path) -> Any:
     """The plain data in the pickle ``path``: None, bools, numbers, texts, bytes, lists, tuples, dicts, sets.
 
-    Byte strings of Python 2 become texts: by the rule of ``raw_text.py``.
+    Byte strings of Python 2 become texts: by the rule of ``rb/core/text_encoding.py``.
 
     Raises:
         UnsafePickleError: the file names code (a class, a function, a numpy scalar), or is larger than ``MAX_BYTES``.

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from rb.core.text import is_caption
+from rb.core.text_encoding import ENCODING_NOTE
 from rb.data.formats import FormatError, Record, read_rejected
 from rb.data.prepare import cap3d, objaverse, scanrefer
 from rb.data.prepare.common import read_json
-from rb.data.prepare.raw_text import ENCODING_NOTE, read_text
+from rb.data.prepare.raw_text import read_text
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.shard_writer import ShardWriter
 from tests.data.prepare.test_scanrefer import boxes_of, described, write_raw
