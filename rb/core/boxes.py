@@ -32,6 +32,12 @@ def clip_xyxy(box: Sequence[float], width: float, height: float) -> list[float]:
     return [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
 
 
+def mirror_xyxy(box: Sequence[float], width: float) -> list[float]:
+    """``box`` in the image mirrored from left to right."""
+    x1, y1, x2, y2 = box
+    return [width - x2, y1, width - x1, y2]
+
+
 def image_box_problem(box: Sequence[float], width: float, height: float) -> str | None:
     """Why ``box`` cannot be used in an image of this size: ``"box_empty"``, ``"box_outside_image"``, or none if it can."""
     if len(box) != 4 or not all(math.isfinite(v) for v in box):

@@ -25,6 +25,9 @@ from rb.core.model_config import (
 from rb.core.schedules import SCHEDULES
 from rb.core.step_layout import StepLayout
 
+MIRRORS = ("never", "safe", "swap", "always")  # rules of ``data.mirror``; rb/data/mirrors.py says what they do
+DROPPED_POINTS = ("first", "kept")  # ``data.dropped_points``
+
 # The ``model`` section's classes are part of this module for everyone else.
 __all__ = (
     "CLOUD_BOX_DIMS",
@@ -69,7 +72,15 @@ class DataConfig:
     val: dict[str, tuple[DataSource, ...]] = field(default_factory=dict)
     """Modality -> held-out manifests for the ``validation`` section, likewise."""
     augment: bool = True
-    """Augment point clouds (objects: dropout, scale, shift, turn; scenes: 5 degrees about z). Images never are."""
+    """Augment point clouds (objects: dropout, scale, shift, turn; scenes: 5 degrees about z), and mirror what ``mirror`` lists."""
+    mirror: dict[str, str] = field(default_factory=dict)
+    """Modality -> which of its samples are mirrored (images from left to right, clouds along both level axes, each with probability 1/2):
+    ``never``, as all that are not listed; ``safe``, where no caption that goes with the sample says left, right or another word that a mirror
+    makes false; ``swap``, also where left and right are certain, and exchanged in the caption; ``always``, with captions as they are, which
+    makes some false (released code, scenes)."""
+    dropped_points: str = "first"
+    """What takes the place of the points of objects that the augmentation drops: ``first``, the cloud's first point again and again (released
+    code), or ``kept``, points that stay, each as often as the others."""
     raw_captions: tuple[str, ...] = ()
     """Modalities that train on captions as they were written, without BLIP's rule (lower case, no punctuation); the released code does so
     with ScanRefer's."""
@@ -84,6 +95,11 @@ class DataConfig:
                 if not sources:
                     raise ValueError(f"data.{part}.{name}: no manifest listed; list one, or remove the modality")
             object.__setattr__(self, part, {name: listed[name] for name in in_table_order(listed)})
+        for name, rule in self.mirror.items():
+            modality_spec(name)
+            one_of(f"data.mirror.{name}", rule, MIRRORS)
+        object.__setattr__(self, "mirror", {name: self.mirror[name] for name in in_table_order(self.mirror)})
+        one_of("data.dropped_points", self.dropped_points, DROPPED_POINTS)
         object.__setattr__(self, "raw_captions", in_table_order(self.raw_captions))
         at_least("data.num_workers", self.num_workers, 0)
 

@@ -7,13 +7,14 @@ the same every time, and knows all references.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.core.text import clean_caption, one_line
 from rb.data.index import Loaded, ManifestReader
+from rb.data.mirrors import NEVER, draw_mirror
 from rb.sources.source import Draws
 from rb.sources.table import source_of
 
@@ -27,16 +28,24 @@ class SampleTransform:
         augment: augment when training.
         seed: of the run; keys every draw.
         raw_captions: modalities that train on captions as they were written.
+        mirror: modality -> which samples are mirrored when training, if ``augment``: a rule of ``data.mirror``.
+        dropped_points: ``data.dropped_points``.
     """
 
     of_source: Mapping[str, Any]
     augment: bool = True
     seed: int = 0
     raw_captions: tuple[str, ...] = ()
+    mirror: Mapping[str, str] = field(default_factory=dict)
+    dropped_points: str = "first"
 
     def training_sample(self, loaded: Loaded, modality: str, position: int) -> Sample:
         """The sample at ``position`` of the modality's stream; ``FormatError`` if its media cannot be used."""
-        return self._sample(loaded, loaded, modality, Draws((self.seed, modality, position), self.augment), position)
+        key = (self.seed, modality, position)
+        axes, caption = self._mirror(modality, loaded.caption, key) if self.augment else ((), loaded.caption)
+        draws = Draws(key, self.augment, axes, self.dropped_points)
+        loaded = replace(loaded, caption=caption)
+        return self._sample(loaded, loaded, modality, draws, position)
 
     def prediction_sample(
         self, loaded: Loaded, modality: str, crop: float | None = None, box_of: int | None = None
@@ -49,6 +58,19 @@ class SampleTransform:
         """
         seen = loaded if box_of is None else replace(loaded, item=loaded.record.objects[box_of])
         return self._sample(loaded, seen, modality, Draws(("predict", loaded.record.source_id)), -1, crop)
+
+    def _mirror(self, modality: str, caption: str, key: tuple[object, ...]) -> tuple[tuple[str, ...], str]:
+        """Axes to mirror along, and the caption that is true of the mirrored input."""
+        rule = self.mirror.get(modality, NEVER)
+        axes = source_of(modality).mirror_axes(modality_spec(modality).up)
+        if rule == NEVER:
+            return (), caption
+        if not axes:
+            raise ValueError(
+                f"data.mirror.{modality}: {source_of(modality).name} inputs cannot be mirrored; leave it out"
+            )
+        drawn = draw_mirror(rule, (caption,), axes, key)
+        return drawn.axes, drawn.captions[0]
 
     def _sample(
         self, own: Loaded, seen: Loaded, modality: str, draws: Draws, position: int, crop: float | None = None

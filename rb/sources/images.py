@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rb.core.boxes import EDGE_TOLERANCE, clip_xyxy, image_box_problem, normalise_image_box
+from rb.core.boxes import EDGE_TOLERANCE, clip_xyxy, image_box_problem, mirror_xyxy, normalise_image_box
 from rb.core.model_config import ModelConfig
 from rb.core.strict_json import FormatError
 from rb.drawing.page import Html
@@ -119,6 +119,10 @@ class ImageSource(Source[ImageTransform]):
         width, height = stored.size
         return [(x1 - x0) * (y1 - y0) / (width * height) for x0, y0, x1, y1 in boxes]
 
+    def mirror_axes(self, up: str) -> tuple[str, ...]:  # noqa: ARG002 (a picture has one level axis)
+        """From left to right."""
+        return ("x",)
+
     def look(self, stored: Stored) -> bytes:
         """A difference hash: 17 x 16 grey pixels, and whether each is brighter than its right neighbour (256 bits).
 
@@ -140,13 +144,19 @@ class ImageSource(Source[ImageTransform]):
         transform: ImageTransform,
         stored: Stored,
         box: Sequence[float] | None,
-        draws: Draws,  # noqa: ARG002 (images are never augmented)
+        draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """[3, side, side], and the box in [0, 1]."""
+        from PIL import ImageOps
+
         image = _pixels(stored)
         if crop is not None:
             image = crop_to_box(image, *crop)
+        if draws.mirror:
+            assert crop is None, "crops are for prediction, mirrors for training"
+            image = ImageOps.mirror(image)
+            box = None if box is None else mirror_xyxy(box, stored.size[0])
         if box is None:
             return transform(image), None
         numbers = normalise_image_box(box, *stored.size, transform.whole_pixels)

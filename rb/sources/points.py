@@ -2,7 +2,7 @@
 
 The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation (the released code leaves scenes in metres:
 `PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners. Ranges of the
-augmentation: the released code's (ULIP's), without its mirrors of scenes, which make "left" a lie.
+augmentation: the released code's (ULIP's). Mirrors are drawn by ``rb/data/mirrors.py``, which knows the caption.
 """
 
 from __future__ import annotations
@@ -113,10 +113,19 @@ def scene_motion(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray
     return _rotation(2, rng.uniform(-MAX_SCENE_TURN, MAX_SCENE_TURN)), np.zeros(3)
 
 
-def drop_points(points: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
-    """A random share of up to 0.875 of the points replaced by the first one, so that the number of points stays."""
+def drop_points(points: NDArray[np.floating], rng: np.random.Generator, fill: str = "first") -> NDArray[np.floating]:
+    """A random share of up to 0.875 of the points dropped; others take their place, so that the number of points stays.
+
+    Args:
+        fill: ``first``: the first one, whether it stays or not; ``kept``: the points that stay, each as often (``data.dropped_points``).
+    """
     dropped = rng.random(len(points)) < rng.uniform(0.0, MAX_DROPOUT)
-    return np.where(dropped[:, None], points[:1], points)
+    if fill == "first" or dropped.all():
+        return np.where(dropped[:, None], points[:1], points)
+    stay, gone = np.flatnonzero(~dropped), np.flatnonzero(dropped)
+    filled = points.copy()
+    filled[gone] = points[stay[np.arange(len(gone)) * len(stay) // max(len(gone), 1)]]
+    return filled
 
 
 def _with_region(
@@ -170,6 +179,8 @@ class PointTransform:
         where: str,
         choice_key: tuple[object, ...],
         augment_rng: np.random.Generator | None = None,
+        mirror: Sequence[str] = (),
+        dropped_points: str = "first",
     ) -> tuple[Tensor, Tensor | None]:
         """Points and box of one sample.
 
@@ -177,6 +188,8 @@ class PointTransform:
             box: min xyz, max xyz in the cloud's own units; its presence makes the cloud a scene.
             choice_key: what the draw of N points is keyed by: (seed, modality, position) when training, the source id when predicting.
             augment_rng: the augmentation's draws; none for no augmentation.
+            mirror: axes along which points and box are mirrored, before the augmentation moves them.
+            dropped_points: as ``fill`` of `drop_points`.
 
         Returns:
             [N, C] float32, and the box as float32, [6] (v + 1) / 2 or [24], or none.
@@ -196,10 +209,14 @@ class PointTransform:
         xyz = (chosen[:, :3].astype(np.float64) - origin) / scale
         moved = None if box is None else transform_cloud_box(box, np.eye(3) / scale, -origin / scale)
         columns = [xyz, chosen[:, 3:6].astype(np.float64)] if self.num_channels == 6 else [xyz]
-        if augment_rng is not None:
-            if box is None:
-                columns = np.split(drop_points(np.concatenate(columns, axis=1), augment_rng), [3], axis=1)
-            matrix, offset = scene_motion(augment_rng) if box is not None else object_motion(augment_rng)
+        if augment_rng is not None or mirror:
+            matrix, offset = np.diag([-1.0 if axis in mirror else 1.0 for axis in "xyz"]), np.zeros(3)
+            if augment_rng is not None:
+                if box is None:
+                    dropped = drop_points(np.concatenate(columns, axis=1), augment_rng, dropped_points)
+                    columns = np.split(dropped, [3], axis=1)
+                motion, offset = scene_motion(augment_rng) if box is not None else object_motion(augment_rng)
+                matrix = motion @ matrix
             columns[0] = columns[0] @ matrix.T + offset
             moved = None if moved is None else transform_cloud_box(moved, matrix, offset)
             centre = matrix @ centre + offset if metres else centre
@@ -273,6 +290,10 @@ class PointSource(Source[PointTransform]):
         points = decode_points(stored.media, stored.where) if boxes else None
         return [] if points is None else [float(points_in_box(points, box)) for box in boxes]
 
+    def mirror_axes(self, up: str) -> tuple[str, ...]:
+        """Both level ones: a cloud has no front, so either exchanges left and right for who stands in it."""
+        return tuple(axis for axis in "xyz" if axis != up)
+
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> PointTransform:
         """The run's number of points, frame and form of boxes."""
         return PointTransform(
@@ -294,7 +315,7 @@ class PointSource(Source[PointTransform]):
         """[N, C], and the box as the model's numbers."""
         assert crop is None, "a cloud cannot be cropped"
         points = decode_points(stored.media, stored.where)
-        return transform(points, box, stored.where, draws.key, draws.augmentation())
+        return transform(points, box, stored.where, draws.key, draws.augmentation(), draws.mirror, draws.dropped_points)
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
         """By the point encoder."""

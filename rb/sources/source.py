@@ -75,10 +75,14 @@ class Draws:
     Attributes:
         key: (seed, modality, position) when training; ("predict", source id) when predicting.
         augment: whether the input is augmented.
+        mirror: axes along which it is mirrored, of the source's ``mirror_axes``.
+        dropped_points: what takes the place of dropped points, ``data.dropped_points``.
     """
 
     key: tuple[object, ...]
     augment: bool = False
+    mirror: tuple[str, ...] = ()
+    dropped_points: str = "first"
 
     def augmentation(self) -> np.random.Generator | None:
         """The augmentation's generator; none where nothing is augmented."""
@@ -138,6 +142,14 @@ class Source(ABC, Generic[Transform]):
     def region_sizes(self, stored: Stored, boxes: Sequence[Sequence[float]]) -> list[float]:  # noqa: ARG002 (for those who have some)
         """How large each region is, in ``region_unit``, for statistics of a set; nothing where regions have no size."""
         return []
+
+    def mirror_axes(self, up: str) -> tuple[str, ...]:  # noqa: ARG002 (for those who have some)
+        """Axes that inputs can be mirrored along, none where they cannot: first the one that exchanges left and right, then the line of sight.
+
+        Args:
+            up: the modality's upward axis (``ModalitySpec.up``).
+        """
+        return ()
 
     def look(self, stored: Stored) -> bytes:
         """A fingerprint, of equal length for all media, by which one input is found in two splits; here a digest of the stored bytes."""

@@ -205,7 +205,14 @@ def write_samples(run: Run, tracker: Tracker, scores: dict[str, float]) -> None:
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
     transform = example_transform(run.built, run.config.seed)
-    transform = replace(transform, augment=run.config.data.augment, raw_captions=run.config.data.raw_captions)
+    settings = run.config.data
+    transform = replace(
+        transform,
+        augment=settings.augment,
+        raw_captions=settings.raw_captions,
+        mirror=settings.mirror,
+        dropped_points=settings.dropped_points,
+    )
     dataset = TrainDataset(
         run.data,
         run.schedule.at,
@@ -215,7 +222,7 @@ def open_batches(run: Run) -> Iterator[Batch]:
         layout=run.engine.layout,
         rank=dist.rank(),
     )
-    num_workers, pinned = run.config.data.num_workers, run.device.type == "cuda"
+    num_workers, pinned = settings.num_workers, run.device.type == "cuda"
     loader = train_loader(dataset, run.start, num_workers, pinned, run.config.train.loader_timeout_s)
     return (batch.to(run.device) for batch in loader)
 

@@ -17,7 +17,7 @@ from rb.data.index import ManifestReader
 from rb.data.samples import SampleTransform
 from rb.sources.images import ImageTransform, crop_to_box
 from rb.sources.pixels import decode_image
-from rb.sources.points import PointsError, PointTransform, cloud_frame, object_motion, scene_motion
+from rb.sources.points import PointsError, PointTransform, cloud_frame, drop_points, object_motion, scene_motion
 from tests.support.small_data import HEIGHT, WIDTH, cloud, image_bytes, write_set
 
 
@@ -147,6 +147,27 @@ def test_object_augmentation_is_keyed_and_can_be_off(tmp_path: Path) -> None:
     unique = [len(torch.unique(on.training_sample(stored, POINT_CLOUD, p).inputs, dim=0)) for p in range(40)]
     assert min(unique) < 15
     assert max(unique) > 33
+
+
+def test_dropped_points_become_the_first_point_or_points_that_stay() -> None:
+    points = np.arange(300, dtype=np.float64).reshape(100, 3)
+    shares = []
+    for seed in range(40):
+        first, kept = (drop_points(points, np.random.default_rng(seed), fill) for fill in ("first", "kept"))
+        staying = (first == points).all(1)
+        assert (first[~staying] == points[0]).all()
+        assert (
+            kept[staying][1:] == points[staying][1:]
+        ).all()  # the first point may be dropped, and be its own place taker
+        _, counts = np.unique(kept, axis=0, return_counts=True)
+        assert len(kept) == 100
+        assert counts.max() - counts.min() <= 1, "each that stays is there as often as the others"
+        assert abs(len(counts) - staying.sum()) <= 1
+        shares.append(len(counts))
+    assert min(shares) < 25
+    assert max(shares) > 90
+    two = points[:2]
+    assert all(drop_points(two, np.random.default_rng(s), "kept").shape == (2, 3) for s in range(50))  # none may stay
 
 
 @pytest.mark.parametrize("frame", ["unit", "metres"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from rb.core.config import ModelConfig, TrainConfig
+from rb.core.config import ModelConfig, RunConfig, TrainConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.run_file import load_run
 from rb.data.index import ManifestReader
@@ -17,6 +18,7 @@ from rb.inference.predicting import RELEASED_DECODING
 from rb.model.language import Generation, generate
 from rb.model.weights.build import build_model, text_processor
 from rb.sources.images import CLIP_MEAN, CLIP_STD
+from rb.sources.points import decode_points
 from rb.sources.source import EncoderSettings
 from rb.sources.table import SOURCES
 from rb.training.schedule import Schedule
@@ -85,6 +87,38 @@ def test_boxes_and_captions_as_the_released_code_reads_them(tmp_path: Path) -> N
     assert boxes[0] == pytest.approx([1.9, 2.2, width - 0.1, 5.7], rel=1e-5)
     assert boxes[1] == pytest.approx([1, 2, width - 1, 5], rel=1e-5)
     assert captions == ["a chair brown , in front", "A Chair (brown), in FRONT."]
+
+
+def test_the_run_file_asks_for_what_the_released_code_does_with_geometry() -> None:
+    run = load_run(ROOT / "launch/runs/released_opt_2.7b.yaml", keep_unset=True)
+    assert (run.model.box2d, run.model.box3d, run.model.cloud_frame) == ("whole_pixels", "metres_corners", "metres")
+    assert (run.data.mirror, run.data.dropped_points) == ({POINT_CLOUD_REGION: "always"}, "first")
+    assert RunConfig().data.mirror == {}
+
+
+def test_a_released_scene_is_mirrored_under_a_caption_that_says_left(tmp_path: Path) -> None:
+    write_set(tmp_path / "scenes", POINT_CLOUD_REGION, 1)
+    row = ManifestReader(tmp_path / "scenes" / "manifest.json").example(0)
+    row = dataclasses.replace(row, caption="The chair on the left.")
+    config = ModelConfig(num_points=40, cloud_frame="metres", box3d="metres_corners")
+    points = {"points": SOURCES["points"].transform(config, EncoderSettings(16, CLIP_MEAN, CLIP_STD, 3))}
+    asked = SampleTransform(points, raw_captions=(POINT_CLOUD_REGION,), mirror={POINT_CLOUD_REGION: "always"})
+    samples = [asked.training_sample(row, POINT_CLOUD_REGION, position) for position in range(60)]
+    assert {sample.caption for sample in samples} == {"The chair on the left."}
+    still = decode_points(row.media, "x").astype(np.float64)
+    turns = [np.linalg.lstsq(still, sample.inputs.double().numpy(), rcond=None)[0].T for sample in samples]
+    signs = [tuple(np.sign(np.diag(turn)).astype(int)) for turn in turns]
+    assert {1, -1} == {round(np.linalg.det(turn)) for turn in turns}
+    for expected in ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (-1, -1, 1)):  # a quarter each
+        assert 5 <= signs.count(expected) <= 27
+    # The corners' extents of y and z are exchanged; their centre is the moved box's.
+    assert row.item is not None
+    low, high = np.array(row.item.box[:3]), np.array(row.item.box[3:])
+    for sample, turn in zip(samples, turns, strict=True):
+        assert sample.box is not None
+        assert np.allclose(sample.box.view(8, 3).mean(0), turn @ ((low + high) / 2), atol=1e-4)
+        extents = np.abs(turn) @ (high - low)
+        assert np.allclose(np.ptp(sample.box.view(8, 3).numpy(), axis=0), extents[[0, 2, 1]], atol=1e-4)
 
 
 @pytest.mark.parametrize("llm", ["opt", "t5"])
