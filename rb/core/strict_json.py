@@ -86,20 +86,26 @@ def or_none(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
-def checked(raw: object, where: str, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """``raw`` if it is an object with exactly the fields of ``checks``, each as it must be; else ``FormatError``."""
+def checked(
+    raw: object, where: str, checks: Mapping[str, Check], optional: Mapping[str, Check] | None = None
+) -> dict[str, Any]:
+    """``raw`` if it is an object with exactly the fields of ``checks``, each as it must be; else ``FormatError``.
+
+    Fields of ``optional`` may be there too, and are checked where they are.
+    """
     if not isinstance(raw, dict):
         raise FormatError(
             f"{where}: must be a JSON object with the fields {', '.join(checks)}, got {type(raw).__name__}"
         )
+    known = {**checks, **(optional or {})}
     missing = [field for field in checks if field not in raw]
     if missing:
         raise FormatError(f"{where}: field {missing[0]!r} is missing; the fields are {', '.join(checks)}")
-    unknown = [field for field in raw if field not in checks]
+    unknown = [field for field in raw if field not in known]
     if unknown:
-        raise FormatError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(checks)}")
-    for field, check in checks.items():
-        problem = check(raw[field])
+        raise FormatError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+    for field, check in known.items():
+        problem = check(raw[field]) if field in raw else None
         if problem:
             shown = repr(raw[field])
             raise FormatError(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class Difference:
     Attributes:
         only_first, only_second: sources that one of them lacks.
         media: sources with other pixels or points.
-        annotations: sources with other objects, boxes or captions; the order of records does not count.
+        annotations: sources with other objects, boxes, captions or questions; the order of records does not count.
         equal: how many sources are the same in both.
     """
 
@@ -160,9 +159,10 @@ def _same_modality(one: ManifestReader, other: ManifestReader) -> None:
 
 
 def _digests(record: Record, stored: Stored) -> tuple[bytes, bytes]:
-    """Of the media, and of what is annotated, whatever the order of objects."""
-    said: dict[str, Any] = asdict(record)
-    said["objects"] = sorted(said["objects"], key=lambda item: str(item["object_id"]))
+    """Of the media, and of what is annotated, whatever the order of objects and questions."""
+    said = record.tree()
+    for name, key in (("objects", "object_id"), ("questions", "question_id")):
+        said[name] = sorted(said.get(name, ()), key=lambda item: str(item[key]))
     return _digest(stored.media), _digest(dumps(said).encode())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rb.core import strict_json as strict
 from rb.core.files import sha256
@@ -30,14 +31,18 @@ __all__ = [
     "MANIFEST_FILE",
     "MAX_RECORD_BYTES",
     "OBJECT_FIELDS",
+    "QUESTIONS",
+    "QUESTION_FIELDS",
     "RECORD_EXTENSION",
     "RECORD_FIELDS",
+    "RECORD_OPTIONS",
     "REJECTED_FILE",
     "FormatError",
     "IndexEntry",
     "Manifest",
     "ObjectAnnotation",
     "Prediction",
+    "Question",
     "Record",
     "Rejected",
     "ShardEntry",
@@ -51,6 +56,7 @@ __all__ = [
     "read_predictions",
     "read_rejected",
     "rejected_row",
+    "require_captions",
     "sample_id",
     "write_predictions",
 ]
@@ -60,6 +66,7 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.bin"
 REJECTED_FILE = "rejected.jsonl"
 RECORD_EXTENSION = "json"
+QUESTIONS = "questions"  # what the samples of a set are, where they are no captions
 # One record is one image or cloud, and is held twice for a moment (its bytes, its members).
 MAX_RECORD_BYTES = 100 << 20
 
@@ -74,6 +81,23 @@ class ObjectAnnotation:
 
 
 @dataclass(frozen=True)
+class Question:
+    """One question about a source.
+
+    Attributes:
+        question_id: the data set's own number, unique in it.
+        answers: one of each annotator, ten in VQAv2; none where they are not published.
+        question_type, answer_type: as the data set says them (``how many``, ``number``); none where it does not.
+    """
+
+    question_id: int
+    question: str
+    answers: list[str] = field(default_factory=list)
+    question_type: str | None = None
+    answer_type: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One source with everything said about it: ``KEY.json`` in a shard, beside the image or the points.
 
@@ -82,6 +106,8 @@ class Record:
             comes from, ``coco/139``): the model never takes one object for another's negative. No ``#``, no control characters.
         width, height: the stored image's size in pixels; 0 for point clouds.
         captions: of the whole source.
+        domain: the part of its set that a source belongs to, where scores of the parts are published too (nocaps: ``near-domain``).
+        questions: about the whole source; a record of questions has no captions and no objects.
     """
 
     source_id: str
@@ -91,15 +117,21 @@ class Record:
     height: int
     captions: list[str]
     objects: list[ObjectAnnotation] = field(default_factory=list)
+    domain: str | None = None
+    questions: list[Question] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
         return self.width, self.height
 
+    def tree(self) -> dict[str, Any]:
+        """The fields of ``KEY.json``; those that a record need not have are left out where they hold nothing."""
+        return {name: value for name, value in asdict(self).items() if name not in RECORD_OPTIONS or value}
+
     def to_json(self) -> bytes:
         """The bytes of ``KEY.json``: one line, fixed order of fields."""
-        return dumps(asdict(self)).encode()
+        return dumps(self.tree()).encode()
 
 
 @dataclass(frozen=True)
@@ -130,6 +162,7 @@ class Manifest:
         rejected: how many sources or objects were left out, by reason; the rows are in ``rejected.jsonl``.
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none where nobody said, as
             in sets without such images. Then it is not in the file.
+        sample_kind: ``questions`` where samples are questions; none, and not in the file, where they are captions.
     """
 
     format_version: int
@@ -141,10 +174,11 @@ class Manifest:
     shards: list[ShardEntry]
     index: IndexEntry
     exif: str | None = None
+    sample_kind: str | None = None
 
     def to_json(self) -> bytes:
         """The bytes of the file, indented for people."""
-        tree = {name: value for name, value in asdict(self).items() if name != "exif" or value is not None}
+        tree = {name: value for name, value in asdict(self).items() if name not in _OPTIONS or value is not None}
         return (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -168,6 +202,14 @@ RECORD_FIELDS: dict[str, strict.Check] = {
     "captions": strict.texts,
     "objects": strict.items,
 }
+RECORD_OPTIONS: dict[str, strict.Check] = {"domain": strict.name, "questions": strict.items}
+QUESTION_FIELDS: dict[str, strict.Check] = {
+    "question_id": strict.count,
+    "question": strict.text,
+    "answers": strict.texts,
+    "question_type": strict.or_none(strict.text),
+    "answer_type": strict.or_none(strict.text),
+}
 SHARD_FIELDS: dict[str, strict.Check] = {
     "file": strict.name,
     "bytes": strict.count,
@@ -184,9 +226,8 @@ _MANIFEST: dict[str, strict.Check] = {
     "rejected": strict.counts,
     "shards": strict.items,
     "index": strict.anything,
-    "exif": strict.name,
 }
-_MANIFEST_WITHOUT_EXIF = {name: check for name, check in _MANIFEST.items() if name != "exif"}
+_OPTIONS: dict[str, strict.Check] = {"exif": strict.name, "sample_kind": strict.name}
 _REJECTED: dict[str, strict.Check] = {
     "source": strict.text,
     "object_id": strict.or_none(strict.name),
@@ -197,11 +238,16 @@ _REJECTED: dict[str, strict.Check] = {
 
 def parse_record(data: bytes, where: str) -> Record:
     """``KEY.json`` to a ``Record``, its fields and types checked; ``check_record.py`` says whether it fits a modality."""
-    raw = dict(checked(parse(data, where), where, RECORD_FIELDS))
+    raw = dict(checked(parse(data, where), where, RECORD_FIELDS, RECORD_OPTIONS))
     raw["objects"] = [
         ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", OBJECT_FIELDS))
         for i, item in enumerate(raw["objects"])
     ]
+    if "questions" in raw:
+        raw["questions"] = [
+            Question(**checked(item, f"{where}: questions[{i}]", QUESTION_FIELDS))
+            for i, item in enumerate(raw["questions"])
+        ]
     return Record(**raw)
 
 
@@ -224,11 +270,11 @@ def read_manifest(path: Path) -> Manifest:
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """``read_manifest`` of bytes; ``where`` names the file in errors."""
-    found = parse(content, where)
-    fields = _MANIFEST if isinstance(found, dict) and "exif" in found else _MANIFEST_WITHOUT_EXIF
-    raw = dict(checked(found, where, fields))
+    raw = dict(checked(parse(content, where), where, _MANIFEST, _OPTIONS))
     if raw.get("exif") not in (None, *EXIF_CHOICES):
         raise FormatError(f"{where}: exif {raw['exif']!r} is not one of {', '.join(EXIF_CHOICES)}")
+    if raw.get("sample_kind") not in (None, QUESTIONS):
+        raise FormatError(f"{where}: sample_kind {raw['sample_kind']!r} is unknown; known: {QUESTIONS}")
     if raw["format_version"] != FORMAT_VERSION:
         raise FormatError(
             f"{where}: format_version {raw['format_version']} is not {FORMAT_VERSION}; make the shards again with this version"
@@ -246,6 +292,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         if Path(entry.file).name != entry.file or entry.file in (".", ".."):
             raise FormatError(f"{where}: file name {entry.file!r} must not leave the manifest's folder")
     return Manifest(**raw)
+
+
+def require_captions(manifest: Manifest, path: Path) -> None:
+    """``ValueError`` where the samples of the manifest at ``path`` are questions."""
+    if manifest.sample_kind == QUESTIONS:
+        raise ValueError(
+            f"{path}: its samples are questions, so there is no caption to train on, to validate or to predict; give a manifest of captions"
+        )
 
 
 def manifest_digest(content: bytes) -> str:

@@ -31,6 +31,7 @@ from rb.data.formats import (
     IndexEntry,
     Manifest,
     ObjectAnnotation,
+    Question,
     Record,
     find_manifest,
     manifest_digest,
@@ -53,7 +54,7 @@ class ShardCorruptionError(ValueError):
 
 
 class IndexBuilder:
-    """Collects what a scan of shards finds and writes the index. One sample per caption: of the source, or of each object."""
+    """Collects what a scan of shards finds and writes the index. One sample per caption or question of the source, or caption of each object."""
 
     def __init__(self, modality: str) -> None:
         self._regional = modality_spec(modality).regional
@@ -85,7 +86,7 @@ class IndexBuilder:
                     self._samples.extend((number, i, j))
             self.num_objects += len(record.objects)
         else:
-            for j in range(len(record.captions)):
+            for j in range(len(record.questions or record.captions)):
                 self._samples.extend((number, _WHOLE, j))
 
     def write(self, path: Path, num_shards: int) -> IndexEntry:
@@ -182,7 +183,7 @@ def index_again(path: Path, manifest: Manifest) -> str:
 class Loaded:
     """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension.
 
-    ``exif`` is as of `rb.sources.source.Stored`.
+    ``exif`` is as of `rb.sources.source.Stored`. Of a set of questions, ``question`` is this sample's, and ``caption`` its text.
     """
 
     record: Record
@@ -192,6 +193,7 @@ class Loaded:
     extension: str
     where: str
     exif: str | None = None
+    question: Question | None = None
 
     @property
     def id(self) -> str:
@@ -213,7 +215,7 @@ class ManifestReader:
     """Random access to the samples and the examples of one manifest.
 
     A sample is (record, object or none, caption), for training; an example is (record, object or none), for prediction, with all its
-    captions as references. Safe to use after a fork: reads name their place and share no file position.
+    captions as references. In a set of questions a sample is (record, question), an example a record with all its questions. Safe to use after a fork: reads name their place and share no file position.
 
     Raises:
         ValueError: at once, if a shard is missing or has another size, or the index does not fit.
@@ -259,13 +261,15 @@ class ManifestReader:
         record, media, extension, where = self._read(record_number)
         try:
             item = None if item_number == _WHOLE else record.objects[item_number]
-            caption = (record.captions if item is None else item.captions)[caption_number]
+            question = record.questions[caption_number] if record.questions else None
+            texts = record.captions if item is None else item.captions
+            caption = texts[caption_number] if question is None else question.question
         except IndexError:
             raise ShardCorruptionError(
                 f"{where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
                 f"make the index again: {index_again(self.path, self.manifest)}"
             ) from None
-        return Loaded(record, item, caption, media, extension, where, self.manifest.exif)
+        return Loaded(record, item, caption, media, extension, where, self.manifest.exif, question)
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""

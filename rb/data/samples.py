@@ -13,6 +13,7 @@ from typing import Any
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.core.text import clean_caption, one_line
+from rb.data.formats import require_captions
 from rb.data.index import Loaded, ManifestReader
 from rb.data.mirrors import NEVER, draw_mirror
 from rb.sources.source import Draws
@@ -110,6 +111,7 @@ def _box_of(loaded: Loaded) -> Sequence[float]:
 
 def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:
     """Whether a manifest can serve ``modality``: the same modality to train on; the same source, and boxes if regional, to predict."""
+    require_captions(reader.manifest, reader.path)
     own, asked = modality_spec(reader.manifest.modality), modality_spec(modality)
     fits = own.source == asked.source and (own.regional or not asked.regional) if predicting else own.name == asked.name
     if not fits:

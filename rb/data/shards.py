@@ -19,6 +19,7 @@ from rb.data.formats import (
     INDEX_FILE,
     MANIFEST_FILE,
     MAX_RECORD_BYTES,
+    QUESTIONS,
     FormatError,
     Manifest,
     Record,
@@ -49,6 +50,7 @@ class Collector:
         self.modality = modality
         self.exif = exif
         self.split = split
+        self.sample_kind: str | None = None  # said by the first record
         self.builder = IndexBuilder(modality)
         self.shards: list[ShardEntry] = []
         self._seen: set[int] = set()
@@ -66,6 +68,11 @@ class Collector:
         if record.split != self.split:
             raise FormatError(
                 f"{where}: split {record.split!r} in a set of {self.split!r}; one manifest holds one split"
+            )
+        kind = _kind(record)
+        if self._seen and kind != self.sample_kind:
+            raise FormatError(
+                f"{where}: a record of {kind or 'captions'} in a set of {self.sample_kind or 'captions'}; make two sets of them"
             )
         stored = Stored(media, record.size, where, self.exif)
         source.check(stored)
@@ -104,6 +111,8 @@ class Collector:
             raise FormatError(
                 f"{where}: source_id {record.source_id!r} comes twice; put everything said of a source into one record"
             )
+        if not self._seen:
+            self.sample_kind = _kind(record)
         self._seen.add(key)
 
     def checked(self, path: Path, workers: int) -> Iterator[FoundRecord]:
@@ -153,10 +162,24 @@ class Collector:
             "samples": self.builder.num_samples,
         }
         manifest = Manifest(
-            FORMAT_VERSION, name, self.modality, self.split, counts, rejected, self.shards, entry, self.exif
+            FORMAT_VERSION,
+            name,
+            self.modality,
+            self.split,
+            counts,
+            rejected,
+            self.shards,
+            entry,
+            self.exif,
+            self.sample_kind,
         )
         write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
+
+
+def _kind(record: Record) -> str | None:
+    """What a record's samples are, as ``Manifest.sample_kind``."""
+    return QUESTIONS if record.questions else None
 
 
 def adopt(

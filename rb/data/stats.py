@@ -1,6 +1,6 @@
 """What is in sets of shards, counted from every record: the columns of the paper's Table 3 and more. Used by ``rb data stats``.
 
-A word is what stands between white space, punctuation included. An object is a region with its box; a text is one caption.
+A word is what stands between white space, punctuation included. An object is a region with its box; a text is one caption, or question.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class SetStats:
         per_source: number of regions -> sources with so many.
         sizes: bin of ``region_limits`` of the source -> regions in it.
         rejected: what the converter left out, by reason.
+        questions: by the type of their answers, of which there are ``answers``.
+        domains: sources by theirs.
     """
 
     modality: str
@@ -44,6 +46,9 @@ class SetStats:
     per_source: Counter[int] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    questions: Counter[str] = field(default_factory=Counter)
+    answers: int = 0
+    domains: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Record, sizes: Sequence[float]) -> None:
         """One record; ``sizes`` of its regions, in the unit of its source."""
@@ -52,10 +57,15 @@ class SetStats:
         for item in record.objects if regional else ():
             self.objects.add(digest64(sample_id(record.source_id, item.object_id).encode()))
         texts = [text for item in record.objects for text in item.captions] if regional else record.captions
-        for text in texts:
+        for text in (asked.question for asked in record.questions) if record.questions else texts:
             words = text.split()
             self.lengths[len(words)] += 1
             self.vocabulary.update(word.lower() for word in words)
+        for asked in record.questions:
+            self.questions[asked.answer_type or "no type"] += 1
+            self.answers += len(asked.answers)
+        if record.domain:
+            self.domains[record.domain] += 1
         if regional:
             self.per_source[len(record.objects)] += 1
         limits = source_of(self.modality).region_limits
@@ -72,7 +82,13 @@ class SetStats:
             (self.sizes, other.sizes),
         ):
             mine.update(its)
-        self.rejected.update(other.rejected)
+        for names, others in (
+            (self.rejected, other.rejected),
+            (self.questions, other.questions),
+            (self.domains, other.domains),
+        ):
+            names.update(others)
+        self.answers += other.answers
 
     def numbers(self) -> dict[str, Any]:
         """The statistics, ready for JSON; entries that a modality does not have are left out."""
@@ -94,6 +110,11 @@ class SetStats:
             names = _bins(source.region_limits)
             regions = {name: self.sizes[i] for i, name in enumerate(names)}
             found["region sizes"] = {"unit": source.region_unit, "regions": regions}
+        if self.questions:
+            found["questions"] = dict(sorted(self.questions.items()))
+            found["answers"] = self.answers
+        if self.domains:
+            found["domains"] = dict(sorted(self.domains.items()))
         found["rejected"] = dict(sorted(self.rejected.items()))
         return found
 
@@ -165,9 +186,11 @@ def as_text(found: dict[str, Any]) -> str:
             total = sum(sizes["regions"].values())
             shares = ", ".join(f"{name}: {count / total:.1%}" for name, count in sizes["regions"].items())
             lines.append(f"{title}, regions by {sizes['unit']}: {shares}")
-        if one["rejected"]:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in one["rejected"].items())
-            lines.append(f"{title}, rejected: {reasons}")
+        for name in ("questions", "domains", "rejected"):
+            if one.get(name):
+                counts = ", ".join(f"{what} {count:,}" for what, count in one[name].items())
+                answers = f"; answers {one['answers']:,}" if name == "questions" else ""
+                lines.append(f"{title}, {name}: {counts}{answers}")
     return "\n".join(lines)
 
 

@@ -1,14 +1,15 @@
-"""``rb data show``: a page of a manifest's examples, each with its picture or cloud, its box, and all its captions.
+"""``rb data show``: a page of a manifest's examples, each with its picture or cloud, its box, and all its captions or questions.
 
 For looking at data before training on them. Every record shown is checked against its digest as it is when training reads it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rb.core.seeding import generator
-from rb.data.formats import find_manifest
+from rb.data.formats import Question, find_manifest
 from rb.data.index import ManifestReader
 from rb.drawing.cards import boxes_switch, caption_line, card
 from rb.drawing.page import Html, esc, facts, note, write_page
@@ -60,4 +61,11 @@ def _card(reader: ManifestReader, number: int) -> Html:
     box = loaded.item.box if loaded.item else None
     numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
     head = Html(f"<div>{caption_line(f'example {number}', numbers)}</div>")
-    return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, loaded.references, loaded.id)
+    texts = [_asked(item) for item in loaded.record.questions] or loaded.references
+    return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, texts, loaded.id)
+
+
+def _asked(item: Question) -> str:
+    """A question with its answers, the most frequent first."""
+    answers = ", ".join(f"{answer} ({count})" for answer, count in Counter(item.answers).most_common())
+    return f"{item.question} {answers}"

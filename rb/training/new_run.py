@@ -47,13 +47,14 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
     """
     from rb.checkpoints.export_folder import find_foundation
     from rb.core.modality import in_table_order
-    from rb.data.formats import find_manifest, read_manifest
+    from rb.data.formats import find_manifest, read_manifest, require_captions
     from rb.sources.table import source_of
 
     sets = []
     for path in data:
         file = find_manifest(path)
         about = read_manifest(file)
+        require_captions(about, file)
         sets.append(_Set(file.resolve(), about.modality, about.split, about.counts))
     train = [one for one in sets if one.split not in ("val", "test")]
     if not train:
