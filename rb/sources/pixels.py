@@ -14,6 +14,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -41,9 +43,7 @@ _SMALL_PIXELS, _PIXELS_PER_BYTE = 12_000_000, 50
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _CONVERTED = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)
-
-
-_PNG_STATES_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PNG_TEXTS_WITH_ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 class ImageError(FormatError):
@@ -64,10 +64,25 @@ def image_orientation(data: bytes, where: str) -> int:
 
     Reads the header alone, but a PNG that states one to its end, where it may stand.
     """
-    image = _open(data, where)
-    if image.format == "PNG" and not any(mark in data for mark in _PNG_STATES_ORIENTATION):
+    return _orientation(_open(data, where), io.BytesIO(data))
+
+
+def _orientation(image: Image.Image, stream: BinaryIO) -> int:
+    if image.format == "PNG" and not _png_states_orientation(stream):
         return UPRIGHT
     return orientation_of(image)
+
+
+def _png_states_orientation(stream: BinaryIO) -> bool:
+    """Whether a chunk of a PNG may state one; Pillow would decode all pixels to look for it. The stream stays where it is."""
+    before, place, found = stream.tell(), 8, False
+    while not found and stream.seek(place) == place and len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        text = stream.read(32) if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
+        found = kind == b"eXIf" or text.startswith(_PNG_TEXTS_WITH_ORIENTATION)
+        place += 12 + length
+    stream.seek(before)
+    return found
 
 
 def size_in_set(data: bytes, where: str, exif: str | None) -> tuple[int, int]:
@@ -79,8 +94,19 @@ def size_in_set(data: bytes, where: str, exif: str | None) -> tuple[int, int]:
     Raises:
         OrientationError: nobody said, and the image has an EXIF orientation.
     """
-    width, height = image_size(data, where)
-    orientation = image_orientation(data, where)
+    return _size_in_set(io.BytesIO(data), len(data), where, exif)
+
+
+def size_of_file(path: Path, exif: str | None) -> tuple[int, int]:
+    """``size_in_set`` of a file, of which only the header's bytes are read. ``OSError``: it cannot be read."""
+    with path.open("rb") as file:
+        return _size_in_set(file, path.stat().st_size, str(path), exif)
+
+
+def _size_in_set(stream: BinaryIO, length: int, where: str, exif: str | None) -> tuple[int, int]:
+    image = _open_stream(stream, length, where)
+    width, height = image.size
+    orientation = _orientation(image, stream)
     if orientation == UPRIGHT or exif == AS_STORED:
         return width, height
     if exif is None:
@@ -177,17 +203,24 @@ def _other_size(where: str, said: tuple[int, int], found: tuple[int, int]) -> st
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    if not data:
+    return _open_stream(io.BytesIO(data), len(data), where)
+
+
+def _open_stream(stream: BinaryIO, length: int, where: str) -> Image.Image:
+    """The image that begins at a stream's start, of which the header is read; ``length``: of the whole, in bytes."""
+    if not length:
         raise ImageError(f"{where}: the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of damaged EXIF, which viewers pass over too
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(stream, formats=_FORMATS)
     except UnidentifiedImageError:  # its text holds a memory address
-        other = stand_in(data)
+        stream.seek(0)
+        begin = stream.read(1024)
+        other = stand_in(begin)
         raise ImageError(
-            f"{where}: not a readable JPEG, PNG or WebP image; it starts with {data[:8]!r}{f': {other}' if other else ''}"
+            f"{where}: not a readable JPEG, PNG or WebP image; it starts with {begin[:8]!r}{f': {other}' if other else ''}"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{where}: not a readable JPEG, PNG or WebP image ({error})") from None
@@ -195,9 +228,9 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise ImageError(
             f"{where}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS} allowed; shrink the image"
         )
-    if image.width * image.height > max(_SMALL_PIXELS, _PIXELS_PER_BYTE * len(data)):
+    if image.width * image.height > max(_SMALL_PIXELS, _PIXELS_PER_BYTE * length):
         raise ImageError(
-            f"{where}: claims {image.width} x {image.height} pixels in {len(data):,} bytes, more than {_PIXELS_PER_BYTE} a byte; shrink the image"
+            f"{where}: claims {image.width} x {image.height} pixels in {length:,} bytes, more than {_PIXELS_PER_BYTE} a byte; shrink the image"
         )
     return image
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from rb.data.shard_writer import ShardWriter
 from rb.data.shards import adopt
 from rb.sources.pixels import (
     ImageError,
+    OrientationError,
     decode_image,
     decode_upright,
     image_orientation,
     image_size,
     orientation_of,
+    size_of_file,
     to_rgb,
     turned,
 )
@@ -186,6 +190,31 @@ def test_photos_are_turned_as_viewers_turn_them(orientation: int, kind: str, opt
     assert np.array_equal(np.asarray(upright), np.asarray(viewed))
     assert orientation_of(upright) == 1  # so nothing turns it a second time
     assert decode_image(data, "here").size == (24, 10)  # shards count pixels as stored
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_files_size_costs_its_header_only(tmp_path: Path, kind: str, orientation: int) -> None:
+    """Also where a PNG states an orientation behind its pixels, as ``exiftool`` adds it."""
+    data = sideways(orientation, kind)
+    if kind == "PNG":
+        plain = saved(photo(width=24, height=10), "PNG")
+        start = data.index(b"eXIf") - 4
+        chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+        data = plain[:-12] + chunk + plain[-12:]
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+    with path.open("r+b") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    assert size_of_file(path, "upright") == ((10, 24) if orientation == 6 else (24, 10))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert size_of_file(path, "stored") == (24, 10)
+    with (
+        contextlib.nullcontext() if orientation == 1 else pytest.raises(OrientationError, match=r"a\.bin: EXIF orient")
+    ):
+        size_of_file(path, None)
 
 
 @pytest.mark.parametrize(

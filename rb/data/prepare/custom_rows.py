@@ -12,7 +12,7 @@ from rb.core.seeding import uniform
 from rb.data.prepare.columns import PIXELS, SHARES, XYWH, XYXY, Columns, box_of, find_columns, meaning_of_boxes
 from rb.data.prepare.common import RejectedError, safe_path
 from rb.data.prepare.tables import READERS
-from rb.sources.pixels import ImageError, size_in_set
+from rb.sources.pixels import ImageError, size_of_file
 
 SPLITS = ("train", "val", "test")
 DEFAULT_MIN_POINTS = 64
@@ -152,8 +152,7 @@ def _with_sizes(found: Found, media: Path, exif: str | None) -> Iterator[tuple[l
     for files in found.splits.values():
         for file, items in files.items():
             try:
-                path = safe_path(media, file)
-                size = size_in_set(path.read_bytes(), str(path), exif)
+                size = size_of_file(safe_path(media, file), exif)
             except (RejectedError, OSError, ImageError):
                 continue
             for item in items:
