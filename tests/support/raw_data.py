@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from rb.cli import main as rb
-from rb.data.formats import read_rejected
+from rb.data.formats import Rejected, read_rejected
 from rb.data.prepare.common import Tally
 from rb.data.prepare.convert import Writing
 from rb.data.prepare.convert import convert as convert_plan
@@ -24,6 +24,10 @@ def found(out: Path):
 
 def reasons(out: Path) -> Counter:
     return Counter(row.reason for row in read_rejected(out / "rejected.jsonl"))
+
+
+def rejected_rows(out: Path) -> list[Rejected]:
+    return read_rejected(out / "rejected.jsonl")
 
 
 def jpeg(width=32, height=24, kind="JPEG") -> bytes:

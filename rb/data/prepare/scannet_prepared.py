@@ -65,6 +65,14 @@ def read_mmdetection3d_scene(folder: Path, scene_id: str, options: SceneOptions)
     return _labelled_scene(folder, scene_id, options, "aligned_bbox", matrix)
 
 
+def has_boxes(path: Path) -> bool:
+    """Whether ``path`` is a file of boxes with a box in it: the scripts leave an empty one, or none, for a test scene."""
+    try:
+        return len(parse_npy(_bytes(path, "", ""), (7, 8))) > 0
+    except (RejectedError, ValueError):
+        return False
+
+
 def _labelled_scene(
     folder: Path, scene_id: str, options: SceneOptions, boxes_file: str, matrix: NDArray[Any] | None
 ) -> Scene:

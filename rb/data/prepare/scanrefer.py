@@ -1,8 +1,8 @@
-"""ScanRefer's descriptions on its prepared ScanNet scenes to shards of point-cloud regions.
+"""ScanRefer's descriptions on ScanNet's scenes to shards of point-cloud regions.
 
 One record per scene, stored once with all its described objects. Points and boxes (min xyz, max xyz) are in the axis-aligned scene's
-metres; the cloud's frame is made when a sample is read. Only aligned files are used: boxes of a scene that is not aligned are not
-comparable. Source ids are ``scannet/<scene id>``, object ids ScanNet's objectId (from 0).
+metres; the cloud's frame is made when a sample is read. Source ids are ``scannet/<scene id>``, object ids ScanNet's objectId (from 0).
+Scenes are read by `scannet_layouts.py`, whatever layout their files have.
 """
 
 from __future__ import annotations
@@ -10,94 +10,175 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rb.core.boxes import cloud_box_problem, points_in_box
+from rb.core.boxes import cloud_box_problem
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.core.text import one_line
 from rb.data.formats import ObjectAnnotation, Record
-from rb.data.prepare.clouds import MAX_BYTES, parse_npy, usable_cloud
-from rb.data.prepare.common import (
-    Conversion,
-    Reason,
-    RejectedError,
-    find_raw,
-    objects_of,
-    read_file,
-    read_json,
-    require_raw,
-)
+from rb.data.prepare.common import Conversion, Reason, RejectedError, find_raw, objects_of, read_json
 from rb.data.prepare.plan import Plan, RawSet
+from rb.data.prepare.raw_text import read_text
+from rb.data.prepare.scannet_layouts import LAYOUTS, SCENES_LAYOUT, SceneFiles, find_scenes
+from rb.data.prepare.scenes import MAX_POINTS, Scene, SceneOptions, check_aligned, require_points
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
 DEFAULT_MIN_POINTS = 512  # Point-BERT's number of groups
-LAYOUT = """  RAW/ScanRefer_filtered_train.json, ScanRefer_filtered_val.json   or in RAW/data, as in ScanRefer's own repository
-  RAW/scannet_data/scene0000_00_aligned_vert.npy   float [N, 9]: x y z, r g b (0-255), normal; or RAW/data/scannet/scannet_data, --scenes DIR
-  RAW/scannet_data/scene0000_00_aligned_bbox.npy   float [K, 8]: centre, sizes, nyu40 id, objectId"""
-_JSON_PLACES = (".", "data", "ScanRefer", "data/ScanRefer")
-_SCENE_PLACES = ("data/scannet/scannet_data", "scannet_data", "scannet/scannet_data")
+LAYOUT = f"""  RAW/ScanRefer_filtered_train.json, ScanRefer_filtered_val.json   or ScanRefer_filtered.json with ScanRefer_filtered_train.txt, ...;
+                 in RAW, or in RAW/data as in ScanRefer's own repository
+{SCENES_LAYOUT}"""
+_PLACES = (".", "data", "ScanRefer", "data/ScanRefer")
 _FIELDS = frozenset({"scene_id", "object_id", "ann_id", "description"})
 _SCENE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """``points`` [N, 3 | 6] float32 and the boxes by objectId, as min xyz, max xyz."""
+class Descriptions:
+    """ScanRefer's annotation files in a raw folder."""
 
-    points: NDArray[np.float32]
-    boxes: dict[str, list[float]]
+    raw: Path
+
+    def files(self, split: str) -> list[Path]:
+        """The JSON of a split; or that of all splits, and the list of the split's scenes.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        own, whole, scenes = (
+            [f"{place}/ScanRefer_filtered{ending}" for place in _PLACES]
+            for ending in (f"_{split}.json", ".json", f"_{split}.txt")
+        )
+        if not any((self.raw / place).is_file() for place in own) and any((self.raw / p).is_file() for p in whole):
+            return [find_raw(self.raw, whole, LAYOUT), find_raw(self.raw, scenes, LAYOUT)]
+        return [find_raw(self.raw, own, LAYOUT)]
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose files are there; ``ValueError`` where there is none."""
+        found = tuple(split for split in SPLITS if self._has(split))
+        if not found:
+            self.files(SPLITS[0])  # its error names the files
+        return found
+
+    def _has(self, split: str) -> bool:
+        try:
+            return bool(self.files(split))
+        except ValueError:
+            return False
+
+    def rows(self, split: str, notes: Counter[str]) -> list[_Json]:
+        """The rows of a split, unchecked. ``ValueError`` where there is none."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        file, *lists = self.files(split)
+        rows = objects_of(read_json(file, _FIELDS, notes), str(file))
+        if lists:
+            scenes = set(read_text(lists[0], notes).split())
+            rows = [row for row in rows if row.get("scene_id") in scenes]
+        if not rows:
+            listed = f" of the scenes in {lists[0]}" if lists else ""
+            raise ValueError(f"{file}: holds no description{listed}")
+        return rows
+
+
+def require_objects(split: str, rows: Iterable[_Json], scenes: SceneFiles) -> None:
+    """``ValueError`` for the test split where no scene has objects; in other splits each scene is rejected by itself."""
+    if split == "test" and not any(scenes.has_objects(name) for name in scene_names(rows)):
+        raise ValueError(
+            f"split test: no scene in {scenes.folder} has objects, as ScanNet publishes none for its test scenes; regions need their boxes, "
+            "so convert val (ScanRefer's server scores test)"
+        )
+
+
+def scene_names(rows: Iterable[_Json]) -> list[str]:
+    """The scenes of rows that can name a file, each once."""
+    names = dict.fromkeys(str(row.get("scene_id")) for row in rows)
+    return [name for name in names if _SCENE.fullmatch(name)]
 
 
 def open_raw(
-    raw: Path, scenes: Path | None = None, colours: bool = False, min_points: int = DEFAULT_MIN_POINTS
+    raw: Path,
+    scenes: Path | None = None,
+    layout: str | None = None,
+    colours: bool = False,
+    min_points: int = DEFAULT_MIN_POINTS,
+    max_points: int = MAX_POINTS,
 ) -> RawSet:
-    """ScanRefer's files and the folder of scenes. An item is a description.
+    """ScanRefer's files and the scenes. An item is a description.
 
     Args:
-        scenes: the folder of the scenes' files, if not ``raw/scannet_data``.
+        scenes: the folder of the scenes' files, if it is none of the usual ones.
+        layout: one of `LAYOUTS`, if not the first that is there.
         colours: store [N, 6] with colours in [0, 1] instead of [N, 3].
         min_points: scenes of fewer points are rejected.
+        max_points: points to keep of a scene; 0 keeps all.
 
     Raises:
         ValueError: a raw file is missing.
     """
-    if min_points < 1:
-        raise ValueError(f"min_points must be at least 1, got {min_points}")
-    places = {split: [raw / place / f"ScanRefer_filtered_{split}.json" for place in _JSON_PLACES] for split in SPLITS}
-    files = {split: next((path for path in paths if path.is_file()), None) for split, paths in places.items()}
+    options = scene_options(colours, min_points, max_points)
+    texts = Descriptions(raw)
+    splits = texts.splits()
+    found = find_scenes(raw, scenes, layout, LAYOUT)
 
     def plan(split: str) -> Plan:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        file = find_raw(raw, [f"{place}/ScanRefer_filtered_{split}.json" for place in _JSON_PLACES], LAYOUT)
         notes: Counter[str] = Counter()
-        rows = objects_of(read_json(file, _FIELDS, notes), str(file))
-        if not rows:
-            raise ValueError(f"{file}: holds no description")
-        folder = require_raw(scenes, LAYOUT) if scenes else find_raw(raw, _SCENE_PLACES, LAYOUT)
+        rows = texts.rows(split, notes)
+        require_objects(split, rows, found)
         return Plan(
             NAME,
             POINT_CLOUD_REGION,
             split,
             "descriptions",
-            collect=lambda conversion: list(_by_scene(conversion, rows).items()),
-            read=lambda item: read_scene(folder, item[0], colours, min_points),
+            collect=lambda conversion: list(by_scene(conversion, rows).items()),
+            read=lambda item: read_scene(found, item[0], options),
             write=lambda conversion, item, scene: _write(conversion, item[0], item[1], scene, split),
             notes=notes,
         )
 
-    there = [path for path in files.values() if path]
-    return RawSet(tuple(split for split in SPLITS if files[split]), there, plan)
+    files = [file for split in splits for file in texts.files(split)]
+    return RawSet(
+        with_objects(splits, texts, found), [*files, *found.files], plan, f"scenes: {found.layout}, in {found.folder}"
+    )
 
 
-def _by_scene(conversion: Conversion, rows: list[_Json]) -> dict[str, list[_Json]]:
+def with_objects(splits: tuple[str, ...], texts: Descriptions, scenes: SceneFiles) -> tuple[str, ...]:
+    """The splits of which ``--split all`` makes folders: not ``test`` where no scene of it has objects."""
+    if "test" in splits and not any(scenes.has_objects(name) for name in scene_names(texts.rows("test", Counter()))):
+        return tuple(split for split in splits if split != "test")
+    return splits
+
+
+def scene_options(colours: bool, min_points: int, max_points: int) -> SceneOptions:
+    """The options of every scene, checked."""
+    if min_points < 1:
+        raise ValueError(f"min_points must be at least 1, got {min_points}")
+    if max_points and max_points < min_points:
+        raise ValueError(f"max_points must be 0 (all) or at least min_points {min_points}, got {max_points}")
+    return SceneOptions(colours, min_points, max_points)
+
+
+def read_scene(scenes: SceneFiles, scene_id: str, options: SceneOptions) -> Scene:
+    """A scene whose boxes and points fit each other.
+
+    Raises:
+        RejectedError: it cannot be used, or has no objects.
+    """
+    scene = scenes.read(scene_id, options)
+    if not scene.boxes:
+        raise RejectedError(
+            Reason.BOXES_MISSING,
+            f"{scene_id}: has no objects, as ScanNet's test scenes (layout {scenes.layout}, {scenes.folder})",
+        )
+    check_aligned(scene.points, scene.boxes, f"{scenes.folder}, {scene_id}")
+    return scene
+
+
+def by_scene(conversion: Conversion, rows: list[_Json]) -> dict[str, list[_Json]]:
     """The rows that name a scene, an object and a description, in the file's order."""
     by_scene: dict[str, list[_Json]] = {}
     seen: set[tuple[str, int, str]] = set()
@@ -127,73 +208,22 @@ def _by_scene(conversion: Conversion, rows: list[_Json]) -> dict[str, list[_Json
     return by_scene
 
 
-def read_scene(folder: Path, scene_id: str, colours: bool, min_points: int) -> Scene:
-    """The aligned points and boxes of a scene.
-
-    Raises:
-        RejectedError: not aligned, a file is missing or unreadable, points that cannot be used.
-    """
-    files = {kind: folder / f"{scene_id}_aligned_{kind}.npy" for kind in ("vert", "bbox")}
-    for kind, path in files.items():
-        if not path.is_file() and (folder / f"{scene_id}_{kind}.npy").is_file():
-            raise RejectedError(
-                Reason.SCENE_NOT_ALIGNED,
-                f"{path} is missing, there is only {scene_id}_{kind}.npy; prepare the scene with its axisAlignment",
-            )
-    vertices = _read_array(files["vert"], 9, Reason.POINTS_MISSING, Reason.POINTS_UNREADABLE)
-    points = usable_cloud(vertices[:, : 6 if colours else 3], str(files["vert"]), min_points)
-    rows = _read_array(files["bbox"], 8, Reason.BOXES_MISSING, Reason.BOXES_UNREADABLE).astype(np.float64)
-    boxes: dict[str, list[float]] = {}
-    for row in rows:
-        if not np.isfinite(row[7]) or row[7] != int(row[7]) or str(int(row[7])) in boxes:
-            raise RejectedError(
-                Reason.BOXES_UNREADABLE, f"{files['bbox']}: objectId {row[7]} is no whole number, or comes twice"
-            )
-        boxes[str(int(row[7]))] = [*(row[:3] - row[3:6] / 2).tolist(), *(row[:3] + row[3:6] / 2).tolist()]
-    _check_aligned(points, boxes, str(files["bbox"]))
-    return Scene(points, boxes)
-
-
-def _read_array(path: Path, columns: int, missing: str, unreadable: str) -> NDArray[Any]:
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise RejectedError(unreadable, f"{path}: more than {MAX_BYTES:,} bytes")
-    data = read_file(path, missing)
-    try:
-        return parse_npy(data, (columns,))
-    except ValueError as error:
-        raise RejectedError(unreadable, f"{path}: {error}") from None
-
-
-def _box(scene: Scene, row: _Json) -> list[float]:
+def box_of(scene: Scene, row: _Json) -> list[float]:
     """The box of the object that ``row`` describes."""
     box = scene.boxes.get(row["object_id"])
     if box is None:
-        raise RejectedError(
-            Reason.UNKNOWN_OBJECT, f"{row['where']}: the scene has no such object among its {len(scene.boxes)} boxes"
+        kind = scene.left_out.get(row["object_id"])
+        why = (
+            f"the object is {kind}; as in ScanRefer's preparation, walls, floors, ceilings and objects without a class have no box"
+            if kind
+            else f"the scene has no such object among its {len(scene.boxes)} boxes"
         )
+        raise RejectedError(Reason.UNKNOWN_OBJECT, f"{row['where']}: {why}")
     problem = cloud_box_problem(box)
     if problem:
         raise RejectedError(problem, f"{row['where']}: box {box} has no volume, or numbers that are not finite")
-    if not points_in_box(scene.points, box):
-        low, high = scene.points[:, :3].min(0), scene.points[:, :3].max(0)
-        outside = (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any()
-        raise RejectedError(
-            Reason.BOX_OUTSIDE_CLOUD if outside else Reason.BOX_WITHOUT_POINTS,
-            f"{row['where']}: box {box} {'lies outside' if outside else 'holds none of'} the points; is it from the scene unaligned?",
-        )
+    require_points(scene.points, box, row["where"])
     return box
-
-
-def _check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], where: str) -> None:
-    """``RejectedError`` where most boxes hold no point, as boxes of the unaligned scene do; the rest hold points by chance only."""
-    real = [box for box in boxes.values() if cloud_box_problem(box) is None]
-    without = sum(not points_in_box(points, box) for box in real)
-    if without > 1 and 2 * without > len(real):
-        raise RejectedError(
-            Reason.SCENE_NOT_ALIGNED,
-            f"{where}: {without} of {len(real)} boxes hold none of the scene's points, so boxes and points are not in the same coordinate "
-            "frame; prepare both with the scene's axisAlignment",
-        )
 
 
 def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scene | RejectedError, split: str) -> None:
@@ -207,7 +237,7 @@ def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scen
         try:
             if isinstance(scene, RejectedError):
                 raise scene
-            box = _box(scene, row)
+            box = box_of(scene, row)
             texts = conversion.captions(source, [row["description"]], row["object_id"])
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, row["object_id"])
@@ -218,6 +248,7 @@ def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scen
         return
     record = Record(source, NAME, split, 0, 0, [], list(objects.values()))
     conversion.writer.write(record, encode_points(scene.points), EXTENSION)
+    conversion.tally.notes.update(scene.notes)
     conversion.tally.notes["scenes"] += 1
     conversion.tally.notes["objects"] += len(objects)
     conversion.keep(used, used)
@@ -225,7 +256,14 @@ def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scen
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare scanrefer``."""
-    parser.add_argument("--scenes", type=Path, help="the folder of the scenes' files (default: RAW/scannet_data)")
+    parser.add_argument(
+        "--scenes", type=Path, help="the folder of the scenes' files (default: the first of the folders above)"
+    )
+    parser.add_argument(
+        "--layout", choices=tuple(LAYOUTS), help="the scenes' layout (default: the first above that is there)"
+    )
     parser.add_argument("--colours", action="store_true", help="store colours too, for an encoder of 6 channels")
     less = f"reject scenes of fewer points (default: {DEFAULT_MIN_POINTS:,})"
     parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
+    most = f"points to keep of a larger scene, the same ones each time; 0 keeps all (default: {MAX_POINTS:,}, as ScanRefer's script)"
+    parser.add_argument("--max-points", type=int, default=MAX_POINTS, help=most)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core import seeding
+from rb.core.boxes import cloud_box_problem, points_in_box
 from rb.data.prepare.clouds import usable_cloud
 from rb.data.prepare.common import Reason, RejectedError
 
@@ -94,3 +95,26 @@ def thinned(points: NDArray[np.float32], scene_id: str, most: int) -> NDArray[np
         return points
     kept = seeding.generator("points of a scene", scene_id).choice(len(points), most, replace=False)
     return points[np.sort(kept)]
+
+
+def require_points(points: NDArray[np.float32], box: list[float], where: str) -> None:
+    """``RejectedError`` unless a box holds one of the points."""
+    if not points_in_box(points, box):
+        low, high = points[:, :3].min(0), points[:, :3].max(0)
+        outside = (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any()
+        raise RejectedError(
+            Reason.BOX_OUTSIDE_CLOUD if outside else Reason.BOX_WITHOUT_POINTS,
+            f"{where}: box {box} {'lies outside' if outside else 'holds none of'} the points; is it from the scene unaligned?",
+        )
+
+
+def check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], where: str) -> None:
+    """``RejectedError`` where most boxes hold no point, as boxes of the unaligned scene do; the rest hold points by chance only."""
+    real = [box for box in boxes.values() if cloud_box_problem(box) is None]
+    without = sum(not points_in_box(points, box) for box in real)
+    if without > 1 and 2 * without > len(real):
+        raise RejectedError(
+            Reason.SCENE_NOT_ALIGNED,
+            f"{where}: {without} of {len(real)} boxes hold none of the scene's points, so boxes and points are not in the same coordinate "
+            "frame; prepare both with the scene's axisAlignment",
+        )
