@@ -61,6 +61,7 @@ setup(
         "clouds": ["plyfile>=1.1,<2", "pypcd4>=1.5,<2"],  # rb caption scan.ply, scan.pcd
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
+            'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13
             "hypothesis>=6.100",
             "mypy>=1.15",
             "ninja",

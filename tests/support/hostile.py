@@ -203,6 +203,29 @@ def altered(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     return bytes(out[: 1 << 20])
 
 
+def taken(kind: str, file: str, reader: Read, folder: Path, data: bytes) -> bool:
+    """Whether the reader takes ``data`` as a file of its kind, or refuses it with a line.
+
+    Raises:
+        AssertionError: it raised another error than a line for the user, or one that does not name its file; ``data`` is kept.
+    """
+    path = folder / file
+    path.write_bytes(data)
+    try:
+        reader(path)
+        return True
+    except (ValueError, RejectedError) as error:
+        message = str(error)
+        assert file in message or "manifest" in message or "set/" in message, (kind, message[:300])
+        assert "\n" not in message, (kind, message[:300])
+        assert len(message) < 4000, (kind, message[:300])
+        return False
+    except BaseException as error:
+        kept = Path(tempfile.gettempdir()) / f"rb-hostile-{kind.replace(' ', '-')}"
+        kept.write_bytes(data)
+        raise AssertionError(f"{kind}: {type(error).__name__} in place of a line, by {kept}: {error}") from error
+
+
 def run(cases: int, seconds: float, seed: int) -> dict[str, Any]:
     """At least ``cases`` files of every kind, and more until ``seconds`` are over.
 
@@ -223,23 +246,8 @@ def run(cases: int, seconds: float, seed: int) -> dict[str, Any]:
             until = time.monotonic() + seconds / len(table)
             while count < cases or time.monotonic() < until:
                 data = sound[count] if count < len(sound) else altered(rng.choice(sound), sound, rng)
-                path = folder / file
-                path.write_bytes(data)
                 began = time.process_time()
-                try:
-                    reader(path)
-                except (ValueError, RejectedError) as error:
-                    refused += 1
-                    message = str(error)
-                    assert file in message or "manifest" in message or "set/" in message, (kind, message[:300])
-                    assert "\n" not in message, (kind, message[:300])
-                    assert len(message) < 4000, (kind, message[:300])
-                except BaseException as error:
-                    kept = Path(tempfile.gettempdir()) / f"rb-hostile-{kind.replace(' ', '-')}"
-                    kept.write_bytes(data)
-                    raise AssertionError(
-                        f"{kind}: {type(error).__name__} in place of a line, by {kept}: {error}"
-                    ) from error
+                refused += not taken(kind, file, reader, folder, data)
                 slowest = max(slowest, time.process_time() - began)
                 count += 1
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
