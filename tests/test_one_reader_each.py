@@ -24,7 +24,8 @@ READERS = {
     "safetensors.numpy.load_file": None,
     "torch.load": "rb/core/torch_files.py",
     "tarfile.open": "rb/data/tars.py",
-    "zipfile.ZipFile": ("rb/sources/cloud_arrays.py", "rb/core/torch_files.py"),  # npz; a look at torch's zip
+    # npz; a look at torch's zip; clouds as they are shipped
+    "zipfile.ZipFile": ("rb/sources/cloud_arrays.py", "rb/core/torch_files.py", "rb/data/prepare/cloud_zips.py"),
     "numpy.load": None,
     "numpy.loadtxt": "rb/sources/cloud_files.py",  # .xyz
     "numpy.genfromtxt": None,
@@ -36,6 +37,7 @@ READERS = {
     "pickle.loads": None,
     "pickle.Unpickler": None,
     "pickle._Unpickler": "rb/data/prepare/safe_pickle.py",
+    "pickletools.genops": ("rb/core/torch_files.py", "rb/data/prepare/array_pickle.py"),
     "csv.reader": ("rb/data/prepare/cap3d.py", "rb/data/prepare/tables.py"),  # Cap3D's; one's own tables
     "pyarrow.parquet.ParquetFile": "rb/data/prepare/tables.py",
     "pyarrow.parquet.read_table": None,

@@ -14,6 +14,7 @@ import resource
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ from rb.core.run_file import load_run
 from rb.core.strict_json import parse_lines, read
 from rb.data.formats import parse_record, read_manifest
 from rb.data.index import ManifestReader
+from rb.data.prepare.array_pickle import ArrayPickle
 from rb.data.prepare.cap3d import read_captions
+from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.clouds import parse_npy_labels, read_cloud
 from rb.data.prepare.common import Reason, RejectedError, read_json
 from rb.data.prepare.safe_pickle import load_plain_pickle
@@ -106,6 +109,27 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         except ValueError as error:
             raise RejectedError(Reason.BOXES_UNREADABLE, f"{path}: {error}") from None
 
+    def zipped(path: Path) -> None:
+        clouds = CloudZips([path], {"a", "b"}, (".npy", ".ply"))
+        for uid in ("a", "b"):
+            try:
+                clouds.read(uid, 1 << 20)
+            except (ValueError, KeyError) as error:
+                raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
+
+    def arrays(path: Path) -> None:
+        found = ArrayPickle(path)
+        for row in found.rows:
+            for stored in row:
+                try:
+                    found.read(stored)
+                except ValueError as error:
+                    raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: {error}") from None
+
+    clouds_zip = io.BytesIO()
+    with zipfile.ZipFile(clouds_zip, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("clouds/a.npy", encode_points(points))
+        archive.writestr("clouds/b.ply", b"ply\nformat ascii 1.0\n")
     whole = io.BytesIO()
     np.save(whole, np.arange(40, dtype=np.uint32))
     groups = [{"id": k, "objectId": k, "segments": [k, k + 9], "label": "chair"} for k in range(3)]
@@ -155,6 +179,12 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "index": ("index.bin", index_of_a_set, [index]),
         "safetensors": ("a.safetensors", lambda p: (read_headers(p), read_tensors(p)), [save_tensors(tensors)]),
         "torch": ("a.pth", lambda p: (read_headers(p), read_tensors(p)), [torch_file.getvalue(), old_file.getvalue()]),
+        "pickle of arrays": (
+            "a.dat",
+            arrays,
+            [pickle.dumps([[points] * 2, [np.arange(1)]], protocol=n) for n in (2, 3, 4)],
+        ),
+        "zip of clouds": ("a.zip", zipped, [clouds_zip.getvalue()]),
         "pickle": ("a.p", load_plain_pickle, [pickle.dumps(refs, protocol=n) for n in range(5)]),
         "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
         "pt": ("a.pt", lambda p: read_cloud(p, 1), [tensor_file.getvalue()]),
