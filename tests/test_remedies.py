@@ -83,8 +83,9 @@ def test_every_printed_option_exists() -> None:
     assert [line for line in wrong if "gpu_check" not in line] == []  # it has a parser that no command shows
 
 
-# Rooms whose messages are all tested; the others are being done.
-ROOMS = ("rb/core/",)
+# Rooms whose messages are not all tested yet.
+TO_DO = """rb/ablate rb/api rb/bench rb/checkpoints rb/cli.py rb/data/prepare rb/evaluation rb/exporting rb/gpu_check rb/inference rb/model
+rb/pages rb/tracking rb/train rb/toy launch""".split()  # noqa: SIM905
 # Remedies that cannot be run where tests run, and why.
 NOT_RUN = {
     "was built without CUDA: install a build with it": "installs a torch with CUDA from an index",
@@ -99,7 +100,7 @@ def test_every_remedy_is_run_or_listed() -> None:
         if "tests.support.remedies import" in path.read_text(encoding="utf-8"):
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     known = {the_message(piece).text for piece in (*COVERED, *NOT_RUN, *STATEMENTS)}  # also: none is out of date
-    forgotten = [f"{m.place}: {m.text}" for m in remedies() if m.text not in known and m.place.startswith(ROOMS)]
+    forgotten = [f"{m.place}: {m.text}" for m in remedies() if m.text not in known and not m.place.startswith(tuple(TO_DO))]
     assert not forgotten, (
         "these messages tell the user to do something, but no test does it: "
         + "\n".join(["", *forgotten, ""])

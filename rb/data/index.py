@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rb.core.files import digest64, file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
-from rb.core.strict_json import read_bytes
+from rb.core.strict_json import FormatError, read_bytes
 from rb.data.formats import (
     MAX_RECORD_BYTES,
     IndexEntry,
@@ -134,9 +134,7 @@ class Index:
         if magic != _MAGIC or (num_shards, num_records, num_samples, starts[3]) != counted:
             raise ValueError(f"{file}: does not fit {path} (another version or another folder's index); {remedy}")
         if not num_samples:
-            raise ValueError(
-                f"{path}: holds no sample; check what {path.parent / 'rejected.jsonl'} says was left out, and why"
-            )
+            raise ValueError(f"{path}: holds no sample; make the set again with `rb prepare`")
         records, samples, ids = (content[a:b] for a, b in itertools.pairwise(starts))
         index = cls(records.view(_RECORDS), samples.view(_SAMPLES), ids)
         wrong = index.problem(manifest) if verify else None
@@ -310,7 +308,12 @@ class ManifestReader:
                 f"{where}: {problem}; bring the shard back, or make it again with `rb prepare` "
                 f"(`rb data verify {self.path.parent}` checks all)"
             )
-        record, media, extension = split_members(data, where)
+        try:
+            record, media, extension = split_members(data, where)
+        except FormatError as error:
+            raise ShardCorruptionError(
+                f"{error}; make the index again: {index_again(self.path, self.manifest)}"
+            ) from None
         return record, media, extension, where
 
     def _descriptor(self, shard: int, file: Path) -> int:

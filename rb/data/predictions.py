@@ -105,7 +105,9 @@ def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
         return rows, {}
     meta = read(meta_path)
     if not isinstance(meta, dict):
-        raise FormatError(f"{meta_path}: must be a JSON object; predict again, or delete it if you do not have it")
+        raise FormatError(
+            f"{meta_path}: must be a JSON object; predict again, or delete it to score the rows without it"
+        )
     _compare_with_meta(path, data, [row.id for row in rows], meta)
     return rows, meta
 

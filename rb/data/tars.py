@@ -149,9 +149,7 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
             raise FormatError(f"{where}: has two members {extension!r}")
         members[extension] = data[member.offset_data : member.offset_data + member.size]
     if len(keys) != 1:
-        raise FormatError(
-            f"{where}: holds {len(keys)} keys, a record has one; make the index again (`rb data index --help`)"
-        )
+        raise FormatError(f"{where}: holds {len(keys)} keys, a record has one")
     media = [extension for extension in members if extension != RECORD_EXTENSION]
     allowed = media_extensions()
     if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in allowed:

@@ -69,10 +69,10 @@ def read_cloud(path: Path, most_bytes: int = MAX_BYTES) -> CloudFile:
     """
     _reader(path.suffix, str(path))
     size = path.stat().st_size
-    if not 0 < size <= most_bytes:
-        raise PointsError(
-            f"{path}: has {size} bytes; it must hold something, and at most {most_bytes} bytes: thin the cloud"
-        )
+    if not size:
+        raise PointsError(f"{path}: the file is empty; save it again")
+    if size > most_bytes:
+        raise PointsError(f"{path}: has {size:,} bytes, more than {most_bytes:,}; thin the cloud")
     return parse_cloud(path.read_bytes(), path.suffix, str(path), most_bytes)
 
 

@@ -196,7 +196,7 @@ class PointTransform:
         """
         if points.shape[1] < self.num_channels:
             raise PointsError(
-                f"{where}: the point encoder reads colours, but the cloud has none; use one with 3 channels"
+                f"{where}: the point encoder reads colours, but the cloud has none; use a point encoder with 3 channels"
             )
         centre, radius = cloud_frame(points, where)
         metres = box is not None and self.frame == "metres"
@@ -238,7 +238,8 @@ class PointTransform:
             return np.sort(generator("points", *key).choice(available, wanted, replace=False))
         if not self.allow_few_points:
             raise PointsError(
-                f"{where}: {available} points, fewer than num_points {wanted}; reject such clouds when preparing, or lower it"
+                f"{where}: {available} points, fewer than the {wanted} that the model reads; reject such clouds when preparing, "
+                "or lower model.num_points (of scenes: model.num_scene_points)"
             )
         extra = generator("points", *key).integers(0, available, wanted - available)
         return np.concatenate([np.arange(available), extra])

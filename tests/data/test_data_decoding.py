@@ -84,7 +84,7 @@ def test_prediction_draws_the_same_points_every_time_and_training_does_not() -> 
 
 
 def test_too_few_points_or_colours_are_errors() -> None:
-    with pytest.raises(PointsError, match="here: 20 points, fewer than num_points 30"):
+    with pytest.raises(PointsError, match="here: 20 points, fewer than the 30 that the model reads"):
         PointTransform(30)(cloud(0, 20), None, "here", ())
     filled = PointTransform(30, allow_few_points=True)(cloud(0, 20), None, "here", ())[0]
     assert len({tuple(row) for row in filled.tolist()}) == 20

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from rb.data import loading
 from rb.data.loading import Batches, LoaderError, num_bytes
 from tests.support.processes import start_function
+from tests.support.remedies import Said, remedy
 
 CANNOT_MOUNT = 77
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x00020000, 0x4000, 1 << 18
@@ -47,8 +48,8 @@ class Items(Dataset[Item]):
         return Item(torch.full((900_000,), item, dtype=torch.uint8), [(torch.zeros(100_000, dtype=torch.uint8), "x")])
 
 
-def with_small_shm(kilobytes: int) -> None:
-    """In a process with a /dev/shm so small: read six batches with two loader processes, then say how it went."""
+def with_small_shm(kilobytes: int, workers: int = 2) -> None:
+    """In a process with a /dev/shm so small: read six batches with so many loader processes, then say how it went."""
     libc = ctypes.CDLL(None, use_errno=True)
     if (
         libc.unshare(CLONE_NEWNS) != 0
@@ -57,7 +58,7 @@ def with_small_shm(kilobytes: int) -> None:
     ):
         os._exit(CANNOT_MOUNT)
     try:
-        for batch in Batches(Items(), range(6), 2, False, 60):
+        for batch in Batches(Items(), range(6), workers, False, 60):
             print("batch", int(batch.inputs[0]), flush=True)
     except LoaderError as error:
         print(f"error: {error}", flush=True)
@@ -65,16 +66,26 @@ def with_small_shm(kilobytes: int) -> None:
 
 
 @pytest.mark.dist
-def test_a_small_shared_memory_is_an_error_with_the_remedy() -> None:
+@remedy("found no room in shared memory ({}): {}; {}")
+def test_a_small_shared_memory_is_an_error_with_the_remedy():
     """Docker's default is 64 MB; here 64 kB, which no batch fits into. Before, the trainer waited for ever."""
-    started = start_function(with_small_shm, 64)
-    if started.wait() == CANNOT_MOUNT:
-        pytest.skip("this user may not mount")
-    output = started.output()
-    assert "error: a batch of 1.0 MB found no room in shared memory" in output
-    assert "of 0.1 MB free; give the container more" in output
-    assert "docker run --shm-size=8g" in output
-    assert "Traceback" not in output
+    workers = [2]
+
+    def read() -> str:
+        started = start_function(with_small_shm, 64, workers[0])
+        if started.wait() == CANNOT_MOUNT:
+            pytest.skip("this user may not mount")
+        return started.output()
+
+    def follow(said: Said) -> None:
+        assert "error: a batch of 1.0 MB found no room in shared memory" in said
+        assert "of 0.1 MB free; give the container more" in said
+        assert "docker run --shm-size=8g" in said
+        assert "use fewer loader processes (data.num_workers, --workers)" in said
+        assert "Traceback" not in said
+        workers[0] = 0
+
+    return read, follow
 
 
 def test_a_process_that_stalls_or_dies_is_named_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
