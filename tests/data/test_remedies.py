@@ -1,4 +1,4 @@
-"""What the messages of rb/data advise helps: sets of shards, their index, tars of others. test_remedies_of_jobs.py has the rest."""
+"""What the messages of rb/data advise helps: sets of shards, their index, tars of others. test_remedies_of_records.py and test_remedies_of_jobs.py have the rest."""
 
 from __future__ import annotations
 
@@ -14,64 +14,19 @@ from pathlib import Path
 import pytest
 
 from rb.core.files import file_sha256
-from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD
+from rb.core.locks import FileLock
+from rb.core.modality import IMAGE
 from rb.data import index as index_file
 from rb.data import shards, tars
-from rb.data.check_record import check_record
-from rb.data.compare_sets import difference
-from rb.data.formats import ObjectAnnotation, Record, read_manifest
+from rb.data.formats import read_manifest
 from rb.data.index import IndexBuilder, ManifestReader
-from rb.data.samples import check_fits
-from rb.data.shards import ShardWriter, adopt, verify_shards
-from rb.data.shuffled_boxes import shuffle_boxes
+from rb.data.shard_writer import ShardWriter
+from rb.data.shards import adopt, verify_shards
 from rb.data.tars import scan_shard
 from tests.data.test_hostile_shards import HEADER, RECORD
 from tests.data.test_packed_tars import packed, unpacked
 from tests.support.remedies import Said, covers, helps, ran, remedy
 from tests.support.small_data import media, record, write_set
-
-REGION = record(IMAGE_REGION, 0)
-OBJECT = REGION.objects[0]
-PLAIN = record(IMAGE, 2)
-
-
-def changed(item: Record | ObjectAnnotation, **values: object):
-    return dataclasses.replace(item, **values)
-
-
-# Message -> (record of regions or of whole images, the record as the message wants it; none where it is rejected).
-RECORDS = {
-    "is used twice in this record; put its captions together": (
-        changed(REGION, objects=[OBJECT, OBJECT]),
-        changed(REGION, objects=[changed(OBJECT, captions=OBJECT.captions * 2)]),
-    ),
-    "box {}: {}; clip it, or reject the object": (
-        changed(REGION, objects=[changed(OBJECT, box=[2.0, 1.0, 30.0, 8.0])]),
-        changed(REGION, objects=[changed(OBJECT, box=[2.0, 1.0, 20.0, 8.0])]),
-    ),
-    "or none at all; reject the object": (
-        changed(REGION, objects=[OBJECT, changed(OBJECT, object_id="2", captions=[])]),
-        REGION,
-    ),
-    "(or nan, None, null, N/A); leave it out": (changed(PLAIN, captions=[*PLAIN.captions, "nan"]), PLAIN),
-    "no object, so nothing to train {} on; reject the source": (changed(REGION, objects=[]), None),
-    "no caption, so nothing to train {} on; reject the source": (changed(PLAIN, captions=[]), None),
-}
-
-
-@pytest.mark.parametrize("says", covers(RECORDS))
-def test_a_record_is_corrected_as_it_is_said(says: str) -> None:
-    given, corrected = [RECORDS[says][0]], RECORDS[says][1]
-
-    def check() -> None:
-        for one in given:
-            check_record(one, IMAGE_REGION if "region" in one.source_id else IMAGE, "here")
-
-    def follow(_: Said) -> None:
-        given.clear()
-        given.extend([] if corrected is None else [corrected])
-
-    helps(says, check, follow)
 
 
 @pytest.fixture
@@ -316,24 +271,27 @@ def test_a_record_that_is_too_large(tmp_path: Path, says: str, monkeypatch) -> N
     helps(says, write if "has at most" in says else read, lambda _: image.append(image.pop()[:-4096]))
 
 
-@remedy("comes twice; put everything said of a source into one record")
-def test_a_source_of_two_records(tmp_path: Path):
-    told = [changed(PLAIN, captions=[caption]) for caption in PLAIN.captions]
-
-    def write() -> None:
-        with ShardWriter(tmp_path / "set", "small", IMAGE, "train") as writer:
-            for one in told:
-                writer.write(one, *media(IMAGE, 2))
-
-    return write, lambda _: told.__setitem__(slice(None), [PLAIN])
-
-
 @remedy("cannot name a file; use letters, digits and hyphens")
 def test_a_name_that_is_a_path(tmp_path: Path):
     name = ["a/b"]
     return lambda: ShardWriter(tmp_path / "set", name[0], IMAGE, "train"), lambda _: name.append(
         name.pop().replace("/", "-")
     )
+
+
+@pytest.mark.parametrize("way", ["wait", "choose"])
+@pytest.mark.parametrize("says", covers(["is writing it; wait for it, or choose another folder"]))
+def test_a_set_that_another_process_writes(tmp_path: Path, says: str, way: str) -> None:
+    other = FileLock(tmp_path / ".set.lock")
+    assert other.acquire()
+    name = ["set"]
+
+    def write() -> None:
+        with ShardWriter(tmp_path / name[0], "small", IMAGE, "train") as writer:
+            writer.write(record(IMAGE, 0), *media(IMAGE, 0))
+
+    helps(says, write, lambda _: other.release() if way == "wait" else name.append(name.pop() + "2"))
+    other.release()
 
 
 @pytest.mark.parametrize("way", ["choose", "remove"])
@@ -358,26 +316,3 @@ def test_a_folder_that_is_not_empty(tmp_path: Path, says: str, way: str) -> None
             out.append(out.pop().with_name("another"))
 
     helps(says, lambda: ShardWriter(out[0], "a", IMAGE, "train", overwrite="overwritten" in says), follow)
-
-
-@remedy("give two sets of one modality")
-def test_sets_of_two_modalities(small: Path, tmp_path: Path):
-    write_set(tmp_path / "clouds", POINT_CLOUD, 2)
-    write_set(tmp_path / "images", IMAGE, 2)
-    other = ["clouds"]
-    return lambda: difference(small, tmp_path / other[0]), lambda _: other.append(other.pop() and "images")
-
-
-@remedy("which cannot serve {}; give a manifest prepared for {}")
-def test_a_set_of_another_modality(small: Path, tmp_path: Path):
-    sets = {IMAGE_REGION: small}
-    write_set(tmp_path / "regions", IMAGE_REGION, 2)
-    follow = lambda said: sets.update({said.found(r"prepared for (\w+)"): tmp_path / "regions"})  # noqa: E731
-    return lambda: check_fits(ManifestReader(sets[IMAGE_REGION]), IMAGE_REGION, True), follow
-
-
-@remedy("so there are no boxes to shuffle; give regions")
-def test_boxes_of_whole_images(small: Path, tmp_path: Path):
-    folder = [small]
-    write_set(tmp_path / "regions", IMAGE_REGION, 4)
-    return lambda: shuffle_boxes(ManifestReader(folder[0])), lambda _: folder.append(folder.pop().with_name("regions"))
