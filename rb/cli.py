@@ -161,6 +161,8 @@ def _check_known(words: Sequence[str]) -> None:
     """``ValueError`` with the nearest name where ``words`` begin with no command and no group."""
     rows = [command.name.split() for command in COMMANDS]
     for depth, word in enumerate(words[:2]):
+        if word.startswith("-"):
+            return
         known = list(dict.fromkeys(row[depth] for row in rows if row[:depth] == list(words[:depth]) and row[depth:]))
         if known and word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -55,6 +55,15 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert "--quiet" in shown
 
 
+@pytest.mark.parametrize("group", sorted({name.split()[0] for name in NAMES if " " in name}))
+def test_every_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `rb GROUP --help`, which the error about an unknown command names."""
+    with pytest.raises(SystemExit, match="0"):
+        rb([group, "--help"])
+    shown = capsys.readouterr().out
+    assert all(name.split()[1] in shown for name in NAMES if name.split()[0] == group)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         rb(["--version"])
