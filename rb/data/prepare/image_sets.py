@@ -26,9 +26,13 @@ class ImageFile:
     parts: tuple[object, ...]
     size: tuple[int, int] | None = None
 
+    def path(self) -> Path:
+        """Where the file is. ``RejectedError``: outside of ``root``."""
+        return safe_path(self.root, *self.parts)
+
     def read(self, exif: str | None) -> CheckedImage:
         """The image. ``RejectedError``: missing, unreadable, of another size."""
-        image = read_image(safe_path(self.root, *self.parts), exif)
+        image = read_image(self.path(), exif)
         if self.size is not None and (image.width, image.height) != self.size:
             raise RejectedError(
                 Reason.IMAGE_SIZE_MISMATCH,

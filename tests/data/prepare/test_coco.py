@@ -111,7 +111,8 @@ def test_coco_wrong_files_are_clear_errors(tmp_path):
     for text, message in (
         ("{", "not valid JSON"),
         ("[" * 200_000, "not valid JSON"),
-        ("[]", "field 'images'"),
+        ("[]", "its first row is no image with a caption"),
+        ("{}", "field 'images' is missing"),
         ('{"images": 3}', "must be a list"),
     ):
         (raw / "dataset_coco.json").write_text(text)
