@@ -62,6 +62,12 @@ def numbers(value: object) -> str | None:
     return None if good else "must be a list of numbers"
 
 
+def share(value: object) -> str | None:
+    """A number from 0 to 1."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return None if good else "must be a number from 0 to 1"
+
+
 def counts(value: object) -> str | None:
     """Names to whole numbers."""
     return (

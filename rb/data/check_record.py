@@ -7,7 +7,7 @@ from dataclasses import asdict
 from rb.core.modality import modality_spec
 from rb.core.strict_json import FormatError, checked
 from rb.core.text import is_caption
-from rb.data.formats import OBJECT_FIELDS, QUESTION_FIELDS, RECORD_FIELDS, RECORD_OPTIONS, Record
+from rb.data.formats import OBJECT_FIELDS, OBJECT_OPTIONS, QUESTION_FIELDS, RECORD_FIELDS, RECORD_OPTIONS, Record
 from rb.sources.table import source_of
 
 
@@ -30,7 +30,7 @@ def check_record(record: Record, modality: str, where: str) -> None:
     seen: set[str] = set()
     for i, item in enumerate(record.objects):
         place = f"{where}: objects[{i}]"
-        checked(asdict(item), place, OBJECT_FIELDS)
+        checked(item.tree(), place, OBJECT_FIELDS, OBJECT_OPTIONS)
         if item.object_id in seen:
             raise FormatError(
                 f"{place}: object_id {item.object_id!r} is used twice in this record; put its captions together"

@@ -31,6 +31,7 @@ __all__ = [
     "MANIFEST_FILE",
     "MAX_RECORD_BYTES",
     "OBJECT_FIELDS",
+    "OBJECT_OPTIONS",
     "QUESTIONS",
     "QUESTION_FIELDS",
     "RECORD_EXTENSION",
@@ -73,11 +74,21 @@ MAX_RECORD_BYTES = 100 << 20
 
 @dataclass(frozen=True)
 class ObjectAnnotation:
-    """One region of a source. ``box``: pixels xyxy (images) or min xyz, max xyz in the cloud's own units."""
+    """One region of a source.
+
+    Attributes:
+        box: pixels xyxy (images) or min xyz, max xyz in the cloud's own units.
+        iou: of a box that a detector proposed, with the box of the object whose captions it has (`rb prepare scan2cap`).
+    """
 
     object_id: str
     box: list[float]
     captions: list[str]
+    iou: float | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """The fields in ``KEY.json``, as of `Record.tree`."""
+        return {name: value for name, value in asdict(self).items() if name not in OBJECT_OPTIONS or value is not None}
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,8 @@ class Record:
 
     def tree(self) -> dict[str, Any]:
         """The fields of ``KEY.json``; those that a record need not have are left out where they hold nothing."""
-        return {name: value for name, value in asdict(self).items() if name not in RECORD_OPTIONS or value}
+        tree = asdict(self) | {"objects": [item.tree() for item in self.objects]}
+        return {name: value for name, value in tree.items() if name not in RECORD_OPTIONS or value}
 
     def to_json(self) -> bytes:
         """The bytes of ``KEY.json``: one line, fixed order of fields."""
@@ -193,6 +205,7 @@ class Rejected:
 
 
 OBJECT_FIELDS: dict[str, strict.Check] = {"object_id": strict.name, "box": strict.numbers, "captions": strict.texts}
+OBJECT_OPTIONS: dict[str, strict.Check] = {"iou": strict.share}
 RECORD_FIELDS: dict[str, strict.Check] = {
     "source_id": strict.name,
     "dataset": strict.name,
@@ -240,7 +253,7 @@ def parse_record(data: bytes, where: str) -> Record:
     """``KEY.json`` to a ``Record``, its fields and types checked; ``check_record.py`` says whether it fits a modality."""
     raw = dict(checked(parse(data, where), where, RECORD_FIELDS, RECORD_OPTIONS))
     raw["objects"] = [
-        ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", OBJECT_FIELDS))
+        ObjectAnnotation(**checked(item, f"{where}: objects[{i}]", OBJECT_FIELDS, OBJECT_OPTIONS))
         for i, item in enumerate(raw["objects"])
     ]
     if "questions" in raw:

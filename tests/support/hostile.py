@@ -37,6 +37,7 @@ from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.clouds import parse_npy_labels, read_cloud
 from rb.data.prepare.common import Reason, RejectedError, read_json
+from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.prepare.scannet_files import read_objects, read_segments
 from rb.data.prepare.tables import read_csv, read_parquet
@@ -192,6 +193,11 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "labels": ("a.npy", labels, [whole.getvalue()]),
         "objects of a scan": ("a.aggregation.json", lambda p: read_objects(p.parent, "a"), [groups_file]),
         "segments of a scan": ("a.segs.json", lambda p: read_segments(p, 9), [b'{"segIndices": [1,2,3,4,5,5,5,8,9]}']),
+        "proposals": (
+            "a.json",
+            lambda p: read_proposals(p, "minmax", Counter()),
+            [b'{"scene0000_00": [{"box": [0,0,0,1,2,3.5], "caption": "a chair"}, [1,1,1,2,2,2]]}'],
+        ),
         "points": ("a.npy", lambda p: decode_points(p.read_bytes(), str(p)), [encode_points(points)]),
         "table": (
             "a.csv",

@@ -43,6 +43,9 @@ DATASETS: dict[str, Dataset] = {
         "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"
     ),
     "scanrefer": Dataset("ScanRefer on ScanNet: regions of scenes, with 3D boxes", "rb.data.prepare.scanrefer"),
+    "scan2cap": Dataset(
+        "ScanRefer's descriptions on boxes that a detector proposes, for prediction", "rb.data.prepare.scan2cap"
+    ),
     "custom": Dataset("your own images or clouds, with captions in a table", "rb.data.prepare.custom", raw=False),
 }
 

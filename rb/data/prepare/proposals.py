@@ -1,0 +1,122 @@
+"""Boxes that a detector proposes in scenes: the file, and which described object each is taken for.
+
+A file is JSON: scene id to a list of boxes, each an object with ``box`` (or ``bbox``) and anything else beside it (``caption``, ``obj_prob``,
+``sem_prob``: the predictions that Scan2Cap's benchmark, Vote2Cap-DETR and D3Net write), or the numbers alone. A box is eight corners
+[8, 3], or six numbers. All are in the axis-aligned scene's metres.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from rb.core.boxes import cloud_box_problem
+from rb.core.strict_json import parse_foreign
+from rb.data.prepare.raw_text import read_text
+
+BOX_FORMS = ("minmax", "centre_size")
+MATCHES = ("one_to_one", "nearest")
+_MOST = 4096  # boxes of a scene; detectors give some hundreds
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The usable ``boxes`` [P, 6] of a scene, min xyz, max xyz; and what is wrong with the others, by their number in the file."""
+
+    boxes: NDArray[np.float64]
+    wrong: Mapping[int, str] = field(default_factory=dict)
+
+
+def read_proposals(path: Path, form: str, notes: Counter[str]) -> dict[str, Proposals]:
+    """Scene id to its proposals.
+
+    Args:
+        form: what six numbers mean: ``minmax`` (min xyz, max xyz) or ``centre_size`` (centre, sizes).
+
+    Raises:
+        ValueError: the file is none of this kind.
+    """
+    content = parse_foreign(read_text(path, notes), str(path), remedy="write it again")
+    if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
+        raise ValueError(f"{path}: must be an object of scene ids, each with a list of boxes")
+    return {name.removeprefix("scannet/"): _proposals(rows, form) for name, rows in content.items()}
+
+
+def _proposals(rows: Sequence[Any], form: str) -> Proposals:
+    boxes: list[list[float]] = []
+    wrong: dict[int, str] = {}
+    for number, row in enumerate(rows):
+        try:
+            if number >= _MOST:
+                raise ValueError(f"a scene has at most {_MOST:,} boxes")
+            boxes.append(_box(row, form))
+        except ValueError as error:
+            wrong[number] = str(error)
+    return Proposals(np.array(boxes, dtype=np.float64).reshape(-1, 6), wrong)
+
+
+def _box(row: Any, form: str) -> list[float]:
+    """Min xyz, max xyz of one entry; ``ValueError`` says what is wrong."""
+    value = (row.get("box") or row.get("bbox")) if isinstance(row, dict) else row
+    try:
+        numbers = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty(0)
+    if numbers.shape == (8, 3):
+        box = [*numbers.min(0).tolist(), *numbers.max(0).tolist()]
+    elif numbers.shape == (6,) and form == "centre_size":
+        box = [*(numbers[:3] - numbers[3:] / 2).tolist(), *(numbers[:3] + numbers[3:] / 2).tolist()]
+    elif numbers.shape == (6,):
+        box = numbers.tolist()
+    else:
+        raise ValueError(f"must be eight corners [8, 3] or six numbers, got {value!r:.80}")
+    if cloud_box_problem(box):
+        hint = "; are its numbers centre and sizes (--box-form centre_size)?" if form == "minmax" else ""
+        raise ValueError(f"box {box} has no volume, or numbers that are not finite{hint}")
+    return box
+
+
+def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU and generalised IoU (arXiv 1902.09630) of axis-aligned boxes [P, 6] and [G, 6]: each [P, G]."""
+    one, other = a[:, None], b[None]
+    inner = np.clip(np.minimum(one[..., 3:], other[..., 3:]) - np.maximum(one[..., :3], other[..., :3]), 0, None).prod(
+        -1
+    )
+    hull = (np.maximum(one[..., 3:], other[..., 3:]) - np.minimum(one[..., :3], other[..., :3])).prod(-1)
+    volumes = (one[..., 3:] - one[..., :3]).prod(-1) + (other[..., 3:] - other[..., :3]).prod(-1) - inner
+    iou = inner / volumes
+    return iou, iou - (hull - volumes) / hull
+
+
+def matched(
+    proposals: NDArray[np.float64], boxes: Mapping[str, Sequence[float]], described: Sequence[str], how: str
+) -> dict[str, tuple[int, float]]:
+    """Described object to (number of its proposal, their IoU); an object without an overlapping one is not there.
+
+    Args:
+        proposals: [P, 6].
+        boxes: of all objects of the scene, by id.
+        described: the objects to find.
+        how: ``one_to_one``: the assignment of proposals to described objects with the largest sum of generalised IoU, as Scan2Cap's benchmark
+            does; ``nearest``: each proposal goes to the object, described or not, that it overlaps most, and each object takes the best of
+            its proposals, as the code of Scan2Cap's and Vote2Cap-DETR's papers does.
+    """
+    names = list(described) if how == "one_to_one" else list(boxes)
+    if not len(proposals) or not names:
+        return {}
+    iou, generalised = overlaps(proposals, np.array([boxes[name] for name in names], dtype=np.float64))
+    if how == "one_to_one":
+        pairs = list(zip(*linear_sum_assignment(-generalised), strict=True))
+    else:
+        nearest = iou.argmax(1)
+        pairs = [(int(np.where(nearest == k, iou[:, k], -1).argmax()), k) for k in range(len(names))]
+        pairs = [(p, k) for p, k in pairs if nearest[p] == k]
+    found = {names[k]: (int(p), float(iou[p, k])) for p, k in pairs if iou[p, k] > 0}
+    return {name: found[name] for name in described if name in found}
