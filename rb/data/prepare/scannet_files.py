@@ -96,7 +96,7 @@ def read_scan(folder: Path, scene_id: str, labels: Mapping[str, int], options: S
             left_out[str(object_id)] = f"{label!r:.80}, NYU40 class {labels.get(label, 0)}"
         elif object_id in hulls:
             boxes[str(object_id)] = hulls[object_id]
-    return Scene(thinned(points, scene_id, options.max_points), boxes, left_out, notes)
+    return Scene(thinned(points, scene_id, options.max_points, boxes), boxes, left_out, notes)
 
 
 def _vertices(path: Path) -> NDArray[np.float32]:

@@ -50,7 +50,7 @@ def read_scanrefer_scene(folder: Path, scene_id: str, options: SceneOptions) -> 
                 Reason.BOXES_UNREADABLE, f"{files['bbox']}: objectId {row[7]} is no whole number, or comes twice"
             )
         boxes[str(int(row[7]))] = _corners(row)
-    return Scene(thinned(points, scene_id, options.max_points), boxes)
+    return Scene(thinned(points, scene_id, options.max_points, boxes), boxes)
 
 
 def read_votenet_scene(folder: Path, scene_id: str, options: SceneOptions) -> Scene:
@@ -105,7 +105,9 @@ def _labelled_scene(
             "same coordinate frame, or of two preparations; prepare the scene again",
         )
     made = len(boxes) - (len(rows) - lost)
-    return Scene(thinned(points, scene_id, options.max_points), boxes, left_out, Counter({HULLS: made}) if made else {})
+    return Scene(
+        thinned(points, scene_id, options.max_points, boxes), boxes, left_out, Counter({HULLS: made}) if made else {}
+    )
 
 
 def _corners(row: NDArray[np.float64]) -> list[float]:

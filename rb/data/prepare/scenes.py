@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rb.core import seeding
 from rb.core.boxes import cloud_box_problem, points_in_box
+from rb.core.point_draws import with_boxes
 from rb.data.prepare.clouds import usable_cloud
 from rb.data.prepare.common import Reason, RejectedError
 
@@ -89,12 +90,14 @@ def cloud_of_scene(columns: NDArray[np.floating], where: str, options: SceneOpti
     return usable_cloud(columns[:, : 6 if options.colours else 3], where, options.min_points)
 
 
-def thinned(points: NDArray[np.float32], scene_id: str, most: int) -> NDArray[np.float32]:
-    """At most ``most`` points (0: all) in their order, drawn by a key: the same ones in every preparation."""
+def thinned(
+    points: NDArray[np.float32], scene_id: str, most: int, boxes: Mapping[str, list[float]]
+) -> NDArray[np.float32]:
+    """``most`` points (0: all) in their order, drawn by a key: the same ones in every preparation. No box that holds points loses all."""
     if not most or len(points) <= most:
         return points
-    kept = seeding.generator("points of a scene", scene_id).choice(len(points), most, replace=False)
-    return points[np.sort(kept)]
+    kept = np.sort(seeding.generator("points of a scene", scene_id).choice(len(points), most, replace=False))
+    return points[with_boxes(kept, points, list(boxes.values()), (scene_id,))]
 
 
 def require_points(points: NDArray[np.float32], box: list[float], where: str) -> None:

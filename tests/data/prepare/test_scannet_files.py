@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rb.core.boxes import points_in_box
 from rb.data.prepare.common import RejectedError
 from rb.data.prepare.scannet_files import read_label_map, read_scan
 from rb.data.prepare.scenes import UNALIGNED, Scene, SceneOptions
@@ -81,6 +82,9 @@ def test_fewer_points_are_the_same_ones_each_time_and_boxes_stay_whole(folder: P
     assert (len(whole.points), len(some.points)) == (len(scan.xyz), 200)
     np.testing.assert_array_equal(some.points, again.points)
     assert some.boxes == whole.boxes
+    few = scene(folder.parent, max_points=12)
+    assert len(few.points) == 12
+    assert all(points_in_box(few.points, box) for box in whole.boxes.values())
     rows = {tuple(row) for row in whole.points.tolist()}
     assert all(tuple(row) in rows for row in some.points.tolist())
 
