@@ -38,6 +38,7 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "coco": Dataset("COCO captions, Karpathy's split: whole images", "rb.data.prepare.coco"),
+    "nocaps": Dataset("nocaps captions with domains: whole images", "rb.data.prepare.nocaps"),
     "refcoco": Dataset("RefCOCO, RefCOCO+, RefCOCOg: regions of images", "rb.data.prepare.refcoco"),
     "objaverse": Dataset(
         "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"

@@ -43,10 +43,11 @@ class ImageFile:
 
 @dataclass
 class CaptionedImage:
-    """One item of a set of whole images."""
+    """One item of a set of whole images. ``domain``: as of `rb.data.formats.Record`."""
 
     file: ImageFile
     captions: Sequence[object]
+    domain: str | None = None
 
 
 @dataclass
@@ -83,7 +84,7 @@ def write_captions(
     except RejectedError as error:
         conversion.reject(source, error.reason, error.detail)
         return
-    record = Record(source, dataset, split, image.width, image.height, captions)
+    record = Record(source, dataset, split, image.width, image.height, captions, domain=item.domain)
     conversion.writer.write(record, image.data, image.extension)
     conversion.keep(1, len(captions))
 
