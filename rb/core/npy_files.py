@@ -51,7 +51,7 @@ def npy_array(data: bytes) -> NDArray[Any]:
     stream = io.BytesIO(data)
     shape, fortran, dtype = read_npy_header(stream)
     if dtype.kind not in "fiu":
-        raise ValueError(f"must be numbers, got {dtype} {list(shape)}; save them by numpy.save")
+        raise ValueError(f"must be numbers, got {dtype} {list(shape)}")
     start = stream.tell()
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(

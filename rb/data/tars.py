@@ -77,17 +77,26 @@ def split_key(name: str, where: str) -> tuple[str, str]:
     return str(path.parent / base), extension.lower()
 
 
-def _checked_member(member: tarfile.TarInfo, where: str) -> tuple[str, str] | None:
-    """Key and extension of a file that belongs to a record; none for what packing adds and WebDataset skips too.
-
-    That is: folders, macOS's own files (``._NAME``, ``.DS_Store``, ``__MACOSX``), WebDataset's ``__NAME__``.
-    """
+def packed_along(member: tarfile.TarInfo) -> bool:
+    """Whether a member is what packing adds and WebDataset skips too: folders, macOS's own files, WebDataset's ``__NAME__``."""
     path = PurePosixPath(member.name)
-    junk = path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
-    if member.isdir() or junk or (path.name.startswith("__") and path.name.endswith("__")):
+    own = path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
+    return member.isdir() or own or (path.name.startswith("__") and path.name.endswith("__"))
+
+
+def other_kind(member: tarfile.TarInfo) -> str | None:
+    """What a member is in place of a plain file, such as a link; none where it is one."""
+    if member.sparse is not None:
+        return "a sparse file"
+    return None if member.isreg() else _KINDS.get(member.type, f"of type {member.type!r}")
+
+
+def _checked_member(member: tarfile.TarInfo, where: str) -> tuple[str, str] | None:
+    """Key and extension of a file that belongs to a record; none for what packing adds."""
+    if packed_along(member):
         return None
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        kind = "a sparse file" if member.sparse is not None else _KINDS.get(member.type, f"of type {member.type!r}")
+    kind = other_kind(member)
+    if kind is not None:
         raise FormatError(
             f"{where}: member {member.name!r} is not a plain file but {kind}; pack the shard again "
             "(`tar --dereference --hard-dereference` stores what links lead to)"
@@ -112,12 +121,11 @@ class _Headers:
         return data
 
 
-def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Every member of a tar with its key and extension, in order; reads headers only.
+def tar_headers(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
+    """Every member of a tar, in order; reads headers only.
 
     Raises:
-        FormatError: no plain tar, headers that lie (sizes, chains, ranges that do not follow each other), a member that `split_key` or
-            `_checked_member` refuses.
+        FormatError: no plain tar, headers that lie (sizes, chains, ranges that do not follow each other).
     """
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
@@ -128,15 +136,26 @@ def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str,
                 behind = tar.offset
                 # tarfile keeps every header it saw; a shard may hold a hundred thousand.
                 tar.members = []
-                found = _checked_member(member, where)
-                if found is not None:
-                    yield member, *found
+                yield member
     except FormatError:
         raise
     except _DAMAGE as error:
         raise FormatError(
             f"{where}: not a plain, complete tar ({str(error) or type(error).__name__}); compressed tars must be unpacked first"
         ) from None
+
+
+def behind(member: tarfile.TarInfo) -> int:
+    """The first byte behind a member's blocks."""
+    return member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """Every member of a shard with its key and extension. ``FormatError`` as of ``tar_headers``, ``split_key`` and ``_checked_member``."""
+    for member in tar_headers(file, where):
+        found = _checked_member(member, where)
+        if found is not None:
+            yield member, *found
 
 
 def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
@@ -220,8 +239,7 @@ def _key_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
             if current is not None:
                 yield current, start, end
             current, start = key, member.offset
-        blocks = -(-member.size // tarfile.BLOCKSIZE)
-        end = member.offset_data + blocks * tarfile.BLOCKSIZE
+        end = behind(member)
     if current is None:
         raise FormatError(f"{where}: holds no record")
     yield current, start, end

@@ -12,6 +12,7 @@ import pickle
 import random
 import resource
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -37,6 +38,7 @@ from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.clouds import parse_npy_labels, read_cloud
 from rb.data.prepare.common import Reason, RejectedError, read_json
+from rb.data.prepare.custom_tars import columns_of_tars, find_samples, read_sample
 from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.prepare.scannet_files import read_objects, read_segments
@@ -154,6 +156,25 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
             (target / name).write_bytes(content)
         whole_set(path)
 
+    own_tar = io.BytesIO()
+    with tarfile.open(fileobj=own_tar, mode="w") as tar:
+        for key in "ab":
+            for extension, data in (("jpg", images[0]), ("json", b'{"caption": "a cat"}'), ("txt", b"a cat")):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+    def samples_of_tar(path: Path) -> None:
+        found = find_samples([path], {"val": 0.5})
+        if found.bad:
+            raise ValueError(": ".join(found.bad[0]))
+        columns, _ = columns_of_tars(found, {}, str(path))
+        for places in found.splits.values():
+            for place in places:
+                sample = read_sample(place, columns, None)
+                if isinstance(sample.image, RejectedError):
+                    raise ValueError(f"{path}: {sample.image}")
+
     return {
         "JSON": ("a.json", read, [manifest, record]),
         "JSON of others": (
@@ -177,6 +198,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "journal": ("journal.jsonl", lambda p: metric_points(p, on_bad=lambda _: None), [row * 3]),
         "YAML": ("a.yaml", load_run, [run]),
         "tar": ("a.tar", lambda p: list(scan_shard(p)), [shard, *TARS.values()]),
+        "own tar": ("a.tar", samples_of_tar, [own_tar.getvalue(), *TARS.values()]),
         "index": ("index.bin", index_of_a_set, [index]),
         "safetensors": ("a.safetensors", lambda p: (read_headers(p), read_tensors(p)), [save_tensors(tensors)]),
         "torch": ("a.pth", lambda p: (read_headers(p), read_tensors(p)), [torch_file.getvalue(), old_file.getvalue()]),

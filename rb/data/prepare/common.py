@@ -244,10 +244,14 @@ def read_image(path: Path, exif: str | None = None) -> CheckedImage:
     Raises:
         RejectedError: it is missing, cannot be decoded, or has an EXIF orientation of which ``exif`` says nothing.
     """
-    data = read_file(path, Reason.IMAGE_MISSING)
+    return check_image(read_file(path, Reason.IMAGE_MISSING), str(path), exif)
+
+
+def check_image(data: bytes, where: str, exif: str | None = None) -> CheckedImage:
+    """As ``read_image``, for the bytes of an image file."""
     try:
-        decode_image(data, str(path))
-        width, height = size_in_set(data, str(path), exif)
+        decode_image(data, where)
+        width, height = size_in_set(data, where, exif)
     except OrientationError as error:
         raise RejectedError(Reason.EXIF_ORIENTATION, str(error)) from None
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""One's own data: a table of captions (and boxes) beside a folder of images or clouds, to shards, one folder for each split.
+"""One's own data, to shards, one folder for each split: a table of captions (and boxes) beside a folder of images or clouds, or tars of both.
 
 Columns and the form of boxes are guessed and shown, or told. What can be read in two ways is refused, not guessed.
 """
@@ -7,48 +7,29 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rb.core.boxes import clip_xyxy, cloud_box_problem, image_box_problem, points_in_box
-from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
-from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.clouds import read_cloud
-from rb.data.prepare.columns import (
-    PIXELS,
-    XYXY,
-    in_pixels,
-)
-from rb.data.prepare.common import (
-    CheckedImage,
-    Conversion,
-    Reason,
-    RejectedError,
-    add_exif,
-    read_image,
-    safe_path,
-)
-from rb.data.prepare.custom_rows import (
-    DEFAULT_MIN_POINTS,
-    FORMS,
-    MOST_BAD,
-    SPLITS,
-    Item,
-    Request,
-    meaning,
-    named,
-    read_rows,
-)
+from rb.data.prepare.columns import PIXELS, SHARES
+from rb.data.prepare.common import Conversion, RejectedError, add_exif, read_image, safe_path
+from rb.data.prepare.custom_records import SPLITS, Item, Meaning, Records, first_notes
+from rb.data.prepare.custom_rows import FORMS, Request, meaning, named, read_rows
+from rb.data.prepare.custom_tars import Place, Sample, columns_of_tars, find_samples, find_tars, read_sample
 from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.tables import READERS
 from rb.sources.cloud_arrays import MAX_BYTES
 
+DEFAULT_MIN_POINTS = 64
+MOST_BAD = 0.1  # share of bad rows with which a conversion still ends well
 LAYOUT = """  --csv FILE (a header line; also TSV), --jsonl FILE, --json-list FILE, --coco FILE or --parquet FILE: one row a caption, with
       a column for the file's name in --images or --clouds and one for the caption; for regions a box too; object and split may be there
   --images DIR   .jpg, .png, .webp; boxes are x1, y1, x2, y2 or x, y, width, height, in pixels or in shares of the image's size
-  --clouds DIR   .ply, .pcd, .xyz, .npy, .npz, .pt: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units"""
+  --clouds DIR   .ply, .pcd, .xyz, .npy, .npz, .pt: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units
+  --tars 'DIR/*.tar'   in place of both: KEY.jpg (.png, .webp) with KEY.txt, KEY.json or both, as img2dataset packs them; the caption is
+      the text, or a field of the JSON: --column caption=FIELD; boxes: --column box=FIELD with --boxes, one box or a list of them"""
 
 
 def open_raw(  # noqa: PLR0913 (a parameter for each option)
@@ -57,6 +38,7 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
     json_list: Path | None = None,
     coco: Path | None = None,
     parquet: Path | None = None,
+    tars: Sequence[str] | None = None,
     images: Path | None = None,
     clouds: Path | None = None,
     name: str | None = None,
@@ -69,11 +51,12 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
     exif: str | None = None,
     out: Path = Path("custom"),
 ) -> RawSet:
-    """A table and a folder of images or clouds. An item is a row; every split that is found is made.
+    """A table and a folder of images or clouds, or tars. Every split that is found is made.
 
     Args:
-        csv, jsonl, json_list, coco, parquet: the table, one of them.
-        images, clouds: the folder, one of them.
+        csv, jsonl, json_list, coco, parquet: the table, one of them; or
+        tars: files, folders or patterns.
+        images, clouds: the folder of a table's files, one of them.
         name: of the set, and the first part of source ids; default: the name of ``out``.
         column: ``FIELD=NAME`` where the guess is wrong.
         boxes: one of ``FORMS``; none to find out.
@@ -86,170 +69,124 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
         ValueError: a column that cannot be found, boxes that can be read in two ways.
     """
     tables = {"csv": csv, "jsonl": jsonl, "json-list": json_list, "coco": coco, "parquet": parquet}
-    kind, table = next((kind, path) for kind, path in tables.items() if path is not None)
     media = images or clouds
-    assert media is not None
     shares = {split: share for split, share in (("val", val), ("test", test)) if share}
     if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
         raise ValueError(
             f"--val and --test: {', '.join(map(str, shares.values()))}: shares of the files, less than 1 together"
         )
     told = dict(pair.partition("=")[::2] for pair in column)
-    name = name or out.resolve().name
-    ask = Request(table, kind, media, clouds is not None, out, name, told, boxes, shares, most_bad, min_points, exif)
-    if not media.is_dir():
-        raise ValueError(f"{media}: is no folder; give the folder of the {'clouds' if ask.clouds else 'images'}")
-    if not table.is_file():
-        raise ValueError(f"{table}: not found")
+    records = partial(Records, name or out.resolve().name, out=out, most_bad=most_bad)
+    if tars is not None:
+        if media is not None:
+            raise ValueError(f"--tars: the images are in the tars; leave out --images and --clouds ({media})")
+        return _open_tars(tars, told, boxes, shares, exif, records)
+    if media is None:
+        raise ValueError("--images or --clouds: name the folder of the files that the table's rows name")
+    kind, table = next((kind, path) for kind, path in tables.items() if path is not None)
+    ask = Request(table, kind, media, clouds is not None, told, boxes, shares, exif)
+    return _open_table(ask, min_points, records)
+
+
+def _open_table(ask: Request, min_points: int, records: Callable[..., Records]) -> RawSet:
+    """An item of the plan is a file with its rows."""
+    if not ask.media.is_dir():
+        raise ValueError(f"{ask.media}: is no folder; give the folder of the {'clouds' if ask.clouds else 'images'}")
+    if not ask.table.is_file():
+        raise ValueError(f"{ask.table}: not found")
     notes: Counter[str] = Counter()
     found = read_rows(ask, notes)
-    lines = [f"{table}: {found.rows:,} rows, columns {found.columns}"]
-    form, unit = XYXY, PIXELS
+    lines = [f"{ask.table}: {found.rows:,} rows, columns {found.columns}"]
+    about = Meaning(ask.clouds, bool(found.columns.box))
     if found.columns.box and not ask.clouds:
         form, unit = meaning(ask, found)
+        about = Meaning(ask.clouds, True, form, unit)
         lines.append(f"boxes: {form}, in {'pixels' if unit == PIXELS else 'shares of the image'}")
     if not found.splits:
-        raise ValueError(f"{table}: no row can be used; {named(found.bad)}")
-    reader = _Reader(ask, bool(found.columns.box), form, unit)
+        raise ValueError(f"{ask.table}: no row can be used; {named(found.bad)}")
     splits = tuple(sorted(found.splits, key=SPLITS.index))
+
+    def read(entry: tuple[str, list[Item]]) -> Any:
+        path = safe_path(ask.media, entry[0])
+        return read_cloud(path, min_points, MAX_BYTES) if ask.clouds else read_image(path, ask.exif)
 
     def plan(split: str) -> Plan:
         first = split == splits[0]  # what belongs to no split is listed once
-        work = _Split(reader, split, found.bad if first else [])
+        work = records(split=split, meaning=about, where=str(ask.table), bad=found.bad if first else [])
+
+        def collect(conversion: Conversion) -> Sequence[tuple[str, list[Item]]]:
+            work.reject_bad(conversion)
+            return list(found.splits[split].items())
+
         return Plan(
-            name,
-            reader.modality,
+            work.name,
+            about.modality,
             split,
             "rows",
-            collect=lambda conversion: work.collect(conversion, found.splits[split]),
-            read=reader.read,
-            write=work.write,
+            collect=collect,
+            read=read,
+            write=lambda conversion, entry, content: work.write(conversion, entry[0], entry[1], content),
             finish=work.finish,
-            notes=notes.copy() if first else Counter(),
+            notes=first_notes(notes, first),
+            exif=ask.exif,
+        )
+
+    return RawSet(splits, [ask.table], plan, "\n".join(lines))
+
+
+def _open_tars(
+    patterns: Sequence[str],
+    told: dict[str, str],
+    boxes: str | None,
+    shares: dict[str, float],
+    exif: str | None,
+    records: Callable[..., Records],
+) -> RawSet:
+    """An item of the plan is a sample."""
+    tars, where = find_tars(patterns), " ".join(patterns)
+    found = find_samples(tars, shares)
+    if not found.splits:
+        raise ValueError(f"{where}: no sample can be used; {named(found.bad)}")
+    columns, fields = columns_of_tars(found, told, where)
+    lines = [f"{where}: {len(tars):,} tars, {found.samples:,} samples, {columns}; fields: {', '.join(fields)[:300]}"]
+    about = Meaning(clouds=False, regional=bool(columns.box))
+    if columns.box:
+        if boxes is None:
+            raise ValueError(
+                f"{where}: say what the numbers of {','.join(columns.box)} mean: --boxes with one of {', '.join(FORMS)}"
+            )
+        form, _, share = boxes.partition("-")
+        about = Meaning(False, True, form, SHARES if share else PIXELS)
+    splits = tuple(sorted(found.splits, key=SPLITS.index))
+
+    def plan(split: str) -> Plan:
+        first = split == splits[0]
+        work = records(split=split, meaning=about, where=where, bad=found.bad if first else [])
+
+        def collect(conversion: Conversion) -> Sequence[Place]:
+            work.reject_bad(conversion)
+            return found.splits[split]
+
+        def write(conversion: Conversion, place: Place, sample: Sample | RejectedError) -> None:
+            if isinstance(sample, RejectedError):
+                work.write(conversion, str(place), [Item("", None)], sample)  # the error names the place
+            else:
+                work.write(conversion, sample.key, sample.items, sample.image)
+
+        return Plan(
+            work.name,
+            about.modality,
+            split,
+            "samples" if not columns.box else "boxes",
+            collect=collect,
+            read=partial(read_sample, columns=columns, exif=exif),
+            write=write,
+            finish=work.finish,
+            notes=first_notes(found.notes, first),
             exif=exif,
         )
 
-    return RawSet(splits, [table], plan, "\n".join(lines))
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """From a file and its items to what a record holds."""
-
-    ask: Request
-    regional: bool
-    form: str
-    unit: str
-
-    @property
-    def modality(self) -> str:
-        """Which modality the records are of."""
-        if self.ask.clouds:
-            return POINT_CLOUD_REGION if self.regional else POINT_CLOUD
-        return IMAGE_REGION if self.regional else IMAGE
-
-    def read(self, entry: tuple[str, list[Item]]) -> Any:
-        """The image, or the cloud [N, 3 | 6]."""
-        path = safe_path(self.ask.media, entry[0])
-        return read_cloud(path, self.ask.min_points, MAX_BYTES) if self.ask.clouds else read_image(path, self.ask.exif)
-
-    def box(self, item: Item, content: Any) -> list[float]:
-        """An item's box as a record holds it. ``RejectedError``: empty, outside, or without points."""
-        assert item.box is not None
-        if self.ask.clouds:
-            if cloud_box_problem(item.box):
-                raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} must be min x, y, z, max x, y, z")
-            if not points_in_box(content, item.box):
-                raise RejectedError(Reason.BOX_WITHOUT_POINTS, f"box {item.box} holds none of {len(content)} points")
-            return item.box
-        size = (content.width, content.height)
-        if len(item.box) != 4:
-            raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} of an image must be 4 numbers")
-        box = in_pixels(item.box, self.form, self.unit, size)
-        problem = image_box_problem(box, *size)
-        if problem:
-            raise RejectedError(
-                problem, f"box {item.box} ({self.form}, {self.unit}) in an image of {size[0]} x {size[1]}"
-            )
-        return clip_xyxy(box, *size)
-
-
-@dataclass
-class _Split:
-    """One split's rows on their way to records."""
-
-    reader: _Reader
-    split: str
-    bad: list[tuple[int, str]]
-
-    def collect(self, conversion: Conversion, files: dict[str, list[Item]]) -> list[tuple[str, list[Item]]]:
-        """Reject what is no row; the files with their items."""
-        for number, why in self.bad:
-            conversion.tally.read += 1
-            self._reject(conversion, number, f"row {number}", Reason.MALFORMED_ROW, why)
-        return list(files.items())
-
-    def write(self, conversion: Conversion, entry: tuple[str, list[Item]], content: Any) -> None:
-        """One file's record: captions of the whole, or of its regions; rows of one object, or of one box, are one region."""
-        file, items = entry
-        conversion.tally.read += len(items)
-        if isinstance(content, RejectedError):
-            for item in items:
-                self._reject(conversion, item.number, file, content.reason, content.detail)
-            return
-        source = f"{self.reader.ask.name}/{file.replace('#', '_')}"
-        whole: list[str] = []
-        regions: dict[str, ObjectAnnotation] = {}
-        used = 0
-        for item in items:
-            texts = item.caption if isinstance(item.caption, list) else [item.caption]
-            try:
-                captions = conversion.captions(source, texts, item.object_id)
-                if self.reader.regional:
-                    self._add_region(regions, item, content, captions)
-                else:
-                    whole.extend(captions)
-            except RejectedError as error:
-                self._reject(conversion, item.number, file, error.reason, error.detail, item.object_id)
-                continue
-            used += 1
-            conversion.keep(1, len(captions))
-        if used:
-            data, extension, size = _stored(content)
-            record = Record(source, self.reader.ask.name, self.split, *size, whole, list(regions.values()))
-            conversion.writer.write(record, data, extension)
-
-    def finish(self, conversion: Conversion) -> None:
-        """``ValueError`` names three of the bad rows where there are too many."""
-        ask, tally = self.reader.ask, conversion.tally
-        bad = sum(tally.rejected.values())
-        if bad > ask.most_bad * tally.read:
-            raise ValueError(
-                f"{ask.table}: {bad:,} of {tally.read:,} rows of split {self.split!r} cannot be used: "
-                f"{'; '.join(conversion.first_details)}; {ask.out / self.split} was not written; correct them, or allow more with --most-bad SHARE"
-            )
-
-    def _add_region(self, regions: dict[str, ObjectAnnotation], item: Item, content: Any, captions: list[str]) -> None:
-        box = self.reader.box(item, content)
-        key = item.object_id or ",".join(f"{value:g}" for value in box)
-        known = regions.setdefault(key, ObjectAnnotation(key, box, []))
-        if known.box != box:
-            raise RejectedError(Reason.MALFORMED_ROW, f"object {key!r} has another box in an earlier row")
-        known.captions.extend(captions)
-
-    def _reject(
-        self, conversion: Conversion, number: int, file: str, reason: str, detail: str, object_id: str | None = None
-    ) -> None:
-        conversion.reject(file, reason, f"row {number}: {detail}", object_id)
-
-
-def _stored(content: Any) -> tuple[bytes, str, tuple[int, int]]:
-    """(bytes, extension, size) of an image or a cloud as a shard holds it."""
-    from rb.sources.points import EXTENSION, encode_points
-
-    if isinstance(content, CheckedImage):
-        return content.data, content.extension, (content.width, content.height)
-    return encode_points(content), EXTENSION, (0, 0)
+    return RawSet(splits, tars, plan, "\n".join(lines))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,9 +194,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables = parser.add_mutually_exclusive_group(required=True)
     for kind in READERS:
         tables.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"a table: {kind}")
-    media = parser.add_mutually_exclusive_group(required=True)
-    media.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images")
-    media.add_argument("--clouds", type=Path, metavar="DIR", help="the folder of the clouds")
+    packed = "tars of images and captions: files, folders, or a pattern in quotes"
+    tables.add_argument("--tars", nargs="+", metavar="GLOB", help=packed)
+    media = parser.add_mutually_exclusive_group()
+    media.add_argument("--images", type=Path, metavar="DIR", help="the folder of a table's images")
+    media.add_argument("--clouds", type=Path, metavar="DIR", help="the folder of a table's clouds")
     add_exif(parser)
     parser.add_argument("--name", help="of the set (default: the name of --out)")
     told = "where the guess is wrong: file, caption, box, object or split, and its column; box=x,y,w,h for several"

@@ -8,32 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rb.core.seeding import uniform
 from rb.data.prepare.columns import PIXELS, SHARES, XYWH, XYXY, Columns, box_of, find_columns, meaning_of_boxes
 from rb.data.prepare.common import RejectedError, safe_path
+from rb.data.prepare.custom_records import SPLITS, Item, split_of
 from rb.data.prepare.tables import READERS
 from rb.sources.pixels import ImageError, size_of_file
 
-SPLITS = ("train", "val", "test")
-DEFAULT_MIN_POINTS = 64
-MOST_BAD = 0.1  # share of bad rows with which a conversion still ends well
 FORMS = (XYXY, XYWH, f"{XYXY}-{SHARES}", f"{XYWH}-{SHARES}")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What is asked for of a table.
 
     Attributes:
         kind: of the table, a key of ``tables.READERS``.
         media: the folder of images, or of clouds (``clouds``).
-        out: gets one folder of shards for each split.
-        name: of the set, and the first part of source ids.
         told: field -> column, where the guess is wrong.
         boxes: one of ``FORMS``; none to find out.
         shares: of ``val`` and ``test``, by a hash of the file's name; then a column for the split is not read.
-        most_bad: with a larger share of bad rows nothing is written.
-        min_points: clouds of fewer are rejected.
         exif: as of ``ShardWriter``.
     """
 
@@ -41,24 +34,10 @@ class Request:
     kind: str
     media: Path
     clouds: bool
-    out: Path
-    name: str
     told: dict[str, str] = field(default_factory=dict)
     boxes: str | None = None
     shares: dict[str, float] = field(default_factory=dict)
-    most_bad: float = MOST_BAD
-    min_points: int = DEFAULT_MIN_POINTS
     exif: str | None = None
-
-
-@dataclass
-class Item:
-    """One row that can be used so far."""
-
-    number: int
-    caption: object
-    box: list[float] | None
-    object_id: str | None
 
 
 @dataclass
@@ -67,17 +46,17 @@ class Found:
 
     columns: Columns
     splits: dict[str, dict[str, list[Item]]] = field(default_factory=dict)
-    bad: list[tuple[int, str]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
     rows: int = 0
 
 
 def read_rows(ask: Request, notes: Counter[str]) -> Found:
     """All rows of a table, by split and file."""
     found: Found | None = None
-    early: list[tuple[int, str]] = []
+    early: list[tuple[str, str]] = []
     for number, row in READERS[ask.kind](ask.table, notes):
         if isinstance(row, ValueError):
-            (early if found is None else found.bad).append((number, str(row)))
+            (early if found is None else found.bad).append((f"row {number}", str(row)))
             continue
         if found is None:
             found = Found(find_columns(list(row), ask.told, str(ask.table)), bad=early)
@@ -89,10 +68,10 @@ def read_rows(ask: Request, notes: Counter[str]) -> Found:
             box = box_of(row, columns) if columns.box else None
             split = _split(row, columns, file.strip(), ask.shares)
         except ValueError as error:
-            found.bad.append((number, str(error)))
+            found.bad.append((f"row {number}", str(error)))
             continue
         told_id = row.get(columns.object) if columns.object else None
-        item = Item(number, row.get(columns.caption), box, None if told_id is None else str(told_id))
+        item = Item(f"row {number}", row.get(columns.caption), box, None if told_id is None else str(told_id))
         found.splits.setdefault(split, {}).setdefault(file.strip(), []).append(item)
     if found is None:
         raise ValueError(f"{ask.table}: holds no row that can be read{'; ' + named(early) if early else ''}")
@@ -106,12 +85,7 @@ def _split(row: dict[str, Any], columns: Columns, file: str, shares: dict[str, f
         if split not in SPLITS:
             raise ValueError(f"split {split!r:.40} is not one of {', '.join(SPLITS)}")
         return str(split)
-    draw, edge = uniform("custom split", file), 0.0
-    for split, share in shares.items():
-        edge += share
-        if draw < edge:
-            return split
-    return "train"
+    return split_of(file, shares)
 
 
 def meaning(ask: Request, found: Found) -> tuple[str, str]:
@@ -160,6 +134,6 @@ def _with_sizes(found: Found, media: Path, exif: str | None) -> Iterator[tuple[l
                     yield item.box, size
 
 
-def named(bad: list[tuple[int, str]]) -> str:
+def named(bad: list[tuple[str, str]]) -> str:
     """The first three bad rows, for an error."""
-    return "; ".join(f"row {number}: {why}" for number, why in bad[:3])
+    return "; ".join(f"{place}: {why}" for place, why in bad[:3])

@@ -1,0 +1,168 @@
+"""From the captions and boxes of one file of one's own to its record. Used by `custom.py`, for tables and for tars."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rb.core.boxes import clip_xyxy, cloud_box_problem, image_box_problem, points_in_box
+from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
+from rb.core.seeding import uniform
+from rb.data.formats import ObjectAnnotation, Record
+from rb.data.prepare.columns import PIXELS, XYXY, in_pixels
+from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Item:
+    """One caption, or several, of a file or of a box in it; ``place``: where it is written, for errors that do not say so."""
+
+    place: str
+    caption: object
+    box: list[float] | None = None
+    object_id: str | None = None
+
+
+def split_of(file: str, shares: dict[str, float]) -> str:
+    """The split that a hash of the file's name, or key, falls into: the same on every machine and whatever else is there."""
+    draw, edge = uniform("custom split", file), 0.0
+    for split, share in shares.items():
+        edge += share
+        if draw < edge:
+            return split
+    return "train"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the items are about: clouds or images, the whole or boxes in them, and what the numbers of these mean (`columns.py`)."""
+
+    clouds: bool
+    regional: bool
+    form: str = XYXY
+    unit: str = PIXELS
+
+    @property
+    def modality(self) -> str:
+        """Which modality the records are of."""
+        if self.clouds:
+            return POINT_CLOUD_REGION if self.regional else POINT_CLOUD
+        return IMAGE_REGION if self.regional else IMAGE
+
+    def box(self, item: Item, content: Any) -> list[float]:
+        """An item's box as a record holds it. ``RejectedError``: empty, outside, or without points."""
+        assert item.box is not None
+        if self.clouds:
+            if cloud_box_problem(item.box):
+                raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} must be min x, y, z, max x, y, z")
+            if not points_in_box(content, item.box):
+                raise RejectedError(Reason.BOX_WITHOUT_POINTS, f"box {item.box} holds none of {len(content)} points")
+            return item.box
+        size = (content.width, content.height)
+        if len(item.box) != 4:
+            raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} of an image must be 4 numbers")
+        box = in_pixels(item.box, self.form, self.unit, size)
+        problem = image_box_problem(box, *size)
+        if problem:
+            raise RejectedError(
+                problem, f"box {item.box} ({self.form}, {self.unit}) in an image of {size[0]} x {size[1]}"
+            )
+        return clip_xyxy(box, *size)
+
+
+@dataclass(frozen=True)
+class Records:
+    """One split's items on their way to records.
+
+    Attributes:
+        name: of the set, and the first part of source ids.
+        where: the table or the tars, for errors.
+        bad: what was found to be no item while the annotations were read: place and reason.
+        most_bad: with a larger share of bad items the split is not written.
+    """
+
+    name: str
+    split: str
+    meaning: Meaning
+    where: str
+    out: Path
+    bad: list[tuple[str, str]]
+    most_bad: float
+
+    def reject_bad(self, conversion: Conversion) -> None:
+        """List what is no item."""
+        for place, why in self.bad:
+            conversion.tally.read += 1
+            conversion.reject(place, Reason.MALFORMED_ROW, f"{place}: {why}")
+
+    def write(self, conversion: Conversion, file: str, items: list[Item], content: Any) -> None:
+        """One file's record: captions of the whole, or of its regions; items of one object, or of one box, are one region.
+
+        Args:
+            content: the image or cloud, or the ``RejectedError`` that reading it raised.
+        """
+        conversion.tally.read += len(items)
+        source = f"{self.name}/{file.replace('#', '_')}"
+        if not isinstance(content, RejectedError) and conversion.holds(source):
+            content = RejectedError(Reason.DUPLICATE_SOURCE, f"{source} was read already")
+        whole: list[str] = []
+        regions: dict[str, ObjectAnnotation] = {}
+        used = 0
+        for item in items:
+            texts = item.caption if isinstance(item.caption, list) else [item.caption]
+            try:
+                if isinstance(content, RejectedError):
+                    raise content
+                captions = conversion.captions(source, texts, item.object_id)
+                if self.meaning.regional:
+                    self._add_region(regions, item, content, captions)
+                else:
+                    whole.extend(captions)
+            except RejectedError as error:
+                conversion.reject(
+                    file, error.reason, f"{item.place}: {error.detail}".removeprefix(": "), item.object_id
+                )
+                continue
+            used += 1
+            conversion.keep(1, len(captions))
+        if used:
+            data, extension, size = _stored(content)
+            conversion.writer.write(
+                Record(source, self.name, self.split, *size, whole, list(regions.values())), data, extension
+            )
+
+    def finish(self, conversion: Conversion) -> None:
+        """``ValueError`` names three of the bad items where there are too many."""
+        tally = conversion.tally
+        bad = sum(tally.rejected.values())
+        if bad > self.most_bad * tally.read:
+            raise ValueError(
+                f"{self.where}: {bad:,} of {tally.read:,} {tally.unit} of split {self.split!r} cannot be used: "
+                f"{'; '.join(conversion.first_details)}; {self.out / self.split} was not written; correct them, or allow more with --most-bad SHARE"
+            )
+
+    def _add_region(self, regions: dict[str, ObjectAnnotation], item: Item, content: Any, captions: list[str]) -> None:
+        box = self.meaning.box(item, content)
+        key = item.object_id or ",".join(f"{value:g}" for value in box)
+        known = regions.setdefault(key, ObjectAnnotation(key, box, []))
+        if known.box != box:
+            raise RejectedError(Reason.MALFORMED_ROW, f"object {key!r} has another box in an earlier row")
+        known.captions.extend(captions)
+
+
+def _stored(content: Any) -> tuple[bytes, str, tuple[int, int]]:
+    """(bytes, extension, size) of an image or a cloud as a shard holds it."""
+    from rb.sources.points import EXTENSION, encode_points
+
+    if isinstance(content, CheckedImage):
+        return content.data, content.extension, (content.width, content.height)
+    return encode_points(content), EXTENSION, (0, 0)
+
+
+def first_notes(notes: Counter[str], first: bool) -> Counter[str]:
+    """What was counted while the annotations were read, listed once, with the first split."""
+    return notes.copy() if first else Counter()
