@@ -108,7 +108,7 @@ def meaning(ask: Request, found: Found) -> tuple[str, str]:
             f"{ask.table}: the boxes in {column} can be {XYXY} or {XYWH}; say --boxes with one of {', '.join(FORMS)}"
         )
     raise ValueError(
-        f"{ask.table}: the boxes in {column} are neither {XYXY} nor {XYWH}: {_odd(sized, unit)}; correct them, or say --boxes"
+        f"{ask.table}: the boxes in {column} are neither {XYXY} nor {XYWH}: {_odd(sized, unit)}; correct them, or say --boxes, and rows that do not fit are left out, up to --most-bad SHARE"
     )
 
 
