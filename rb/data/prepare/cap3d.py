@@ -24,11 +24,26 @@ _QUOTED = re.compile(r'\s*"|[^",]*,"')  # elsewhere a quote is a sign like any o
 
 @dataclass
 class CaptionTable:
-    """``captions``: uid -> its first caption, in the file's order. ``malformed``: (line, place and what is wrong); ``repeated``: (uid, place)."""
+    """Captions of objects, and what of their file is none.
+
+    Attributes:
+        captions: uid -> its first caption, in the file's order.
+        malformed: (number of the line or item, where it is and what is wrong).
+        repeated: (uid, where it is).
+        place: what the numbers count, in the singular.
+    """
 
     captions: dict[str, str] = field(default_factory=dict)
     malformed: list[tuple[int, str]] = field(default_factory=list)
     repeated: list[tuple[str, str]] = field(default_factory=list)
+    place: str = "line"
+
+    def add(self, uid: str, caption: str, place: str) -> None:
+        """A row; of a repeated uid the first caption is kept."""
+        if uid in self.captions:
+            self.repeated.append((uid, place))
+        else:
+            self.captions[uid] = caption
 
 
 def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
@@ -45,10 +60,8 @@ def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
         uid = cells[0].strip()
         if len(cells) < 2 or not uid or _open(text):
             table.malformed.append((number, f"{file}, line {number}: not 'uid,caption': {text.strip()!r:.100}"))
-        elif uid in table.captions:
-            table.repeated.append((uid, f"{file}, line {number}"))
         else:
-            table.captions[uid] = ",".join(cells[1:])
+            table.add(uid, ",".join(cells[1:]), f"{file}, line {number}")
     return table
 
 

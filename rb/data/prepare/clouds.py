@@ -78,6 +78,8 @@ def cloud_of(
     )  # loads torch, which parsers need not wait for
     from rb.sources.points import PointsError
 
+    if not data:
+        raise RejectedError(Reason.POINTS_UNREADABLE, f"{where}: is empty; download it again")
     try:
         points = parse_cloud(data, extension, where, most_bytes).points
     except PointsError as error:

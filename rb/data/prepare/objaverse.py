@@ -1,4 +1,4 @@
-"""Objaverse point clouds (ULIP's ``<uid>_8192.npz``, PointLLM's ``.npy``) with Cap3D's captions to shards of whole clouds.
+"""Objaverse point clouds (ULIP's ``.npz``, PointLLM's ``.npy``, Cap3D's ``.ply``, ``.pt`` and zips) with captions of Cap3D or PointLLM to shards.
 
 Points are stored as float32 in the file's own unit; the cloud's frame is made when a sample is read. Source ids are ``objaverse/<uid>``.
 """
@@ -6,48 +6,61 @@ Points are stored as float32 in the file's own unit; the cloud's frame is made w
 from __future__ import annotations
 
 import argparse
-import bisect
-import itertools
-import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.modality import POINT_CLOUD
-from rb.core.seeding import uniform
 from rb.data.formats import Record
 from rb.data.prepare.cap3d import CaptionTable, read_captions
-from rb.data.prepare.clouds import read_cloud
+from rb.data.prepare.cloud_folder import CloudFolder
 from rb.data.prepare.common import Conversion, Reason, RejectedError, require_raw
+from rb.data.prepare.object_splits import (
+    LARGE,
+    POINTLLM_FOLDER,
+    SPLITS,
+    TEST_PERCENT,
+    SplitList,
+    choose_uids,
+    drawn_for_testing,
+    read_lists,
+)
 from rb.data.prepare.plan import Plan, RawSet
-from rb.data.prepare.raw_text import read_text
-from rb.sources.cloud_arrays import claimed_points
+from rb.data.prepare.pointllm import read_descriptions
 
 NAME = "objaverse"
-SPLITS = ("train", "val", "test")
 DEFAULT_MIN_POINTS = 512  # Point-BERT's number of groups
-HASHED_SHARE = 0.02  # of val and of test, where no lists of uids are given
-LAYOUT = """  RAW/Cap3D_automated_Objaverse.csv     uid,caption without a header   (or --captions FILE)
-  RAW/objaverse_pc_parallel/<uid>/<uid>_8192.npz   ULIP's, or .npy; PointLLM's RAW/8192_npy/<uid>_8192.npy   (or --points DIR)
-  RAW/train.txt, val.txt, test.txt      one uid a line, optional: a missing train.txt means all others, no list at all a split by hash;
-      or RegionBLIP's Cap3D_automated_Objaverse_train.txt and so on: uid,caption; then no .csv is needed"""
-_UID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
-_COUNTED = re.compile(r"_[1-9]\d*")  # the number of points behind a uid
+LAYOUT = """  RAW/Cap3D_automated_Objaverse.csv     uid,caption without a header; or PointLLM's PointLLM_brief_description_660K.json or
+      PointLLM_brief_description_660K_filtered.json, there or in RAW/anno_data   (or --captions FILE)
+  RAW/objaverse_pc_parallel/<uid>/<uid>_8192.npz   ULIP's; PointLLM's 8192_npy/<uid>_8192.npy; Cap3D's Cap3D_pcs_pt/<uid>.pt, <uid>.ply, or
+      PointCloud_zips/compressed_pcs_00.zip and PointCloud_pt_zips/compressed_pcs_pt_00.zip as they are   (or --points DIR or ZIP)
+  RAW/train.txt, val.txt, test.txt      one uid a line, optional: a missing train.txt means all others, no list at all a draw;
+      or RegionBLIP's Cap3D_automated_Objaverse_train.txt and so on: uid,caption; then no .csv is needed;
+      or Cap3D's training_set.pkl, validation_set.pkl, test_uids_2k.pkl; or PointLLM's val_object_ids_3000.txt (its 3,000 for evaluation),
+      and PointLLM_brief_description_val_3000_GT.json with their captions"""
+_TABLE = "Cap3D_automated_Objaverse.csv"
+_DESCRIPTIONS = ("PointLLM_brief_description_660K.json", "PointLLM_brief_description_660K_filtered.json")
+_POINTS = ("objaverse_pc_parallel", "8192_npy", "PointCloud_pt_zips", "PointCloud_zips", "Cap3D_pcs_pt", "Cap3D_pcs")
 
 
 def open_raw(
-    raw: Path, captions: Path | None = None, points: Path | None = None, min_points: int = DEFAULT_MIN_POINTS
+    raw: Path,
+    captions: Path | None = None,
+    points: Path | None = None,
+    min_points: int = DEFAULT_MIN_POINTS,
+    val: int = 0,
 ) -> RawSet:
     """Lists, captions and the folder of clouds. An item is an object of the split, or a row of the captions' file that is none.
 
     Args:
-        captions: Cap3D's file, if it is not the one ``.csv`` in ``raw``.
-        points: the folder of the clouds.
+        captions: the captions' file, if it is none of those in ``raw`` that have a published name.
+        points: the folder or the zip of the clouds.
         min_points: clouds of fewer are rejected.
+        val: objects to draw for validation, where there are no lists.
 
     Raises:
         ValueError: a raw file is missing or damaged, a uid is in two lists.
@@ -56,23 +69,30 @@ def open_raw(
         raise ValueError(f"min_points must be at least 1, got {min_points}")
     notes: Counter[str] = Counter()
     lists = read_lists(raw, notes)
+    if val < 0 or (val and lists):
+        raise ValueError(f"--val {val}: objects are drawn, from 0 up, only where {raw} has no lists of uids")
     file = captions or _find_captions(raw, lists)
-    table = read_captions(file, notes) if file else CaptionTable()
-    files = [path for path in (file, *(one.file for one in lists.values())) if path]
+    table = _read_captions(file, notes) if file else CaptionTable()
+    files = [path for path in [file] if path] + [path for one in lists.values() for path in one.files]
+
+    @cache
+    def clouds() -> CloudFolder:
+        known = [table.captions, *(one.uids for one in lists.values())]
+        return CloudFolder(require_raw(points or _find_points(raw), LAYOUT), {uid for uids in known for uid in uids})
 
     def plan(split: str) -> Plan:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        uids = choose_uids(raw, split, table.captions, lists)
+        uids = choose_uids(raw, split, table.captions, lists, val)
         known = _with_lists(table, split, lists)
         if not uids and not known.malformed:
             raise ValueError(f"{', '.join(map(str, files))}: no uid of split {split!r}")
-        clouds = CloudFolder(points or _find_points(raw), set(uids) | known.captions.keys())
+        folder = clouds()
 
         def read(uid: str) -> NDArray[np.float32]:
             if uid not in known.captions:
                 raise RejectedError(Reason.NO_CAPTION, f"{file or 'the lists'}: no row of this uid")
-            return read_cloud(clouds.find(uid), min_points)
+            return folder.read(uid, min_points)
 
         return Plan(
             NAME,
@@ -85,13 +105,24 @@ def open_raw(
             notes=notes.copy(),
         )
 
-    return RawSet(tuple(split for split in SPLITS if split in lists or not lists or split == "train"), files, plan)
+    drawn = {"train": True, "val": val > 0, "test": drawn_for_testing(len(table.captions)) > 0}
+    there = [
+        split for split in SPLITS if split in lists or (lists and split == "train") or (not lists and drawn[split])
+    ]
+    return RawSet(tuple(there), files, plan, "" if lists else _drawn(len(table.captions), val))
+
+
+def _drawn(objects: int, val: int) -> str:
+    """The draw of splits, in a line for people."""
+    share = "" if objects >= LARGE else f" ({TEST_PERCENT} %, as there are fewer than {LARGE:,})"
+    more = f" and {val:,} for validation" if val else ""
+    return f"no lists of uids: {drawn_for_testing(objects):,} of {objects:,} objects{share} are drawn for testing{more}, by their uids"
 
 
 def _collect(conversion: Conversion, uids: list[str], table: CaptionTable) -> list[str]:
     for line, detail in table.malformed:
         conversion.tally.read += 1
-        conversion.reject(f"line {line}", Reason.MALFORMED_ROW, detail)
+        conversion.reject(f"{table.place} {line}", Reason.MALFORMED_ROW, detail)
     inside = set(uids)
     for uid, place in table.repeated:
         if uid in inside:
@@ -120,12 +151,18 @@ def _write(
     conversion.keep(1, len(texts))
 
 
+def _read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
+    return read_descriptions(file, notes) if file.suffix == ".json" else read_captions(file, notes)
+
+
 def _find_captions(raw: Path, lists: Mapping[str, SplitList]) -> Path | None:
     """The captions' file; none where the lists hold captions and no other file is there."""
-    default = raw / "Cap3D_automated_Objaverse.csv"
+    default = raw / _TABLE
     if default.is_file():
         return default
-    found = [path for path in sorted(raw.glob("*.csv")) if not path.name.startswith("._")]  # macOS's beside each file
+    tables = [path for path in sorted(raw.glob("*.csv")) if not path.name.startswith("._")]  # macOS's beside each file
+    places = [raw / folder / name for name in _DESCRIPTIONS for folder in (".", POINTLLM_FOLDER)]
+    found = [*tables, *[path for path in places if path.is_file()][:1]]
     if len(found) > 1:
         raise ValueError(
             f"{raw}: several captions' files ({', '.join(f.name for f in found)}); choose one with --captions"
@@ -136,59 +173,8 @@ def _find_captions(raw: Path, lists: Mapping[str, SplitList]) -> Path | None:
 
 
 def _find_points(raw: Path) -> Path:
-    places = [raw / "objaverse_pc_parallel", raw / "8192_npy"]
-    return next((place for place in places if place.is_dir()), None) or require_raw(places[0], LAYOUT)
-
-
-@dataclass(frozen=True)
-class SplitList:
-    """The list of a split: its uids, in order, and the captions where it is one of RegionBLIP's, which hold ``uid,caption``."""
-
-    file: Path
-    uids: list[str]
-    captions: CaptionTable | None
-
-
-def read_lists(raw: Path, notes: Counter[str]) -> dict[str, SplitList]:
-    """The lists in ``raw``, by split: ``train.txt`` or RegionBLIP's ``Cap3D_automated_Objaverse_train.txt``.
-
-    Raises:
-        ValueError: two lists of one split, or a uid in the lists of two splits.
-    """
-    lists: dict[str, SplitList] = {}
-    for split in SPLITS:
-        files = [raw / f"{split}.txt", raw / f"Cap3D_automated_Objaverse_{split}.txt"]
-        found = [file for file in files if file.is_file()]
-        if len(found) > 1:
-            raise ValueError(f"{files[0]} and {files[1]}: two lists of one split; remove one")
-        if found:
-            lists[split] = _read_list(found[0], notes)
-    for first, second in itertools.combinations(lists.values(), 2):
-        both = set(first.uids) & set(second.uids)
-        if both:
-            raise ValueError(
-                f"{first.file} and {second.file}: {len(both)} uids are in both, such as {min(both)}; keep them in one"
-            )
-    return lists
-
-
-def choose_uids(raw: Path, split: str, captions: Iterable[str], lists: Mapping[str, SplitList]) -> list[str]:
-    """The uids of a split, in the order of its list or of the captions' file.
-
-    Raises:
-        ValueError: the split's list is missing while others are there.
-    """
-    if split in lists:
-        return lists[split].uids
-    if lists and split != "train":
-        raise ValueError(
-            f"{raw / split}.txt: not found, though there is {', '.join(one.file.name for one in lists.values())}; "
-            "add it, or remove the lists"
-        )
-    if lists:
-        taken = {uid for one in lists.values() for uid in one.uids}
-        return [uid for uid in captions if uid not in taken]
-    return [uid for uid in captions if hashed_split(uid) == split]
+    place = next((raw / name for name in _POINTS if (raw / name).is_dir()), None)
+    return place or (raw if any(raw.glob("compressed_pcs*.zip")) else require_raw(raw / _POINTS[0], LAYOUT))
 
 
 def _with_lists(table: CaptionTable, split: str, lists: Mapping[str, SplitList]) -> CaptionTable:
@@ -196,79 +182,18 @@ def _with_lists(table: CaptionTable, split: str, lists: Mapping[str, SplitList])
     own = lists[split].captions if split in lists else None
     if own is None:
         return table
-    return CaptionTable(own.captions | table.captions, table.malformed + own.malformed, table.repeated + own.repeated)
-
-
-def hashed_split(uid: str) -> str:
-    """The split of a uid where there are no lists: the same in every run and on every machine, whatever else the file holds."""
-    draw = uniform("objaverse split", uid)
-    return "test" if draw < HASHED_SHARE else "val" if draw < 2 * HASHED_SHARE else "train"
-
-
-def _read_list(file: Path, notes: Counter[str]) -> SplitList:
-    lines = [line.strip() for line in read_text(file, notes).splitlines() if line.strip()]
-    if lines and "," in lines[0]:
-        table = read_captions(file, Counter())
-        return SplitList(file, list(table.captions), table)
-    return SplitList(file, list(dict.fromkeys(lines)), None)
-
-
-class CloudFolder:
-    """Finds ``<uid>[_N].npz|npy`` in ``root/<uid>/`` (ULIP) and in ``root`` itself (PointLLM; listed once, as it may hold 660,000).
-
-    Args:
-        uids: every known uid. A file whose whole name is another uid is that object's: ``chair_0001.npy`` is no cloud of ``chair``.
-    """
-
-    def __init__(self, root: Path, uids: Container[str]) -> None:
-        self.root, self.uids = require_raw(root, LAYOUT), uids
-        self._flat = _cloud_names(root)
-
-    def find(self, uid: str) -> Path:
-        """The file of ``uid``; of several, the one with the most points.
-
-        Raises:
-            RejectedError: none, or a uid that could leave the folder.
-        """
-        if not _UID.fullmatch(uid):
-            raise RejectedError(Reason.UNSAFE_NAME, f"{uid!r:.200} is no uid")
-        folder = self.root / uid
-        listed = [(self.root, self._flat), (folder, _cloud_names(folder) if folder.is_dir() else [])]
-        paths = [place / name for place, names in listed for name in self._named(uid, names)]
-        if not paths and listed[1][1]:
-            paths = [folder / name for name in listed[1][1] if name.startswith(uid)]
-        if not paths:
-            raise RejectedError(
-                Reason.POINTS_MISSING,
-                f"no {folder}/{uid}_8192.npz, nor {self.root}/{uid}_8192.npy, with or without the number{_others(folder, uid)}",
-            )
-        return paths[0] if len(paths) == 1 else max(paths, key=claimed_points)
-
-    def _named(self, uid: str, names: list[str]) -> list[str]:
-        """Those of the sorted ``names`` that are ``uid``, or ``uid`` with a number of points."""
-        end = bisect.bisect_left(names, uid + "`")  # the sign behind "_"
-        mine = names[bisect.bisect_left(names, uid + ".") : end]
-        stems = [(name, name.rsplit(".", 1)[0]) for name in mine]
-        return [
-            name
-            for name, stem in stems
-            if stem == uid or (_COUNTED.fullmatch(stem, len(uid)) and stem not in self.uids)
-        ]
-
-
-def _others(folder: Path, uid: str) -> str:
-    """What else is in ``folder`` for ``uid``, for an error."""
-    names = sorted(path.name for path in folder.iterdir() if path.name.startswith(uid)) if folder.is_dir() else []
-    return f"; there is {', '.join(names)[:200]}: save it as .npy" if names else ""
-
-
-def _cloud_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.suffix in (".npz", ".npy"))
+    return CaptionTable(
+        own.captions | table.captions, table.malformed + own.malformed, table.repeated + own.repeated, own.place
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare objaverse``."""
-    parser.add_argument("--captions", type=Path, help="Cap3D's file (default: the one .csv in RAW)")
-    parser.add_argument("--points", type=Path, help="the folder of the clouds (default: RAW/objaverse_pc_parallel)")
+    parser.add_argument("--captions", type=Path, help="Cap3D's .csv or PointLLM's .json (default: the one in RAW)")
+    parser.add_argument(
+        "--points", type=Path, help="the folder of the clouds, or of zips of them, or a zip (default: as above)"
+    )
     less = f"reject clouds of fewer points (default: {DEFAULT_MIN_POINTS:,})"
     parser.add_argument("--min-points", type=int, default=DEFAULT_MIN_POINTS, help=less)
+    drawn = "draw so many objects for validation, where there are no lists of uids (default: 0)"
+    parser.add_argument("--val", type=int, default=0, metavar="N", help=drawn)

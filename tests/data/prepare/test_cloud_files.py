@@ -13,6 +13,7 @@ from rb.api.inputs import cloud as api_cloud
 from rb.core.colours import unit_colours
 from rb.data.formats import FormatError
 from rb.data.prepare import objaverse
+from rb.data.prepare.cloud_folder import CloudFolder
 from rb.data.prepare.common import RejectedError
 from rb.data.shard_writer import ShardWriter
 from rb.data.shards import adopt
@@ -107,7 +108,7 @@ def test_of_several_files_the_largest_cloud_is_taken(tmp_path: Path) -> None:
 def test_a_uid_that_ends_in_a_number_is_found(tmp_path: Path) -> None:
     names = ("chair_0001.npy", "chair_0002_8192.npy", "table_12.npy", "table.npy", "chair_0003/chair_0003.npz")
     raw = raw_folder(tmp_path / "raw", {name: cloud(k, 600 + k) for k, name in enumerate(names)})
-    folder = objaverse.CloudFolder(raw / "8192_npy", {"table", "table_12"})
+    folder = CloudFolder(raw / "8192_npy", {"table", "table_12"})
     assert [folder.find(uid).name for uid in ("chair_0001", "chair_0002", "table_12", "table", "chair_0003")] == [
         "chair_0001.npy",
         "chair_0002_8192.npy",
@@ -117,9 +118,7 @@ def test_a_uid_that_ends_in_a_number_is_found(tmp_path: Path) -> None:
     ]
     with pytest.raises(RejectedError, match=r"points_missing: no .*chair_8192"):
         folder.find("chair")
-    assert objaverse.CloudFolder(raw / "8192_npy", {"table"}).find("table").name == "table.npy", (
-        "600 + 3 points, not 602"
-    )
+    assert CloudFolder(raw / "8192_npy", {"table"}).find("table").name == "table.npy", "600 + 3 points, not 602"
 
 
 @pytest.mark.parametrize("with_table", [True, False])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rb.data.prepare import cap3d, objaverse
+from rb.data.prepare import cap3d, objaverse, object_splits
 from rb.sources.points import decode_points
 from tests.support.raw_data import convert, found, reasons
 
@@ -73,7 +73,7 @@ def test_objaverse_flat_npy_with_colour(tmp_path):
     array = np.asfortranarray(cloud(600, 6).astype(np.float32))
     array[:, 3:] = np.random.default_rng(1).random((600, 3))
     np.save(raw / f"8192_npy/{uid(1)}_8192.npy", array)
-    convert(objaverse, raw, tmp_path / "out", objaverse.hashed_split(uid(1)))
+    convert(objaverse, raw, tmp_path / "out", "train")
     points = decode_points(found(tmp_path / "out")[f"objaverse/{uid(1)}"].media, "x")
     np.testing.assert_array_equal(points, array)
 
@@ -160,18 +160,14 @@ def test_a_line_of_a_quoted_caption_that_looks_like_a_row_belongs_to_it(tmp_path
     assert [line for line, _ in table.malformed] == [3, 5]
 
 
-def choose(raw, split, uids):
-    return objaverse.choose_uids(raw, split, uids, objaverse.read_lists(raw, Counter()))
+def choose(raw, split, uids, val=0):
+    return object_splits.choose_uids(raw, split, uids, object_splits.read_lists(raw, Counter()), val)
 
 
 def test_objaverse_splits(tmp_path):
     uids = [uid(k) for k in range(2000)]
     raw = tmp_path / "raw"
     raw.mkdir()
-    hashed = {split: choose(raw, split, uids) for split in objaverse.SPLITS}
-    assert sorted(u for listed in hashed.values() for u in listed) == uids
-    assert 20 < len(hashed["val"]) < 70 < len(hashed["train"])
-    assert 20 < len(hashed["test"]) < 70
     (raw / "test.txt").write_text(f"{uids[5]}\n{uids[5]}\n\n{uids[3]}\n")
     assert choose(raw, "test", uids) == [uids[5], uids[3]]
     assert choose(raw, "train", uids) == [u for u in uids if u not in (uids[3], uids[5])]
@@ -182,19 +178,42 @@ def test_objaverse_splits(tmp_path):
         choose(raw, "test", uids)
 
 
+def test_without_lists_20_000_objects_are_drawn_for_testing(tmp_path):
+    """The smallest hashes: whatever the order of the captions; a set below 40,000 gives 3 %."""
+    uids = [f"object{k}" for k in range(40_000)]
+    test = choose(tmp_path, "test", uids)
+    assert len(test) == 20_000
+    assert set(choose(tmp_path, "test", uids[::-1])) == set(test)
+    train = choose(tmp_path, "train", uids)
+    assert sorted(test + train) == sorted(uids)
+    assert train != uids[20_000:]
+    with pytest.raises(
+        ValueError, match=r"val\.txt: not found, and no objects are drawn for validation; draw N by --val N"
+    ):
+        choose(tmp_path, "val", uids)
+    few = uids[:1001]
+    splits = {split: choose(tmp_path, split, few, val=10) for split in ("train", "val", "test")}
+    assert {split: len(found) for split, found in splits.items()} == {"train": 961, "val": 10, "test": 30}
+    assert sorted(u for found in splits.values() for u in found) == sorted(few)
+    assert splits["test"] == choose(tmp_path, "test", few)  # validation comes from training
+    with pytest.raises(ValueError, match="--val 999: there are 1,001 objects, 30 of them for testing; choose fewer"):
+        choose(tmp_path, "val", few, val=999)
+    assert [object_splits.drawn_for_testing(n) for n in (0, 1, 2, 99, 39_999)] == [0, 0, 1, 2, 1199]
+
+
 def test_an_empty_result_names_the_files(tmp_path):
-    """A TSV under the CSV's name, clouds as torch tensors, a uid without a row, and an empty table: each with its path."""
+    """A TSV under the CSV's name, clouds of another kind, a uid without a row, and an empty table: each with its path."""
     raw = objaverse_raw(
         tmp_path / "raw", f"{uid(1)},a cube\n{uid(3)}\ta ball\n", {uid(1): b""}, {"train": [uid(1), uid(2)]}
     )
     folder = raw / "objaverse_pc_parallel" / uid(1)
-    (folder / f"{uid(1)}_8192.npz").rename(folder / f"{uid(1)}.pt")
+    (folder / f"{uid(1)}_8192.npz").rename(folder / f"{uid(1)}.glb")
     with pytest.raises(ValueError, match="malformed_row: 1, no_caption: 1, points_missing: 1") as caught:
         convert(objaverse, raw, tmp_path / "out", "train")
     table = raw / "Cap3D_automated_Objaverse.csv"
     assert f"line 2: malformed_row: {table}, line 2: not 'uid,caption'" in str(caught.value)
     assert f"no {folder}/{uid(1)}_8192.npz" in str(caught.value)
-    assert f"; there is {uid(1)}.pt: save it as .npy" in str(caught.value)
+    assert f"; there is {uid(1)}.glb: save it as .npy" in str(caught.value)
     assert f"no_caption: {table}: no row of this uid" in str(caught.value)
     table.write_text("")
     (raw / "train.txt").unlink()
