@@ -199,7 +199,13 @@ class ShardWriter:
             return
         if self.out_dir.is_dir() and {path.name for path in self.out_dir.iterdir()} <= {REJECTED_FILE}:
             return  # empty, or what an empty result left
+        if not self.out_dir.is_dir():
+            raise ValueError(f"{self.out_dir}: is a file; choose another name for the folder of shards")
         if not self.overwrite:
+            if (self.out_dir / MANIFEST_FILE).is_file():
+                raise ValueError(
+                    f"{self.out_dir}: holds a set of shards already; replace it with --overwrite, or choose another folder"
+                )
             raise ValueError(f"{self.out_dir}: is not empty; choose another folder, or remove it first")
         if not (self.out_dir / MANIFEST_FILE).is_file():
             raise ValueError(

@@ -184,7 +184,7 @@ def test_nothing_under_the_name_unless_finished(tmp_path: Path) -> None:
 def test_existing_folders_are_kept_unless_asked(tmp_path: Path) -> None:
     write_set(tmp_path / "set", IMAGE, 2)
     before = (tmp_path / "set/manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="holds a set of shards already; replace it with --overwrite"):
         write_set(tmp_path / "set", IMAGE, 3)
     assert (tmp_path / "set/manifest.json").read_bytes() == before
     assert write_set(tmp_path / "set", IMAGE, 3, overwrite=True).counts["records"] == 3

@@ -294,6 +294,36 @@ def test_a_set_that_another_process_writes(tmp_path: Path, says: str, way: str) 
     other.release()
 
 
+@pytest.mark.parametrize("way", ["replace", "choose"])
+@pytest.mark.parametrize(
+    "says",
+    covers(
+        [
+            "{}: holds a set of shards already; replace it with --overwrite, or choose another folder",
+            "{}: is a file; choose another name for the folder of shards",
+        ]
+    ),
+)
+def test_a_folder_that_is_a_set_or_a_file(tmp_path: Path, says: str, way: str) -> None:
+    out, overwrite = [tmp_path / "out"], []
+    if "is a file" in says:
+        out[0].touch()
+    else:
+        write_set(out[0], IMAGE, 1)
+
+    def write() -> None:
+        with ShardWriter(out[0], "a", IMAGE, "train", overwrite=bool(overwrite)) as writer:
+            writer.write(record(IMAGE, 0), *media(IMAGE, 0))
+
+    def follow(said: Said) -> None:
+        if way == "replace" and "--overwrite" in said:
+            overwrite.append(True)
+        else:
+            out.append(out.pop().with_name("another"))
+
+    helps(says, write, follow)
+
+
 @pytest.mark.parametrize("way", ["choose", "remove"])
 @pytest.mark.parametrize(
     "says",

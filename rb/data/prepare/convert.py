@@ -81,6 +81,10 @@ def _writer(plan: Plan, out: Path, writing: Writing) -> AbstractContextManager[S
 def run(converter: Any, args: argparse.Namespace) -> int:
     """``rb prepare NAME``: one split to ``--out``, or with ``--split all`` each to a folder there."""
     options = {name: getattr(args, name) for name in inspect.signature(converter.open_raw).parameters}
+    folder = options.get("raw")
+    if folder is not None and not folder.is_dir():
+        problem = "is a file; give the folder that it lies in" if folder.exists() else "no such folder"
+        raise ValueError(f"--raw {folder}: {problem}. It should look like this:\n{converter.LAYOUT}")
     raw: RawSet = converter.open_raw(**options)
     if raw.title:
         note(raw.title)

@@ -231,7 +231,9 @@ def test_all_splits_each_to_its_folder_and_again_what_is_missing(
     assert json.loads((out / "val/prepared.json").read_text())["options"]["no_restval"] is False
     # Sets of other options are not taken for these.
     assert main([*command, "--out", str(out), "--no-restval"]) == 2
-    assert f"{out}/train: is not empty; choose another folder" in capsys.readouterr().err
+    assert (
+        f"{out}/train: holds a set of shards already; replace it with --overwrite, or choose" in capsys.readouterr().err
+    )
     assert main([*command, "--out", str(out), "--no-restval", "--overwrite"]) == 0
 
 
@@ -246,3 +248,17 @@ def test_the_split_is_chosen_or_asked_for(
     assert loop.choose_splits(("val",), None) == ("val",)
     with pytest.raises(ValueError, match="--split: choose one of val, test, all"):
         loop.choose_splits(("val", "test"), None)
+
+
+def test_a_raw_folder_that_is_none_is_named_with_how_it_should_look(
+    karpathy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for raw, says in (
+        (tmp_path / "nowhere", "no such folder"),
+        (karpathy / "dataset_coco.json", "is a file; give the folder"),
+    ):
+        assert main(["prepare", "coco", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert f"--raw {raw}: {says}" in said
+        assert "RAW/dataset_coco.json" in said
+    assert main(["prepare", "coco", "--raw", str(karpathy), "--split", "val", "--out", str(tmp_path / "out")]) == 0
