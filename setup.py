@@ -34,6 +34,7 @@ setup(
         "torch>=2.6",
         # 0.19.8's private methods are used to gather and scatter optimizer state; a contract test pins them.
         "deepspeed>=0.19.8,<0.20",
+        "defusedxml>=0.7.1",
         "transformers>=5.20,<6",
         "peft>=0.21,<0.22",
         "webdataset>=1.0,<2",

@@ -43,6 +43,7 @@ from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.prepare.scannet_files import read_objects, read_segments
 from rb.data.prepare.tables import read_csv, read_parquet
+from rb.data.prepare.xml_files import read_xml
 from rb.data.tars import scan_shard
 from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
@@ -67,6 +68,11 @@ WORDS = (
     b"<<: ",
     b"[" * 2000,
 )
+XML = b"""<annotation>
+\t<size>\n\t\t<width>32</width>\n\t\t<height>24</height>\n\t</size>
+\t<object>\n\t\t<name>1</name>\n\t\t<bndbox>\n\t\t\t<xmin>1</xmin>\n\t\t\t<ymin>2</ymin>\n\t\t</bndbox>\n\t</object>
+</annotation>
+"""
 Read = Callable[[Path], Any]
 
 
@@ -227,6 +233,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
             [b'file,caption,x,y,w,h\na.png,"a ""b"", c",1,2,3,4\n'],
         ),
         "Parquet": ("a.parquet", lambda p: list(read_parquet(p, Counter())), [parquet_bytes()]),
+        "XML": ("1.xml", read_xml, [XML]),
         "CSV": ("a.csv", lambda p: read_captions(p, Counter()), [b'0123456789,"a ""b"", c"\nabcdefghij,two words\n']),
         "image": ("a.png", lambda p: decode_image(p.read_bytes(), str(p)), images),
     }

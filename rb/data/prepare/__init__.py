@@ -40,6 +40,12 @@ DATASETS: dict[str, Dataset] = {
     "coco": Dataset("COCO captions, Karpathy's split: whole images", "rb.data.prepare.coco"),
     "nocaps": Dataset("nocaps captions with domains: whole images", "rb.data.prepare.nocaps"),
     "refcoco": Dataset("RefCOCO, RefCOCO+, RefCOCOg: regions of images", "rb.data.prepare.refcoco"),
+    "visual_genome": Dataset(
+        "Visual Genome's regions: DenseCap's splits, GRiT's files, GLaMM's test set", "rb.data.prepare.visual_genome"
+    ),
+    "flickr_entities": Dataset(
+        "Flickr30k Entities: the phrases of sentences with their boxes", "rb.data.prepare.flickr_entities"
+    ),
     "objaverse": Dataset(
         "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"
     ),
