@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from rb.core import progress
 from rb.core.strict_json import FormatError, parse_foreign, read_bytes
@@ -190,7 +190,7 @@ def objects_of(value: object, where: str) -> list[dict[str, Any]]:
     return value
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[int]:
     """Whether ``value`` can be a data set's running number."""
     return isinstance(value, int) and not isinstance(value, bool)
 

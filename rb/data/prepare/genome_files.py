@@ -125,11 +125,12 @@ def read_photos(path: Path, notes: Counter[str]) -> dict[int, Photo]:
         if not is_id(number):
             notes["rows of image_data.json without a number"] += 1
             continue
-        own = is_id(coco) and coco not in taken
-        notes["images whose coco_id an earlier image has"] += is_id(coco) and not own
-        if own:
+        source = f"visual_genome/{number}"
+        if is_id(coco):
+            notes["images whose coco_id an earlier image has"] += coco in taken
+            source = source if coco in taken else f"coco/{coco}"
             taken.add(coco)
-        found[number] = Photo(f"coco/{coco}" if own else f"visual_genome/{number}", _size(row))
+        found[number] = Photo(source, _size(row))
     return found
 
 
