@@ -223,7 +223,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "segments of a scan": ("a.segs.json", lambda p: read_segments(p, 9), [b'{"segIndices": [1,2,3,4,5,5,5,8,9]}']),
         "proposals": (
             "a.json",
-            lambda p: read_proposals(p, "minmax", Counter()),
+            lambda p: read_proposals(p, "minmax", ["scene0000_00"], Counter()),
             [b'{"scene0000_00": [{"box": [0,0,0,1,2,3.5], "caption": "a chair"}, [1,1,1,2,2,2]]}'],
         ),
         "points": ("a.npy", lambda p: decode_points(p.read_bytes(), str(p)), [encode_points(points)]),

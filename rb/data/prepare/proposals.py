@@ -2,13 +2,14 @@
 
 A file is JSON: scene id to a list of boxes, each an object with ``box`` (or ``bbox``) and anything else beside it (``caption``, ``obj_prob``,
 ``sem_prob``: the predictions that Scan2Cap's benchmark, Vote2Cap-DETR and D3Net write), or the numbers alone. A box is eight corners
-[8, 3], or six numbers. All are in the axis-aligned scene's metres.
+[8, 3], or six numbers. Or it is a ``.pt``: scene id to ``locs`` [P, 6], centres and sizes (``scannet_mask3d_val_attributes.pt`` of Chat-Scene).
+All are in the axis-aligned scene's metres.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from scipy.optimize import linear_sum_assignment
 
 from rb.core.boxes import cloud_box_problem
 from rb.core.strict_json import parse_foreign
+from rb.core.torch_files import DAMAGE, holds_its_numbers, load_torch
 from rb.data.prepare.raw_text import read_text
 
 BOX_FORMS = ("minmax", "centre_size")
 MATCHES = ("one_to_one", "nearest")
+_PREFIX = "scannet/"  # of our source ids
 _MOST = 4096  # boxes of a scene; detectors give some hundreds
 
 
@@ -34,19 +37,47 @@ class Proposals:
     wrong: Mapping[int, str] = field(default_factory=dict)
 
 
-def read_proposals(path: Path, form: str, notes: Counter[str]) -> dict[str, Proposals]:
-    """Scene id to its proposals.
+def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counter[str]) -> dict[str, Proposals]:
+    """Scene id to its proposals, for those of ``scenes`` that the file has.
 
     Args:
-        form: what six numbers mean: ``minmax`` (min xyz, max xyz) or ``centre_size`` (centre, sizes).
+        form: what six numbers of JSON mean: ``minmax`` (min xyz, max xyz) or ``centre_size`` (centre, sizes).
 
     Raises:
-        ValueError: the file is none of this kind.
+        ValueError: the file is none of these kinds, or has none of the scenes.
     """
-    content = parse_foreign(read_text(path, notes), str(path), remedy="write it again")
-    if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
-        raise ValueError(f"{path}: must be an object of scene ids, each with a list of boxes")
-    return {name.removeprefix("scannet/"): _proposals(rows, form) for name, rows in content.items()}
+    if path.suffix == ".pt":
+        content, form = _read_torch(path), "centre_size"
+    else:
+        names = {*scenes, *(f"{_PREFIX}{name}" for name in scenes)}
+        # Captions and probabilities of classes are left out while the file is read.
+        content = parse_foreign(read_text(path, notes), str(path), frozenset({"box", "bbox", *names}), "write it again")
+        if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
+            raise ValueError(f"{path}: must be an object of scene ids, each with a list of boxes")
+    found = {name.removeprefix(_PREFIX): rows for name, rows in content.items()}
+    found = {name: rows for name, rows in found.items() if name in scenes}
+    if not found:
+        raise ValueError(
+            f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split"
+        )
+    return {name: _proposals(rows, form) for name, rows in found.items()}
+
+
+def _read_torch(path: Path) -> dict[str, list[list[float]]]:
+    """Scene id to ``locs`` [P, 6] (centre, sizes) of the attributes that Chat-Scene and others made of Mask3D's instances."""
+    from torch import Tensor  # parsers need not wait for it
+
+    try:
+        content = load_torch(path)
+    except DAMAGE as error:
+        raise ValueError(f"{path}: not a file of tensors ({' '.join(str(error).split())[:200]})") from None
+    found = {}
+    for name, row in content.items() if isinstance(content, dict) else ():
+        boxes = row.get("locs") if isinstance(row, dict) else None
+        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or not holds_its_numbers(boxes):
+            raise ValueError(f"{path}: {name!r:.80} must have locs, a tensor [P, 6] of centres and sizes")
+        found[str(name)] = boxes[: _MOST + 1].tolist()
+    return found
 
 
 def _proposals(rows: Sequence[Any], form: str) -> Proposals:

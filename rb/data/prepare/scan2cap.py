@@ -27,7 +27,7 @@ from rb.data.prepare.scenes import MAX_POINTS, Scene, require_points
 
 NAME = "scan2cap"
 DEFAULT_MIN_IOU = 0.25
-LAYOUT = f"""  --proposals FILE   JSON: scene id to a list of boxes, as {{"box": [8 corners or 6 numbers]}} or the numbers alone
+LAYOUT = f"""  --proposals FILE   JSON: scene id to a list of boxes, as {{"box": [8 corners or 6 numbers]}} or the numbers alone; or Mask3D's attributes as .pt
 {scanrefer.LAYOUT}"""
 _Json = dict[str, Any]
 _NONE = Proposals(np.empty((0, 6)))
@@ -64,19 +64,14 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
     texts = scanrefer.Descriptions(raw)
     splits = texts.splits()
     found = find_scenes(raw, scenes, layout, LAYOUT)
-    boxes = read_proposals(require_raw(proposals, LAYOUT), box_form, Counter())
+    require_raw(proposals, LAYOUT)
 
     def plan(split: str) -> Plan:
         notes: Counter[str] = Counter()
         rows = texts.rows(split, notes)
         scanrefer.require_objects(split, rows, found)
-        names = scanrefer.scene_names(rows)
-        if not any(name in boxes for name in names):
-            raise ValueError(
-                f"{proposals}: holds none of the {len(names)} scenes of split {split} (the first is {names[:1]}, the file's {list(boxes)[:1]}); "
-                "give the proposals of this split"
-            )
-        notes["proposals"] = sum(len(boxes[name].boxes) for name in names if name in boxes)
+        boxes = read_proposals(proposals, box_form, scanrefer.scene_names(rows), notes)
+        notes["proposals"] = sum(len(found.boxes) for found in boxes.values())
         return Plan(
             NAME,
             POINT_CLOUD_REGION,
@@ -91,7 +86,7 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
         )
 
     files = [file for split in splits for file in texts.files(split)]
-    title = f"scenes: {found.layout}, in {found.folder}; proposals of {len(boxes):,} scenes, matched {match}"
+    title = f"scenes: {found.layout}, in {found.folder}; proposals matched {match}"
     return RawSet(scanrefer.with_objects(splits, texts, found), [*files, *found.files, proposals], plan, title)
 
 
@@ -162,7 +157,7 @@ def _write(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare scan2cap``."""
-    parser.add_argument("--proposals", type=Path, required=True, help="the detector's boxes (JSON)")
+    parser.add_argument("--proposals", type=Path, required=True, help="the detector's boxes (.json, .pt)")
     parser.add_argument(
         "--box-form",
         choices=BOX_FORMS,

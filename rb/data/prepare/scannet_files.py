@@ -38,6 +38,7 @@ SEGMENTS = "_vh_clean_2.0.010000.segs.json"
 OBJECTS = (".aggregation.json", "_vh_clean.aggregation.json")
 LABEL_MAP = "scannetv2-labels.combined.tsv"
 _MAX_TEXT = 8 << 20  # bytes of a JSON or text file; the largest scans need 4 MB
+_MAX_LISTS = 100_000  # in it, since small ones take many times their letters; a scan has some hundreds
 _OBJECT_FIELDS = frozenset({"segGroups", "objectId", "segments", "label"})
 _SEGMENT_FIELDS = frozenset({"segIndices"})
 
@@ -195,8 +196,11 @@ def _are_ids(value: object) -> TypeGuard[list[int]]:
 
 
 def _json(path: Path, fields: frozenset[str], missing: str, unreadable: str) -> Any:
+    text = _text(path, missing, unreadable)
+    if text.count("{") + text.count("[") > _MAX_LISTS:
+        raise RejectedError(unreadable, f"{path}: more than {_MAX_LISTS:,} lists and objects; this is another file")
     try:
-        return parse_foreign(_text(path, missing, unreadable), str(path), fields)
+        return parse_foreign(text, str(path), fields)
     except ValueError as error:
         raise RejectedError(unreadable, str(error)) from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rb.cli import main as rb
 from rb.data.formats import FormatError, ObjectAnnotation, Record, parse_record
@@ -130,13 +131,30 @@ def test_overlaps_against_counted_cells() -> None:
 def test_forms_of_boxes(tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps({ID: [[0, 0, 0, 1, 2, 3], {"bbox": [1, 1, 1, 4, 4, 4]}, {"box": None}, "x", [1, 2]]}))
-    found = read_proposals(path, "minmax", Counter())[ID]
+    found = read_proposals(path, "minmax", [ID], Counter())[ID]
     assert found.boxes.tolist() == [[0, 0, 0, 1, 2, 3], [1, 1, 1, 4, 4, 4]]
     assert [*found.wrong] == [2, 3, 4]
     assert found.wrong[3] == "must be eight corners [8, 3] or six numbers, got 'x'"
     path.write_text(json.dumps({ID: [[5, 5, 5, 1, 2, 3]]}))
-    assert "--box-form centre_size" in read_proposals(path, "minmax", Counter())[ID].wrong[0]
-    assert read_proposals(path, "centre_size", Counter())[ID].boxes.tolist() == [[4.5, 4.0, 3.5, 5.5, 6.0, 6.5]]
+    assert "--box-form centre_size" in read_proposals(path, "minmax", [ID], Counter())[ID].wrong[0]
+    assert read_proposals(path, "centre_size", [ID], Counter())[ID].boxes.tolist() == [[4.5, 4.0, 3.5, 5.5, 6.0, 6.5]]
+
+
+def test_attributes_of_mask3d(raw: Path, tmp_path: Path, scan: Scan) -> None:
+    path = raw / "scannet_mask3d_val_attributes.pt"
+    boxes = np.array([*scan.boxes().values()])
+    rows = torch.from_numpy(np.concatenate([(boxes[:, :3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, :3]], axis=1))
+    torch.save({ID: {"objects": ["chair"] * len(rows), "locs": rows}, "scene0011_00": {"locs": rows[:1]}}, path)
+    assert convert(scan2cap, raw, tmp_path / "out", "val", proposals=path).used == 4
+    (item,) = found(tmp_path / "out").values()
+    assert [one.iou for one in item.record.objects] == pytest.approx([1.0] * 4, abs=1e-5)
+    for content, says in (([rows], "holds none"), ({ID: rows}, r"'scene0000_00' must have locs, a tensor \[P, 6\]")):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=says):
+            convert(scan2cap, raw, tmp_path / "no", "val", proposals=path)
+    path.write_bytes(b"not a zip")
+    with pytest.raises(ValueError, match=r"attributes\.pt: not a file of tensors"):
+        convert(scan2cap, raw, tmp_path / "no", "val", proposals=path)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +163,10 @@ def test_forms_of_boxes(tmp_path: Path) -> None:
         ("[]", r"pred\.json: must be an object of scene ids"),
         ('{"scene0000_00": {"box": 1}}', "each with a list of boxes"),
         ("\x80\x04", "pred.json: not valid JSON"),
-        ('{"scene0011_00": []}', r"holds none of the 1 scenes of split val .*scene0000_00.*scene0011_00"),
+        (
+            '{"scene0011_00": []}',
+            r"pred\.json: holds none of the 1 scenes, such as scene0000_00; give the proposals of this",
+        ),
     ],
 )
 def test_files_of_another_kind_are_named(raw: Path, tmp_path: Path, content: str, says: str) -> None:

@@ -121,6 +121,11 @@ AGGREGATION, SEGMENTS = f"{ID}.aggregation.json", f"{ID}_vh_clean_2.0.010000.seg
         (SEGMENTS, b'{"segIndices": [1, 2]}', r"boxes_unreadable: .*800 vertices, got 2 values"),
         (SEGMENTS, b'{"segIndices": [1, "2"]}', r"boxes_unreadable: .*800 vertices"),
         (SEGMENTS, b"[" * 90_000, r"boxes_unreadable: .*segs\.json: not valid JSON"),
+        (
+            SEGMENTS,
+            b'{"segIndices": [' + b"{}," * 100_001 + b"1]}",
+            r"boxes_unreadable: .*more than 100,000 lists and objects",
+        ),
         (AGGREGATION, b'{"segGroups": 5}', r"boxes_unreadable: .*segGroups"),
         (AGGREGATION, b'{"segGroups": [{"objectId": 0, "segments": [1]}]}', r"boxes_unreadable: .*objectId, label"),
         (
