@@ -53,6 +53,7 @@ DATASETS: dict[str, Dataset] = {
     "scan2cap": Dataset(
         "ScanRefer's descriptions on boxes that a detector proposes, for prediction", "rb.data.prepare.scan2cap"
     ),
+    "vqav2": Dataset("VQAv2: questions about images, with their answers", "rb.data.prepare.vqav2"),
     "custom": Dataset("your own images or clouds, with captions in a table", "rb.data.prepare.custom", raw=False),
 }
 
