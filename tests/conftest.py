@@ -2,6 +2,7 @@
 
 What tests share, so that none makes it again:
     ``foundation`` (here)              a tiny random BLIP-2, text branch and Point-BERT on disk; ``support.tiny`` makes configurations and batches
+    ``finished`` (here)                a run folder and its export
     ``support.small_data``             tiny shards of every modality
     ``support.exported.make_run``      a run folder with random trained parameters, without training
     ``support.processes``              ranks and jobs as real processes in 0.1 s: forks of one server that has imported the libraries
@@ -20,6 +21,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import random
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -39,6 +41,18 @@ hypothesis.settings.load_profile("same")
 def foundation(tmp_path_factory: pytest.TempPathFactory) -> FoundationConfig:
     """Folders of the tiny random foundation; read-only for tests."""
     return tiny.write_foundation(tmp_path_factory.mktemp("foundation"))
+
+
+@pytest.fixture(scope="session")
+def finished(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``run``, as training leaves it, and ``export``, as `rb export` makes it of that run; read-only for tests."""
+    from rb.exporting.writing import export_run
+    from tests.support.exported import make_run
+
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder, foundation).rename(folder / "run")
+    export_run(folder / "run", folder / "export")
+    return folder
 
 
 @pytest.fixture(autouse=True)

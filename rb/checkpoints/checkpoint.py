@@ -318,9 +318,13 @@ def _verify(path: Path) -> Checkpoint:
     try:
         meta = parse_foreign(read_bytes(path / META_FILE).decode("utf-8"), str(path / META_FILE))
     except OSError as error:
-        raise CheckpointError(f"{path / META_FILE}: cannot be read ({error.strerror}); not a checkpoint") from error
+        raise CheckpointError(
+            f"{path / META_FILE}: cannot be read ({error.strerror}); it is not a whole checkpoint, use another one"
+        ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path / META_FILE}: altered or cut off, not JSON ({error})") from error
+        raise CheckpointError(
+            f"{path / META_FILE}: altered or cut off, not JSON ({error}); use another checkpoint"
+        ) from error
     if not isinstance(meta, dict) or meta.get("digest") != _digest(meta):
         raise CheckpointError(f"{path / META_FILE}: altered, its digest does not fit; use another checkpoint")
     if meta.get("format") != FORMAT:

@@ -188,7 +188,7 @@ def _from_export(path: Path, foundation: str | Path | FoundationConfig | None) -
     if foundation is None:
         base = export.base.rsplit("/", 1)[-1]
         raise ExportError(
-            f"{path}: an export holds no frozen weights; give foundation=, a folder with {base}/ and text_branch/"
+            f"{path}: an export holds no frozen weights; give --foundation (foundation= in Python), a folder with {base}/ and text_branch/"
         )
     found, recorded = _given(foundation, export.base), export.fingerprints
     if not found.point_encoder and export.point_encoder is not None:

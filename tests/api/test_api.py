@@ -128,7 +128,7 @@ def test_run_folder_export_and_one_folder_say_the_same(world: tuple[Path, Path, 
     points = FoundationConfig(str(foundation / "blip2-opt"), str(foundation / "text_branch"))
     lone_cloud = RegionBLIP.from_pretrained(out / POINT_CLOUD, points)  # its encoder lies in the export
     assert lone_cloud.caption_points(clouds(1)[0]) == model.caption_points(clouds(1)[0])
-    with pytest.raises(ExportError, match="holds no frozen weights; give foundation="):
+    with pytest.raises(ExportError, match="holds no frozen weights; give --foundation"):
         RegionBLIP.from_pretrained(out)
 
 

@@ -62,11 +62,6 @@ CLOUDS = {
         lambda: as_npy(HOLES[np.isfinite(HOLES).all(1)]),
     ),
     "has shape {}; give [N, 3] x y z, or [N, 6]": ("a.xyz", lambda: as_text(XYZ[:, :2]), lambda: as_text(XYZ)),
-    "must be numbers, got {} {}; save them by numpy.save": (
-        "a.npy",
-        lambda: as_npy(XYZ.astype("S8")),
-        lambda: as_npy(XYZ),
-    ),
     "save the file with its vertices first": ("a.ply", lambda: ply("face", "vertex"), lambda: ply("vertex", "face")),
     "its data {} bytes packed from {}; save it again uncompressed": (
         "a.pcd",
