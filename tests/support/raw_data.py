@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from rb.cli import main as rb
@@ -33,6 +34,14 @@ def rejected_rows(out: Path) -> list[Rejected]:
 def jpeg(width=32, height=24, kind="JPEG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (200, 30, 30)).save(stream, kind)
+    return stream.getvalue()
+
+
+def noise_jpeg(seed: int, width: int = 64, height: int = 64) -> bytes:
+    """A picture that does not compress, about 4 kB for the default size; another one for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG")
     return stream.getvalue()
 
 

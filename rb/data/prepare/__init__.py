@@ -15,6 +15,8 @@ from typing import Any
 from rb.core.output import add_json
 from rb.core.threads import default_workers
 
+SHARD_MB = 500
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -67,12 +69,14 @@ def add_prepare(name: str, parser: argparse.ArgumentParser) -> None:
     if dataset.raw:
         parser.add_argument("--raw", type=Path, required=True, help="the folder of the raw files")
         parser.add_argument("--split", help="a split, or all: each to its folder in --out (default: train)")
+    converter.add_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
     parser.add_argument("--dry-run", action="store_true", help="read and check everything, count it, write nothing")
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
+    size = f"of a shard, in megabytes; a killed conversion goes on at the last full one (default: {SHARD_MB})"
+    parser.add_argument("--shard-mb", type=int, default=SHARD_MB, metavar="MB", help=size)
     add_json(parser)
-    converter.add_arguments(parser)
     parser.set_defaults(run=_run, converter=name)
 
 

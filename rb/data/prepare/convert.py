@@ -80,6 +80,8 @@ def _writer(plan: Plan, out: Path, writing: Writing) -> AbstractContextManager[S
 
 def run(converter: Any, args: argparse.Namespace) -> int:
     """``rb prepare NAME``: one split to ``--out``, or with ``--split all`` each to a folder there."""
+    if args.shard_mb < 1:
+        raise ValueError(f"--shard-mb {args.shard_mb}: must be at least 1")
     options = {name: getattr(args, name) for name in inspect.signature(converter.open_raw).parameters}
     folder = options.get("raw")
     if folder is not None and not folder.is_dir():
@@ -94,8 +96,8 @@ def run(converter: Any, args: argparse.Namespace) -> int:
     answers = []
     for split in splits:
         out = args.out / split if whole else args.out
-        about = {"converter": args.converter, "options": said, "split": split}
-        answers.append(_one(raw, split, out, about, args, skip=whole))
+        about = {"converter": args.converter, "options": said, "split": split, "shard_mb": args.shard_mb}
+        answers.append(_one(raw, split, out, about, args))
     if args.json:
         say_json(answers if whole else answers[0])
     return 0
@@ -114,16 +116,16 @@ def choose_splits(there: tuple[str, ...], asked: str | None) -> tuple[str, ...]:
     return (asked or "train",)
 
 
-def _one(raw: RawSet, split: str, out: Path, about: dict[str, Any], args: argparse.Namespace, skip: bool) -> Any:
-    """One split, with its report; ``skip``: leave a finished set as it is, which an earlier run of the same command may have made."""
+def _one(raw: RawSet, split: str, out: Path, about: dict[str, Any], args: argparse.Namespace) -> Any:
+    """One split, with its report; a set that the same command finished before stays as it is."""
     plan = raw.plan(split)
     title = f"{plan.name}, split {plan.split}"
     work = Work(about | {"rb": rb.__version__}, raw.files)
-    if skip and not args.overwrite and not args.dry_run and work.made(out):
+    if not args.overwrite and not args.dry_run and work.made(out):
         counts = read_manifest(out).counts
         note(f"{out}: is finished already ({counts['samples']:,} samples); --overwrite makes it again")
         return {"title": title, "manifest": str(out / MANIFEST_FILE), "finished_already": True}
-    tally = convert(plan, out, Writing(args.overwrite, args.workers, args.dry_run, work))
+    tally = convert(plan, out, Writing(args.overwrite, args.workers, args.dry_run, work, args.shard_mb * 1_000_000))
     if not args.json:
         end = (
             "nothing was written (--dry-run)" if args.dry_run else f"-> {out / MANIFEST_FILE}, rejected.jsonl beside it"

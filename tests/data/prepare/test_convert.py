@@ -243,8 +243,14 @@ def test_the_split_is_chosen_or_asked_for(
     command = ["prepare", "coco", "--raw", str(karpathy), "--out", str(tmp_path / "out")]
     assert main([*command, "--split", "test"]) == 2
     assert "no image of split 'test'; it has train, val" in capsys.readouterr().err
+    assert main([*command, "--shard-mb", "0"]) == 2
+    assert "--shard-mb 0: must be at least 1" in capsys.readouterr().err
     assert main(command) == 0
     assert "coco, split train" in capsys.readouterr().out
+    assert main(command) == 0
+    assert f"{tmp_path / 'out'}: is finished already" in capsys.readouterr().err
+    assert main([*command, "--no-restval"]) == 2
+    assert "is not empty; choose another folder" in capsys.readouterr().err
     assert loop.choose_splits(("val",), None) == ("val",)
     with pytest.raises(ValueError, match="--split: choose one of val, test, all"):
         loop.choose_splits(("val", "test"), None)
