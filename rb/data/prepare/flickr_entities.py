@@ -44,8 +44,7 @@ def open_raw(raw: Path, images: Path | None = None, groups: str = "union", exif:
     Raises:
         ValueError: a raw file or folder is missing.
     """
-    if groups not in GROUPS:
-        raise ValueError(f"--groups {groups!r}: choose one of {', '.join(GROUPS)}")
+    assert groups in GROUPS
     folder = find_raw(raw, _ANNOTATIONS, LAYOUT).parent
     require_raw(folder / "Sentences", LAYOUT)
     lists = {split: raw / f"{split}.txt" for split in SPLITS if (raw / f"{split}.txt").is_file()}

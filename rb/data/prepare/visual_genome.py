@@ -35,12 +35,12 @@ from rb.data.prepare.plan import Plan, RawSet
 NAME = "visual_genome"
 SPLITS = ("train", "val", "test")
 PROTOCOLS = ("densecap", "grit", "glamm", "all")
-LAYOUT = """  RAW/image_data.json               with every protocol
-  RAW/VG_100K/2.jpg ..., RAW/VG_100K_2/1.jpg ...      (or all in RAW/images; or --images DIR)
-  RAW/region_descriptions.json      --protocol densecap and all; version 1.2 or 1.0
-  RAW/densecap_splits.json          --protocol densecap: info/densecap_splits.json of DenseCap's repository
-  RAW/train.json, RAW/test.json     --protocol grit: GRiT's VG_preprocessed_annotations (or in RAW/annotations)
-  RAW/test_caption.json             --protocol glamm: GLaMM's evaluation file (or in RAW/annotations)"""
+LAYOUT = """  RAW/image_data.json               of every protocol
+  RAW/VG_100K/2.jpg ..., RAW/VG_100K_2/1.jpg ...      (or all in RAW/images, or in the folder of --images)
+  RAW/region_descriptions.json      of the protocols densecap and all; version 1.2 or 1.0
+  RAW/densecap_splits.json          of densecap: info/densecap_splits.json of DenseCap's repository
+  RAW/train.json, RAW/test.json     of grit: GRiT's VG_preprocessed_annotations (or in RAW/annotations)
+  RAW/test_caption.json             of glamm: GLaMM's evaluation file (or in RAW/annotations)"""
 _FILES = {"grit": {"train": "train.json", "test": "test.json"}, "glamm": {"test": "test_caption.json"}}
 _OBJECTS = {"densecap": "vg", "all": "vg", "grit": "grit", "glamm": "glamm"}  # with which object ids begin
 _FOLDERS = ("VG_100K", "VG_100K_2", "images", "images/VG_100K", "images/VG_100K_2", ".")
@@ -58,8 +58,7 @@ def open_raw(raw: Path, protocol: str = "densecap", images: Path | None = None, 
     Raises:
         ValueError: a raw file or folder is missing or another than expected.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"--protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    assert protocol in PROTOCOLS
     photos = require_raw(raw / "image_data.json", LAYOUT)
     places = _places(raw if images is None else require_raw(images, LAYOUT))
     files, wanted = _annotations(raw, protocol)

@@ -12,6 +12,7 @@ from rb.data.prepare.common import RejectedError
 from rb.data.prepare.entity_files import read_entities
 from rb.data.prepare.xml_files import MAX_BYTES, read_xml
 from tests.support.raw_data import cli_run, convert, found, jpeg, reasons
+from tests.support.remedies import covers, helps
 
 SENTENCES = """\
 [/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] look at [/EN#0/notvisual something] in [/EN#8/scene the yard] .
@@ -196,13 +197,37 @@ def test_hostile_xml_is_refused_in_one_line(tmp_path: Path, content: bytes, mess
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    zip(
+        ("train.txt", "Annotations/1.xml", "Annotations/1.xml"),
+        covers(
+            [
+                "{}: names no image; download it again",
+                "{}: not an XML file that can be used ({}); download it again",
+                "{}: size: {}; download it again",
+            ]
+        ),
+        strict=True,
+    ),
+)
+def test_a_damaged_file_is_downloaded_again(tmp_path: Path, file: str, says: str) -> None:
+    raw = entities_raw(tmp_path / "raw", {"1": (annotation("1", OBJECTS), SENTENCES)})
+    sound = (raw / file).read_text()
+    (raw / file).write_text(
+        sound.replace("<width>32", "<width>") if "size" in says else sound[:40] if "XML" in says else "\n"
+    )
+
+    def follow(said: str) -> None:
+        (raw / file).write_text(sound)
+
+    helps(says, lambda: convert(flickr_entities, raw, tmp_path / "out", "train"), follow)
+
+
 def test_clear_errors(tmp_path: Path) -> None:
     raw = entities_raw(tmp_path / "raw", {"1": (annotation("1", OBJECTS), SENTENCES)})
     with pytest.raises(ValueError, match=r"val\.txt: not found; the splits of .*raw are train"):
         convert(flickr_entities, raw, tmp_path / "out", "val")
-    (raw / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"train\.txt: names no image"):
-        convert(flickr_entities, raw, tmp_path / "out", "train")
     (raw / "train.txt").unlink()
     for missing, name in (("train.txt", "train"), ("Sentences", "Sentences"), ("Annotations", "Annotations")):
         if (raw / missing).is_dir():

@@ -14,7 +14,14 @@ from PIL import Image
 from rb.data.compare_sets import shared
 from rb.data.prepare import coco, visual_genome
 from tests.support.raw_data import cli_run, convert, found, jpeg, reasons
+from tests.support.remedies import Said, covers, helps, remedy
 
+OTHERS = covers(
+    [
+        "no image has more than one region, so this is no file of GRiT's; see --protocol glamm",
+        "image {} has {} regions, GLaMM's file has one; see --protocol grit",
+    ]
+)
 URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/{}.jpg"
 
 
@@ -138,15 +145,34 @@ def test_the_test_sets_of_grit_and_glamm_are_never_taken_for_each_other(tmp_path
     }
     names = {item.record.dataset for records in (full, subset) for item in records.values()}
     assert names == {"visual_genome_grit", "visual_genome_glamm"}
-    (raw / "test.json").write_text(json.dumps(coco_style({1: 1, 2: 1})))
-    with pytest.raises(ValueError, match=r"test\.json: no image has more than one region.*--protocol glamm"):
-        convert(visual_genome, raw, tmp_path / "no", "test", protocol="grit")
-    (raw / "test_caption.json").write_text(json.dumps(grit))
-    with pytest.raises(ValueError, match=r"test_caption\.json: image 1 has 2 regions.*--protocol grit"):
-        convert(visual_genome, raw, tmp_path / "no", "test", protocol="glamm")
     with pytest.raises(ValueError, match=r"--split train: protocol grit has test"):
         convert(visual_genome, raw, tmp_path / "no", "train", protocol="grit")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "other", "says"),
+    [("grit", "glamm", OTHERS[0]), ("glamm", "grit", OTHERS[1])],
+)
+def test_a_file_of_the_other_protocol_is_refused(tmp_path: Path, protocol: str, other: str, says: str) -> None:
+    files = {"grit": "test", "glamm": "test_caption"}
+    content = coco_style({1: 1, 2: 1} if other == "glamm" else {1: 2})
+    raw = genome_raw(tmp_path / "raw", {1: [], 2: []}, **{files[protocol]: content})
+    chosen = {"protocol": protocol}
+
+    def follow(said: Said) -> None:
+        chosen["protocol"] = said.found(r"see --protocol (\w+)")
+        (raw / f"{files[protocol]}.json").rename(raw / f"{files[other]}.json")
+
+    helps(says, lambda: convert(visual_genome, raw, tmp_path / "out", "test", **chosen), follow)
+
+
+@remedy("{}: no image (1.jpg) in {}. The raw folder should look like this:\n{}")
+def test_the_folder_of_images_is_another(tmp_path: Path):
+    raw = genome_raw(tmp_path / "raw", {1: [region(1)]})
+    (raw / "VG_100K").rename(tmp_path / "photos")
+    follow = lambda said: (tmp_path / "photos").rename(raw / said.found(r"RAW/(VG_100K)/"))  # noqa: E731
+    return lambda: convert(visual_genome, raw, tmp_path / "out", "train", protocol="all"), follow
 
 
 def test_a_photo_of_coco_is_found_by_its_id_and_a_rescaled_one_by_its_look(tmp_path: Path) -> None:
@@ -247,8 +273,6 @@ def test_clear_errors(tmp_path: Path) -> None:
     (raw / "region_descriptions.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"region_descriptions\.json: .*must be a list"):
         convert(visual_genome, raw, tmp_path / "out", "train", protocol="all")
-    with pytest.raises(ValueError, match=r"no image \(1\.jpg\) in VG_100K, VG_100K_2"):
-        visual_genome.open_raw(raw, protocol="all", images=tmp_path)
     (raw / "image_data.json").unlink()
     with pytest.raises(ValueError, match=r"image_data\.json: not found"):
         visual_genome.open_raw(raw, protocol="all")
