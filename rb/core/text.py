@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS = 50  # BLIP's caption processor
+_NO_WORD = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))  # its marks
 
 
 def one_line(text: str) -> str:
     r"""``text`` on one line: separators (\\n, \\v, U+2028, ...) and control characters become spaces, runs of spaces one, ends stripped."""
-    spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Zs", "Cs") else c for c in text)
-    return re.sub(" +", " ", spaced).strip()
+    if not text.isprintable():  # printable text holds none of these, and nearly all text is; a space is printable
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Zs", "Cs") else c for c in text)
+    return (re.sub(" +", " ", text) if "  " in text else text).strip()
 
 
 # What spreadsheets and scripts write where there is nothing.
@@ -40,7 +42,7 @@ def is_caption(text: str) -> bool:
 
 def clean_caption(text: str) -> str:
     """BLIP's caption rule: lower case, ``. ! " ( ) * # : ; ~`` to spaces, at most 50 words."""
-    words = re.sub(r'[.!"()*#:;~]', " ", one_line(text).lower()).split()
+    words = one_line(text).lower().translate(_NO_WORD).split()
     return " ".join(words[:MAX_WORDS])
 
 

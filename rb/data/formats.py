@@ -88,7 +88,7 @@ class ObjectAnnotation:
 
     def tree(self) -> dict[str, Any]:
         """The fields in ``KEY.json``, as of `Record.tree`."""
-        return {name: value for name, value in asdict(self).items() if name not in OBJECT_OPTIONS or value is not None}
+        return {name: value for name, value in vars(self).items() if name not in OBJECT_OPTIONS or value is not None}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,10 @@ class Record:
 
     def tree(self) -> dict[str, Any]:
         """The fields of ``KEY.json``; those that a record need not have are left out where they hold nothing."""
-        tree = asdict(self) | {"objects": [item.tree() for item in self.objects]}
+        tree = vars(self) | {
+            "objects": [o.tree() for o in self.objects],
+            "questions": [vars(q) for q in self.questions],
+        }
         return {name: value for name, value in tree.items() if name not in RECORD_OPTIONS or value}
 
     def to_json(self) -> bytes:

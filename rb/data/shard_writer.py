@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,10 @@ _SHOWN = 3  # items that the error of an empty result names
 
 class SetWriter(Protocol):
     """What a converter writes to."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for temporary files of the converter: on the disk that the set will be on."""
 
     def begin(self) -> State | None:
         """The state from which the work goes on; what is rejected before this call was rejected by the earlier process too."""
@@ -137,6 +142,11 @@ class ShardWriter:
             self._close_files()
             if error is not None:
                 self._unfinished.leave(error)
+
+    @property
+    def scratch(self) -> Path:
+        """As of ``SetWriter``."""
+        return self._unfinished.folder
 
     @property
     def num_records(self) -> int:
@@ -277,6 +287,11 @@ class DryRun:
 
     def __init__(self, modality: str, split: str, exif: str | None = None) -> None:
         self._collector = Collector(modality, split, exif)
+
+    @property
+    def scratch(self) -> Path:
+        """The system's folder for temporary files (``TMPDIR``)."""
+        return Path(tempfile.gettempdir())
 
     def __enter__(self) -> DryRun:
         return self

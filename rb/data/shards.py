@@ -102,7 +102,9 @@ class Collector:
 
     def holds(self, source_id: str) -> bool:
         """Whether a record of this source was remembered."""
-        return digest64(source_id.encode()) in self._seen
+        return (
+            digest64(source_id.encode("utf-8", "surrogatepass")) in self._seen
+        )  # also of an id that no record can have
 
     def remember(self, record: Record, where: str) -> None:
         """``FormatError`` if this source id came before."""

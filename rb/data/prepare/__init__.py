@@ -42,6 +42,7 @@ DATASETS: dict[str, Dataset] = {
     "coco": Dataset("COCO captions, Karpathy's split: whole images", "rb.data.prepare.coco"),
     "nocaps": Dataset("nocaps captions with domains: whole images", "rb.data.prepare.nocaps"),
     "refcoco": Dataset("RefCOCO, RefCOCO+, RefCOCOg: regions of images", "rb.data.prepare.refcoco"),
+    "regioncap": Dataset("RegionCap-10M, and every list of regions in RegionBLIP's form", "rb.data.prepare.regioncap"),
     "visual_genome": Dataset(
         "Visual Genome's regions: DenseCap's splits, GRiT's files, GLaMM's test set", "rb.data.prepare.visual_genome"
     ),

@@ -137,7 +137,7 @@ class Conversion:
         if not kept:
             shown = f"none of {list(raw)!a:.100} is a caption" if raw else "no caption"
             raise RejectedError(Reason.NO_CAPTION, shown)
-        for text in raw:
+        for text in raw if len(kept) < len(raw) else ():
             if not (isinstance(text, str) and is_caption(text)):
                 self.writer.reject(_shown(source), Reason.EMPTY_CAPTION, f"{text!a:.100} is no caption", object_id)
                 self.tally.notes["empty captions left out"] += 1
