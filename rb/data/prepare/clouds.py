@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rb.core.boxes import cloud_box_problem, points_in_box
 from rb.core.colours import unit_colours
 from rb.core.npy_files import npy_array
 from rb.core.stand_ins import stand_in
@@ -114,3 +116,20 @@ def usable_cloud(array: NDArray[Any], where: str, min_points: int) -> NDArray[np
         except ValueError as error:
             raise RejectedError(Reason.COLOURS_UNCLEAR, f"{where}: {error}") from None
     return cloud
+
+
+def check_region(points: NDArray[np.floating], box: Sequence[float], what: str) -> None:
+    """``RejectedError`` unless ``box`` (min xyz, max xyz) can be used for a cloud [N, 3 or more]: it has a volume, and holds a point."""
+    problem = cloud_box_problem(box)
+    if problem:
+        raise RejectedError(
+            problem, f"{what}: box {list(box)} has no volume from min xyz to max xyz, or numbers that are not finite"
+        )
+    if not points_in_box(points, box):
+        low, high = points[:, :3].min(0), points[:, :3].max(0)
+        outside = (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any()
+        raise RejectedError(
+            Reason.BOX_OUTSIDE_CLOUD if outside else Reason.BOX_WITHOUT_POINTS,
+            f"{what}: box {list(box)} {'lies outside' if outside else 'holds none of'} the {len(points):,} points; are box and points in the same "
+            "coordinate frame?",
+        )

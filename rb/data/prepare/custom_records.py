@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb.core.boxes import clip_xyxy, cloud_box_problem, image_box_problem, points_in_box
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.seeding import uniform
 from rb.data.formats import ObjectAnnotation, Record
+from rb.data.prepare.clouds import check_region
 from rb.data.prepare.columns import PIXELS, XYXY, in_pixels
 from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError
+from rb.data.prepare.image_sets import Region, check_box, cut_to_image
 
 SPLITS = ("train", "val", "test")
 
@@ -54,24 +55,17 @@ class Meaning:
         return IMAGE_REGION if self.regional else IMAGE
 
     def box(self, item: Item, content: Any) -> list[float]:
-        """An item's box as a record holds it. ``RejectedError``: empty, outside, or without points."""
+        """An item's box in a record's units, not yet cut to the image. ``RejectedError``: empty, outside, or without points."""
         assert item.box is not None
         if self.clouds:
-            if cloud_box_problem(item.box):
-                raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} must be min x, y, z, max x, y, z")
-            if not points_in_box(content, item.box):
-                raise RejectedError(Reason.BOX_WITHOUT_POINTS, f"box {item.box} holds none of {len(content)} points")
+            check_region(content, item.box, "the row")
             return item.box
         size = (content.width, content.height)
         if len(item.box) != 4:
             raise RejectedError(Reason.BOX_EMPTY, f"box {item.box} of an image must be 4 numbers")
         box = in_pixels(item.box, self.form, self.unit, size)
-        problem = image_box_problem(box, *size)
-        if problem:
-            raise RejectedError(
-                problem, f"box {item.box} ({self.form}, {self.unit}) in an image of {size[0]} x {size[1]}"
-            )
-        return clip_xyxy(box, *size)
+        check_box(box, size, f"{item.box} ({self.form}, {self.unit})")
+        return box
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class Records:
         if not isinstance(content, RejectedError) and conversion.holds(source):
             content = RejectedError(Reason.DUPLICATE_SOURCE, f"{source} was read already")
         whole: list[str] = []
-        regions: dict[str, ObjectAnnotation] = {}
+        regions: dict[str, Region] = {}
         used = 0
         for item in items:
             texts = item.caption if isinstance(item.caption, list) else [item.caption]
@@ -131,9 +125,15 @@ class Records:
             conversion.keep(1, len(captions))
         if used:
             data, extension, size = _stored(content)
-            conversion.writer.write(
-                Record(source, self.name, self.split, *size, whole, list(regions.values())), data, extension
-            )
+            objects = [
+                ObjectAnnotation(
+                    key,
+                    region.box if self.meaning.clouds else cut_to_image(conversion, region.box, size),
+                    region.captions,
+                )
+                for key, region in regions.items()
+            ]
+            conversion.writer.write(Record(source, self.name, self.split, *size, whole, objects), data, extension)
 
     def finish(self, conversion: Conversion) -> None:
         """``ValueError`` names three of the bad items where there are too many."""
@@ -145,10 +145,10 @@ class Records:
                 f"{'; '.join(conversion.first_details)}; {self.out / self.split} was not written; correct them, or allow more with --most-bad SHARE"
             )
 
-    def _add_region(self, regions: dict[str, ObjectAnnotation], item: Item, content: Any, captions: list[str]) -> None:
+    def _add_region(self, regions: dict[str, Region], item: Item, content: Any, captions: list[str]) -> None:
         box = self.meaning.box(item, content)
-        key = item.object_id or ",".join(f"{value:g}" for value in box)
-        known = regions.setdefault(key, ObjectAnnotation(key, box, []))
+        key = item.object_id or ",".join(f"{value:.9g}" for value in box)
+        known = regions.setdefault(key, Region(key, box, []))
         if known.box != box:
             raise RejectedError(Reason.MALFORMED_ROW, f"object {key!r} has another box in an earlier row")
         known.captions.extend(captions)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rb.core.boxes import clip_xyxy, image_box_problem
+from rb.core.boxes import EDGE_TOLERANCE, clip_xyxy, image_box_problem
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError, read_image, safe_path
 
-CUT_NOTE = "boxes cut to the image (1 px at most)"
+CUT_NOTE = f"boxes cut to the image ({EDGE_TOLERANCE:g} px at most)"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,13 @@ def check_box(box: list[float], size: tuple[float, float], what: str) -> None:
         raise RejectedError(problem, f"{what}: box {box} in an image of {size[0]} x {size[1]}")
 
 
+def cut_to_image(conversion: Conversion, box: list[float], size: tuple[float, float]) -> list[float]:
+    """``box``, checked by `check_box`, within an image of this size; boxes that this changes are counted."""
+    cut = clip_xyxy(box, *size)
+    conversion.tally.notes[CUT_NOTE] += cut != box
+    return cut
+
+
 def write_regions(
     conversion: Conversion, item: RegionImage, image: CheckedImage | RejectedError, dataset: str, split: str
 ) -> None:
@@ -112,8 +119,7 @@ def write_regions(
             for _ in range(region.count):
                 conversion.reject(source, error.reason, error.detail, region.object_id)
             continue
-        box = clip_xyxy(region.box, *size)
-        conversion.tally.notes[CUT_NOTE] += box != region.box
+        box = cut_to_image(conversion, region.box, size)
         objects.append(ObjectAnnotation(region.object_id, box, region.captions))
         used += region.count
     if isinstance(image, RejectedError) or not objects:

@@ -19,11 +19,12 @@ from rb.core.boxes import cloud_box_problem
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.prepare import scanrefer
+from rb.data.prepare.clouds import check_region
 from rb.data.prepare.common import Conversion, Reason, RejectedError, require_raw
 from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.proposals import BOX_FORMS, MATCHES, Proposals, matched, read_proposals
 from rb.data.prepare.scannet_layouts import find_scenes
-from rb.data.prepare.scenes import MAX_POINTS, Scene, require_points
+from rb.data.prepare.scenes import MAX_POINTS, Scene
 
 NAME = "scan2cap"
 DEFAULT_MIN_IOU = 0.25
@@ -139,7 +140,7 @@ def _write(
                     f"{rows[0]['where']}: the best of {len(proposals.boxes)} proposals has IoU {iou:.3f}, below {min_iou}",
                 )
             box = proposals.boxes[number].tolist()
-            require_points(scene.points, box, f"{rows[0]['where']}: proposal {number}")
+            check_region(scene.points, box, f"{rows[0]['where']}: proposal {number}")
             captions = conversion.captions(source, [row["description"] for row in rows], object_id)
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, object_id)

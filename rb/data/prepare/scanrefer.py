@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb.core.boxes import cloud_box_problem
 from rb.core.modality import POINT_CLOUD_REGION
 from rb.core.text import one_line
 from rb.data.formats import ObjectAnnotation, Record
+from rb.data.prepare.clouds import check_region
 from rb.data.prepare.common import Conversion, Reason, RejectedError, find_raw, objects_of, read_json
 from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.raw_text import read_text
 from rb.data.prepare.scannet_layouts import LAYOUTS, SCENES_LAYOUT, SceneFiles, find_scenes
-from rb.data.prepare.scenes import MAX_POINTS, Scene, SceneOptions, check_aligned, require_points
+from rb.data.prepare.scenes import MAX_POINTS, Scene, SceneOptions, check_aligned
 
 NAME = "scanrefer"
 SPLITS = ("train", "val", "test")
@@ -219,10 +219,7 @@ def box_of(scene: Scene, row: _Json) -> list[float]:
             else f"the scene has no such object among its {len(scene.boxes)} boxes"
         )
         raise RejectedError(Reason.UNKNOWN_OBJECT, f"{row['where']}: {why}")
-    problem = cloud_box_problem(box)
-    if problem:
-        raise RejectedError(problem, f"{row['where']}: box {box} has no volume, or numbers that are not finite")
-    require_points(scene.points, box, row["where"])
+    check_region(scene.points, box, row["where"])
     return box
 
 

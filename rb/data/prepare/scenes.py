@@ -100,17 +100,6 @@ def thinned(
     return points[with_boxes(kept, points, list(boxes.values()), (scene_id,))]
 
 
-def require_points(points: NDArray[np.float32], box: list[float], where: str) -> None:
-    """``RejectedError`` unless a box holds one of the points."""
-    if not points_in_box(points, box):
-        low, high = points[:, :3].min(0), points[:, :3].max(0)
-        outside = (np.array(box[3:]) < low).any() or (np.array(box[:3]) > high).any()
-        raise RejectedError(
-            Reason.BOX_OUTSIDE_CLOUD if outside else Reason.BOX_WITHOUT_POINTS,
-            f"{where}: box {box} {'lies outside' if outside else 'holds none of'} the points; is it from the scene unaligned?",
-        )
-
-
 def check_aligned(points: NDArray[np.float32], boxes: dict[str, list[float]], where: str) -> None:
     """``RejectedError`` where most boxes hold no point, as boxes of the unaligned scene do; the rest hold points by chance only."""
     real = [box for box in boxes.values() if cloud_box_problem(box) is None]

@@ -250,5 +250,26 @@ def test_clouds_with_boxes_in_their_own_units(tmp_path: Path) -> None:
     assert main([*command, "--out", str(tmp_path / "o")]) == 0
     reader = ManifestReader(tmp_path / "o" / "train")
     assert reader.manifest.modality == "point_cloud_region"
-    assert reader.manifest.rejected == {"box_without_points": 1}
+    assert reader.manifest.rejected == {"box_outside_cloud": 1}
     assert stored(tmp_path / "o" / "train") == [("o/room.npy", [([-2, -2, -2, 2, 2, 2], ["all of it"])])]
+
+
+def test_boxes_that_lean_over_the_image_are_cut_and_counted_once(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIZE is 100 x 60: half a pixel over is cut, two are rejected; two rows of one box are one region, near boxes are two."""
+    boxes = [[-0.5, 10, 40, 60.25], [-0.5, 10, 40, 60.25], [10.0001, 10, 40, 40], [10.0002, 10, 40, 40], [-2, 0, 9, 9]]
+    as_jsonl(
+        [{"file": "a.png", "text": f"thing {k}", "bbox": box} for k, box in enumerate(boxes)], tmp_path / "t.jsonl"
+    )
+    command = ["prepare", "custom", "--jsonl", f"{tmp_path}/t.jsonl", "--images", str(images), "--boxes", "xyxy"]
+    assert main([*command, "--most-bad", "0.5", "--json", "--out", f"{tmp_path}/o"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["notes"]["boxes cut to the image (1 px at most)"] == 1
+    assert answer["rejected"] == {"box_outside_image": 1}
+    ((_, regions),) = stored(tmp_path / "o" / "train")
+    assert regions == [
+        ([0, 10, 40, 60], ["thing 0", "thing 1"]),
+        ([10.0001, 10, 40, 40], ["thing 2"]),
+        ([10.0002, 10, 40, 40], ["thing 3"]),
+    ]

@@ -64,7 +64,7 @@ def test_a_box_in_empty_air_is_rejected_though_it_lies_within_the_scene(tmp_path
     assert (tally.used, tally.rejected) == (4, Counter(box_without_points=1))
     (row,) = read_rejected(tmp_path / "out/rejected.jsonl")
     assert row.object_id == "4"
-    assert "holds none of the points" in row.detail
+    assert "holds none of the 1,200 points" in row.detail
 
 
 def test_unaligned_boxes_under_the_aligned_name_cost_the_whole_scene(tmp_path: Path) -> None:

@@ -116,6 +116,6 @@ def test_the_command_prints_counts_and_a_missing_folder_is_named(toy, tmp_path, 
     for name in ("coco", "refcoco", "objaverse"):
         assert cli_run("prepare", name, "--raw", f"{tmp_path}/none", "--out", f"{tmp_path}/y") == 2
         error = capsys.readouterr().err
-        assert f"{tmp_path}/none/" in error
-        assert ": not found. The raw folder should look like this:\n  RAW/" in error
+        assert f"--raw {tmp_path}/none: no such folder" in error
+        assert ": no such folder. It should look like this:\n  RAW/" in error
         assert not (tmp_path / "y").exists()
