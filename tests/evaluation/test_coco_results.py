@@ -11,6 +11,7 @@ import pytest
 
 from rb.cli import main as rb
 from rb.evaluation.coco_results import read_coco_results
+from tests.support.remedies import covers, helps, remedy
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "caption_metrics.json").read_text(encoding="utf-8"))
 FAST = ["BLEU-1", "BLEU-4", "ROUGE_L", "CIDEr"]
@@ -125,12 +126,47 @@ def test_files_that_do_not_fit_are_refused_in_one_line(spoil, message: str, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blip2.json", "captions_val2014.json"]
 
 
-def test_the_remedy_for_images_without_a_caption_works(tmp_path: Path, capsys) -> None:
+# Message -> (results that cause it, results and number of the first listed image after its advice was followed).
+REMEDIES = {
+    "not listed in {}; give the annotations of the split that was captioned, or remove these rows": (
+        lambda r: [*r, {**ROW, "image_id": 7}],
+        lambda r: (r, 0),
+    ),
+    "without a caption; caption them, or give annotations": (lambda r: r[4:], lambda r: (r[4:], 4)),
+    "every image has one caption: keep one row of each": (lambda r: [*r, ROW], lambda r: (r, 0)),
+    "caption must be a text, got {}; write the row again": (
+        lambda r: [{**r[0], "caption": 3}, *r[1:]],
+        lambda r: (r, 0),
+    ),
+    "is a whole number or a text, got {}; write it again": (lambda r: [{"caption": "a"}, *r[1:]], lambda r: (r, 0)),
+}
+
+
+@pytest.mark.parametrize("says", covers(REMEDIES))
+def test_what_a_refusal_advises_helps(tmp_path: Path, says: str) -> None:
+    spoil, mend = REMEDIES[says]
     given, truth, results, annotations = write(tmp_path, IDS)
-    given.write_text(json.dumps(results[4:]))
-    truth.write_text(json.dumps(annotations | {"images": annotations["images"][4:]}))
-    assert rb(["score", "--coco-results", str(given), "--annotations", str(truth), "--no-java", "--no-mlflow"]) == 0
-    assert "6 captions" in capsys.readouterr().out
+    given.write_text(json.dumps(spoil(results)))
+
+    def follow(said: str) -> None:
+        mended, first = mend(results)
+        given.write_text(json.dumps(mended))
+        truth.write_text(json.dumps(annotations | {"images": annotations["images"][first:]}))
+
+    helps(says, lambda: read_coco_results(given, truth), follow)
+
+
+@remedy("{}: {} without annotations; remove them from 'images', and from the results")
+def test_an_image_that_nobody_described(tmp_path: Path):
+    given, truth, results, annotations = write(tmp_path, IDS)
+    truth.write_text(json.dumps(annotations | {"images": [*annotations["images"], {"id": 7}]}))
+    given.write_text(json.dumps([*results, {**ROW, "image_id": 7}]))
+
+    def follow(said: str) -> None:
+        given.write_text(json.dumps(results))
+        truth.write_text(json.dumps(annotations))
+
+    return lambda: read_coco_results(given, truth), follow
 
 
 @pytest.mark.parametrize(

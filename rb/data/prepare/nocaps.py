@@ -26,8 +26,8 @@ from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "nocaps"
 SPLIT = "val"
-LAYOUT = """  RAW/nocaps_val_4500_captions.json     (also in RAW/annotations/; or --annotations FILE)
-  RAW/images/0013ea2087020901.jpg ...   (or RAW/val/, RAW/validation/; or --images DIR, the folder of the files)"""
+LAYOUT = """  RAW/nocaps_val_4500_captions.json     (or in RAW/annotations/, or told by --annotations FILE)
+  RAW/images/0013ea2087020901.jpg ...   (or RAW/val/, RAW/validation/, or told by --images DIR)"""
 _FILES = ("nocaps_val_4500_captions.json", "annotations/nocaps_val_4500_captions.json")
 _FOLDERS = ("images", "val", "validation")
 _LISTS = {

@@ -25,9 +25,9 @@ LAYOUT = """  RAW/v2_OpenEnded_mscoco_train2014_questions.json, RAW/v2_mscoco_tr
   RAW/v2_OpenEnded_mscoco_test-dev2015_questions.json                                            (test-dev)
   RAW/v2_OpenEnded_mscoco_test2015_questions.json                                                (test)
       or LAVIS's vqa_train.json, vqa_val_eval.json, vqa_val.json, vqa_test.json in the questions' place
-      (all also in RAW/annotations/; or --questions FILE, --annotations FILE)
+      (or in RAW/annotations/, or told by --questions FILE and --annotations FILE)
   RAW/train2014/COCO_train2014_000000000009.jpg ..., RAW/val2014/, RAW/test2015/
-      (or train2017/000000000009.jpg, val2017/; or --images DIR, the folder of these; also RAW/images/)"""
+      (or train2017/000000000009.jpg, val2017/; the folder of these may be RAW/images/, or told by --images DIR)"""
 # Split -> COCO's subset, LAVIS's names of its questions.
 _SPLITS = {
     "train": ("train2014", ("vqa_train.json",)),
