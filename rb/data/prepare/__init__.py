@@ -50,13 +50,14 @@ DATASETS: dict[str, Dataset] = {
         "Flickr30k Entities: the phrases of sentences with their boxes", "rb.data.prepare.flickr_entities"
     ),
     "objaverse": Dataset(
-        "Objaverse clouds (ULIP, PointLLM) with Cap3D captions: whole objects", "rb.data.prepare.objaverse"
+        "Objaverse clouds with captions of Cap3D or PointLLM: whole objects", "rb.data.prepare.objaverse"
     ),
     "scanrefer": Dataset("ScanRefer on ScanNet: regions of scenes, with 3D boxes", "rb.data.prepare.scanrefer"),
     "scan2cap": Dataset(
         "ScanRefer's descriptions on boxes that a detector proposes, for prediction", "rb.data.prepare.scan2cap"
     ),
     "vqav2": Dataset("VQAv2: questions about images, with their answers", "rb.data.prepare.vqav2"),
+    "modelnet40": Dataset("ModelNet40: whole objects, the class as the caption", "rb.data.prepare.modelnet40"),
     "custom": Dataset("your own images or clouds, with captions in a table", "rb.data.prepare.custom", raw=False),
 }
 
