@@ -303,5 +303,5 @@ def _check_contract(zero: Any, version: str) -> None:
     if missing:
         raise RuntimeError(
             f"DeepSpeed {version}: {type(zero).__name__} has no {', '.join(missing)}, which this project reads to save and load "
-            f"training; it is tested with {TESTED_VERSION}"
+            f"training; install the tested one, deepspeed=={TESTED_VERSION}"
         )

@@ -14,14 +14,16 @@ import pytest
 
 from rb.cli import main as rb
 from rb.core.files import sha256
-from rb.tracking import Tracker
+from rb.tracking import ScoredSet, Tracker, log_evaluation, mlflow_store, sqlite_store
 from rb.tracking.closing import last_status
+from rb.tracking.commands import sync
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
-from rb.tracking.mlflow_store import clean_name
+from rb.tracking.mlflow_store import clean_name, ensure_experiment
 from rb.tracking.sqlite_store import cannot_open, prepare_store
 from tests.support.disks import small_disk
 from tests.support.processes import finish, start_function
+from tests.support.remedies import Said, covers, helps, remedy
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +260,114 @@ def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.json").write_text("[]")
     with pytest.raises(TrackingError, match=r"mlflow\.json"):
         run_identity(tmp_path)
+
+
+# What the messages advise
+
+
+IDENTITY, GONE = (
+    "not readable as MLflow's identity of this run ({}); remove it to start a new one",
+    "restore it there, or remove {}",
+)
+EXPERIMENT, JOURNAL = (
+    "restore it there, or set tracking.experiment",
+    "remove mlflow.json from the run folder to start a new MLflow run",
+)
+
+
+@pytest.mark.parametrize(
+    ("says", "way"),
+    [
+        (IDENTITY, "remove"),
+        (GONE, "restore"),
+        (GONE, "remove"),
+        (EXPERIMENT, "restore"),
+        (EXPERIMENT, "set"),
+        (JOURNAL, "remove"),
+    ],
+)
+def test_what_is_gone_in_mlflow_or_in_the_folder(runs: Path, says: str, way: str) -> None:
+    run, name = runs / "run", ["exp"]
+    a_run(run)
+    client, identity = client_of(runs), run_identity(run)
+    experiment = client.get_experiment_by_name("exp").experiment_id
+    if says == IDENTITY:
+        (run / "mlflow.json").write_text("[]")
+    elif says == GONE:
+        client.delete_run(identity["run_id"])
+    elif says == EXPERIMENT:
+        client.delete_experiment(experiment)
+    else:
+        (run / "journal.jsonl").write_text("")
+
+    def work() -> object:
+        if says == EXPERIMENT:
+            return ensure_experiment(client, f"sqlite:///{runs / 'mlflow.db'}", name[0])
+        return sync(run)
+
+    def follow(said: Said) -> None:
+        if way == "set":
+            name[0] = "another"
+        elif way == "remove":
+            (run / "mlflow.json").unlink()
+        elif says == GONE:
+            client.restore_run(identity["run_id"])
+        else:
+            client.restore_experiment(experiment)
+
+    helps(says, work, follow)
+
+
+covers([IDENTITY, GONE, EXPERIMENT, JOURNAL])
+
+
+@remedy("its file system may have no locks: let MLFLOW_TRACKING_URI name a file on a local disk")
+def test_a_store_on_a_file_system_without_locks(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The file system is sound here; what sqlite says of one without locks is put in MLflow's way."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Tracker(tmp_path / "run", experiment="exp", mlflow=False).finish()
+    (tmp_path / "DIR").mkdir()
+    shutil.copy(made, tmp_path / "DIR/mlflow.db")
+    real = sqlite_store.prepare_store
+
+    def prepare(path: Path) -> None:
+        if path.parent != tmp_path / "DIR":
+            raise cannot_open(path, RuntimeError("disk I/O error"))
+        real(path)
+
+    monkeypatch.setattr(mlflow_store, "prepare_store", prepare)
+
+    def follow(said: Said) -> None:
+        name, address = said.found(r"let (\w+) name"), said.found(r"\((sqlite:////\S+)\)")
+        monkeypatch.setenv(name, address.replace("/DIR", f"{tmp_path}/DIR"))
+
+    return lambda: sync(tmp_path / "run"), follow
+
+
+@remedy("{}: no {} in it; give a run folder")
+def test_sync_of_another_folder(runs: Path):
+    Tracker(runs / "run", experiment="exp", mlflow=False).finish()
+    folder = [runs]
+    return lambda: sync(folder[0]), lambda _: folder.append(folder.pop() / "run")
+
+
+@pytest.mark.parametrize(
+    "says",
+    covers(
+        [
+            "give job_dir if there is no training run (run_dir)",
+            "so not a run folder; give the folder of the training run",
+        ]
+    ),
+)
+def test_an_evaluation_that_belongs_nowhere(tmp_path: Path, says: str) -> None:
+    Tracker(tmp_path / "run", experiment="exp", mlflow=False).finish()
+    given = {"name": "x", "data": ScoredSet("d", "s"), "mlflow": False}
+    given |= {"run_dir": tmp_path, "step": 1} if "run folder" in says else {}
+    advised = {"run_dir": tmp_path / "run"} if "run folder" in says else {"job_dir": tmp_path / "job"}
+    helps(says, lambda: log_evaluation({"CIDEr": 1.0}, **given), lambda _: given.update(advised))
+
+
+# Followed above and in test_tracking.py:
+covers(["move the file away (mv {} {}.broken), then rb track sync RUN_DIR"])  # a broken store with runs
+covers(["cannot be reached; try again later ({})", "nothing is lost, send it with: rb track sync {}"])  # a dead server
