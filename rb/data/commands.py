@@ -124,12 +124,14 @@ def run_diff(args: argparse.Namespace) -> int:
         "other objects, boxes or captions": found.annotations,
     }
     if args.json:
-        say_json(lists | {"equal": found.equal})
+        say_json(lists | {"changes": dict(found.changes), "equal": found.equal})
     else:
         say(f"{found.equal:,} sources are equal")
         for what, names in lists.items():
             if names:
                 say(f"{what}: {len(names):,} sources: {first_few(names)}")
+        if found.changes:
+            say(f"  in {args.second}: {', '.join(f'{what} {count:,}' for what, count in found.changes.items())}")
     return FINISHED if found.empty else FAILED
 
 

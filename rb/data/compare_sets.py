@@ -6,6 +6,7 @@ What counts as the same picture or cloud is its source's business (``Source.look
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,9 @@ class Difference:
     Attributes:
         only_first, only_second: sources that one of them lacks.
         media: sources with other pixels or points.
-        annotations: sources with other objects, boxes, captions or questions; the order of records does not count.
+        annotations: sources with other objects, boxes, captions or questions. Neither the order of records and objects nor the names of the
+            set and its split count.
+        changes: what was found in ``annotations`` -> how often.
         equal: how many sources are the same in both.
     """
 
@@ -38,6 +41,7 @@ class Difference:
     only_second: list[str] = field(default_factory=list)
     media: list[str] = field(default_factory=list)
     annotations: list[str] = field(default_factory=list)
+    changes: Counter[str] = field(default_factory=Counter)
     equal: int = 0
 
     @property
@@ -54,21 +58,46 @@ def difference(first: Path, second: Path) -> Difference:
     """
     one, other = ManifestReader(first), ManifestReader(second)
     _same_modality(one, other)
-    known = {record.source_id: _digests(record, stored) for record, stored in _each(one)}
+    known = {
+        record.source_id: (number, *_digests(record, stored)) for number, (record, stored) in enumerate(_each(one))
+    }
     found = Difference()
     for record, stored in _each(other):
         before = known.pop(record.source_id, None)
         if before is None:
             found.only_second.append(record.source_id)
             continue
-        media, annotations = _digests(record, stored)
-        if media != before[0]:
+        number, media, annotations = before
+        new_media, new_annotations = _digests(record, stored)
+        if media != new_media:
             found.media.append(record.source_id)
-        if annotations != before[1]:
+        changes = Counter() if annotations == new_annotations else _changes(one.record(number)[0], record)
+        if changes:
             found.annotations.append(record.source_id)
-        found.equal += (media, annotations) == before
+            found.changes.update(changes)
+        found.equal += media == new_media and not changes
+    one.close()
     found.only_first = list(known)
     return found
+
+
+def _changes(first: Record, second: Record) -> Counter[str]:
+    """What differs between two records of one source -> how often; empty where it is only the way numbers are written."""
+    old, new = ({item.object_id: item for item in record.objects} for record in (first, second))
+    asked, asked_now = ({item.question_id: item for item in record.questions} for record in (first, second))
+    both = old.keys() & new.keys()
+    return +Counter(
+        {
+            "objects missing": len(old.keys() - both),
+            "objects added": len(new.keys() - both),
+            "other boxes": sum(old[name].box != new[name].box for name in both),
+            "objects with other captions": sum(old[name].captions != new[name].captions for name in both),
+            "sources with other captions": first.captions != second.captions,
+            "sources of another size": first.size != second.size,
+            "sources of another domain": first.domain != second.domain,
+            "other questions": sum(asked.get(name) != asked_now.get(name) for name in asked.keys() | asked_now.keys()),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -159,8 +188,8 @@ def _same_modality(one: ManifestReader, other: ManifestReader) -> None:
 
 
 def _digests(record: Record, stored: Stored) -> tuple[bytes, bytes]:
-    """Of the media, and of what is annotated, whatever the order of objects and questions."""
-    said = record.tree()
+    """Of the media, and of what is annotated, whatever the order of objects and questions, and whatever the set and its split are called."""
+    said = {name: value for name, value in record.tree().items() if name not in ("dataset", "split")}
     for name, key in (("objects", "object_id"), ("questions", "question_id")):
         said[name] = sorted(said.get(name, ()), key=lambda item: str(item[key]))
     return _digest(stored.media), _digest(dumps(said).encode())

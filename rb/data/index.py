@@ -276,8 +276,12 @@ class ManifestReader:
     def records(self) -> Iterator[tuple[Record, Stored]]:
         """Every record once, with its media, in the order of the shards."""
         for number in range(len(self.index.records)):
-            record, media, _, where = self._read(number)
-            yield record, Stored(media, record.size, where, self.manifest.exif)
+            yield self.record(number)
+
+    def record(self, number: int) -> tuple[Record, Stored]:
+        """Record ``number`` in the order of the shards, with its media; ``ShardCorruptionError`` if it was altered."""
+        record, media, _, where = self._read(number)
+        return record, Stored(media, record.size, where, self.manifest.exif)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

@@ -166,8 +166,7 @@ def as_text(found: dict[str, Any]) -> str:
         several = one.get("regions per source")
         rows.append(
             (
-                one.get("name", f"{one.get('sets')} sets together"),
-                one.get("split", ""),
+                *_called(one),
                 one["modality"],
                 f"{one['sources']:,}",
                 f"{one['objects']:,}" if several else "-",
@@ -178,20 +177,31 @@ def as_text(found: dict[str, Any]) -> str:
                 f"{several['mean']:.2f}" if several else "-",
             )
         )
-    lines = aligned(rows, 3)
+    lines = [*aligned(rows, 3), *_region_sizes(found["sets"] + found["together"])]
     for one in found["sets"]:
         title = f"{one['name']} {one['split']}"
-        if "region sizes" in one:
-            sizes = one["region sizes"]
-            total = sum(sizes["regions"].values())
-            shares = ", ".join(f"{name}: {count / total:.1%}" for name, count in sizes["regions"].items())
-            lines.append(f"{title}, regions by {sizes['unit']}: {shares}")
         for name in ("questions", "domains", "rejected"):
             if one.get(name):
                 counts = ", ".join(f"{what} {count:,}" for what, count in one[name].items())
                 answers = f"; answers {one['answers']:,}" if name == "questions" else ""
                 lines.append(f"{title}, {name}: {counts}{answers}")
     return "\n".join(lines)
+
+
+def _called(one: dict[str, Any]) -> tuple[str, str]:
+    return one.get("name", f"{one.get('sets')} sets together"), one.get("split", "")
+
+
+def _region_sizes(sets: list[dict[str, Any]]) -> list[str]:
+    """A table for each unit: which shares of the regions have which size."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for one in sets:
+        if "region sizes" in one:
+            sizes = one["region sizes"]
+            rows = tables.setdefault(sizes["unit"], [("set", "split", *sizes["regions"])])
+            total = sum(sizes["regions"].values())
+            rows.append((*_called(one), *(f"{count / total:.1%}" for count in sizes["regions"].values())))
+    return [line for unit, rows in tables.items() for line in (f"regions by {unit}:", *aligned(rows, 2, "  "))]
 
 
 def _mean(counts: Counter[int]) -> float:

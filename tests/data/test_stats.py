@@ -88,6 +88,11 @@ def test_statistics_of_regions_are_those_of_a_count_by_hand(tmp_path: Path, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["mine", "train", "image_region", "2", "3", "4", "3.25", "3", "11", "1.50"]
     assert lines[3].startswith("2 sets together")
+    assert lines[4] == "regions by share of the image's area:"
+    assert [line.split()[-6:] for line in lines[6:8]] == [
+        ["33.3%", "0.0%", "0.0%", "33.3%", "0.0%", "33.3%"],
+        ["0.0%", "0.0%", "0.0%", "100.0%", "0.0%", "0.0%"],
+    ]
 
 
 def test_statistics_of_clouds_count_points_in_boxes(tmp_path: Path) -> None:
@@ -192,7 +197,37 @@ def test_a_difference_names_what_was_changed(tmp_path: Path, capsys: pytest.Capt
         write(tmp_path / "2", "val", records("dcbe", "blue", 7)),
     )
     code, found = json_of(capsys, "diff", str(first), str(second))
-    assert (code, list(found.values())) == (1, [["a"], ["e"], ["d"], ["c"], 1])
+    assert (code, list(found.values())) == (1, [["a"], ["e"], ["d"], ["c"], {"objects with other captions": 1}, 1])
     again = write(tmp_path / "3", "val", list(reversed(records("abcd"))))
     assert main(["data", "diff", str(first), str(again)]) == 0, "the order of records is no difference"
     assert capsys.readouterr().out == "4 sources are equal\n"
+
+
+def test_a_difference_says_what_changed_in_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def one(
+        name: str, split: str, *objects: tuple[str, list[float], list[str]], captions: tuple[str, ...] = ()
+    ) -> Path:
+        items = [ObjectAnnotation(object_id, box, texts) for object_id, box, texts in objects]
+        with ShardWriter(tmp_path / name, name, IMAGE_REGION, split) as writer:
+            writer.write(Record("a", name, split, 20, 14, list(captions), items), image_bytes(0), "png")
+        return tmp_path / name
+
+    first = one("old", "val", ("1", [0, 0, 9, 9], ["red"]), ("2", [1, 1, 5, 5], ["x"]), ("3", [2, 2, 4, 4], ["y"]))
+    same = one(
+        "other", "train", ("3", [2.0, 2.0, 4.0, 4.0], ["y"]), ("2", [1, 1, 5, 5], ["x"]), ("1", [0, 0, 9, 9], ["red"])
+    )
+    assert main(["data", "diff", str(first), str(same)]) == 0, (
+        "a set may have another name, order, and way to write numbers"
+    )
+    assert capsys.readouterr().out == "1 sources are equal\n"
+    changed = one(
+        "new",
+        "val",
+        ("1", [0, 0, 9, 8.5], ["Red"]),
+        ("2", [1, 1, 5, 5], ["x"]),
+        ("4", [3, 3, 4, 4], ["z"]),
+        captions=("all",),
+    )
+    assert main(["data", "diff", str(first), str(changed)]) == 1
+    said = "objects missing 1, objects added 1, other boxes 1, objects with other captions 1, sources with other captions 1"
+    assert capsys.readouterr().out.splitlines()[-1] == f"  in {changed}: {said}"

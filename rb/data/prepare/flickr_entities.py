@@ -127,7 +127,8 @@ def _regions(conversion: Conversion, source: str, found: Entities, groups: str) 
         if not boxes and entity in found.boxless:
             tally.notes[f"entities without a box: {found.boxless[entity]}"] += 1
             continue
-        tally.notes["entities of several boxes"] += len(boxes) > 1
+        if len(boxes) > 1:
+            tally.notes["entities of several boxes"] += 1
         for object_id, box in _boxes(entity, boxes, groups):
             tally.read += 1
             try:
@@ -136,8 +137,9 @@ def _regions(conversion: Conversion, source: str, found: Entities, groups: str) 
                 regions.append(Region(object_id, box, conversion.captions(source, phrases, object_id)))
             except RejectedError as error:
                 conversion.reject(source, error.reason, error.detail, object_id)
-    unnamed = [boxes for entity, boxes in found.boxes.items() if entity not in found.phrases]
-    tally.notes["boxes of entities that no sentence names"] += sum(map(len, unnamed))
+    for entity, boxes in found.boxes.items():
+        if entity not in found.phrases:
+            tally.notes["boxes of entities that no sentence names"] += len(boxes)
     return regions
 
 

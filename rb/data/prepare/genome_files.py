@@ -127,9 +127,11 @@ def read_photos(path: Path, notes: Counter[str]) -> dict[int, Photo]:
             continue
         source = f"visual_genome/{number}"
         if is_id(coco):
-            notes["images whose coco_id an earlier image has"] += coco in taken
-            source = source if coco in taken else f"coco/{coco}"
-            taken.add(coco)
+            if coco in taken:
+                notes["images whose coco_id an earlier image has"] += 1
+            else:
+                source = f"coco/{coco}"
+                taken.add(coco)
         found[number] = Photo(source, _size(row))
     return found
 

@@ -74,8 +74,9 @@ def open_raw(raw: Path, protocol: str = "densecap", images: Path | None = None, 
                 _check_protocol(files[split], protocol, gathered)
             else:
                 gathered = read_descriptions(conversion, files[split], wanted.get(split))
-                missing = len(wanted.get(split, set()) - gathered.keys())
-                conversion.tally.notes["images of the split without regions"] += missing
+                missing = wanted.get(split, set()) - gathered.keys()
+                if missing:
+                    conversion.tally.notes["images of the split without regions"] += len(missing)
             return _items(conversion, gathered, photos, places)
 
         def write(conversion: Conversion, item: _Item, image: CheckedImage | RejectedError) -> None:
