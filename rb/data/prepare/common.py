@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 
 class Reason:
-    """The reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION: one caption of an item that has others."""
+    """The reasons in rejected.jsonl. All reject an item, but EMPTY_CAPTION, one caption of an item that has others, and PROPOSAL_UNUSABLE."""
 
     ANNOTATION_OF_OTHER_IMAGE = "annotation_of_other_image"
     BOXES_MISSING = "boxes_missing"

@@ -58,7 +58,7 @@ def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counte
     found = {name: rows for name, rows in found.items() if name in scenes}
     if not found:
         raise ValueError(
-            f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split"
+            f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split, or name theirs by --split"
         )
     return {name: _proposals(rows, form) for name, rows in found.items()}
 

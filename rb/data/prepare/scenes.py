@@ -19,9 +19,8 @@ from rb.data.prepare.clouds import usable_cloud
 from rb.data.prepare.common import Reason, RejectedError
 
 MAX_POINTS = 50_000  # as ScanRefer's preparation keeps
-DESCRIBED_CLASSES = frozenset(range(3, 41)) - {
-    22
-}  # of NYU40: without wall (1), floor (2), ceiling (22), and 0 (no class)
+# Of NYU40: without wall (1), floor (2), ceiling (22), and 0, no class.
+DESCRIBED_CLASSES = frozenset({*range(3, 22), *range(23, 41)})
 UNALIGNED = "scenes without an axisAlignment, in the scanner's own axes"
 
 

@@ -13,6 +13,7 @@ import torch
 
 from rb.cli import main as rb
 from rb.data.formats import FormatError, ObjectAnnotation, Record, parse_record
+from rb.data.index import ManifestReader
 from rb.data.prepare import scan2cap
 from rb.data.prepare.proposals import matched, overlaps, read_proposals
 from tests.support import scannet_raw
@@ -84,6 +85,9 @@ def test_objects_get_their_proposal_with_its_overlap(raw: Path, tmp_path: Path, 
     assert details["5"].endswith("IoU 0.000, below 0.25")
     assert "proposal 5: box [0.0, 0.0, 0.0, 0.0, 0.0, 0.0] has no volume" in details[None]
     assert rb(["data", "verify", str(out)]) == 0
+    sample = ManifestReader(out).sample(0)  # what prediction reads: the proposal, and the object's descriptions
+    assert sample.item is not None
+    assert (sample.item.box, sample.item.captions) == (chair.box, chair.captions)
 
 
 def test_a_stricter_threshold_and_an_empty_result(raw: Path, tmp_path: Path) -> None:
