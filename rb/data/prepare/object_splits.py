@@ -89,7 +89,9 @@ def choose_uids(
     drawn = sorted(uids, key=lambda uid: (hash_key("objaverse split", uid), uid))
     tests = drawn_for_testing(len(uids))
     if split == "val" and not val:
-        raise ValueError(f"{raw / split}.txt: not found, and no objects are drawn for validation; draw N by --val N")
+        raise ValueError(
+            f"{raw / split}.txt: not found, and no objects are drawn for validation; say --val N to draw some"
+        )
     if tests + val > len(uids):
         raise ValueError(f"--val {val}: there are {len(uids):,} objects, {tests:,} of them for testing; choose fewer")
     begin, end = {"test": (0, tests), "val": (tests, tests + val), "train": (tests + val, None)}[split]

@@ -188,7 +188,7 @@ def test_without_lists_20_000_objects_are_drawn_for_testing(tmp_path):
     assert sorted(test + train) == sorted(uids)
     assert train != uids[20_000:]
     with pytest.raises(
-        ValueError, match=r"val\.txt: not found, and no objects are drawn for validation; draw N by --val N"
+        ValueError, match=r"val\.txt: not found, and no objects are drawn for validation; say --val N to draw some"
     ):
         choose(tmp_path, "val", uids)
     few = uids[:1001]

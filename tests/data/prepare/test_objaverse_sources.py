@@ -20,6 +20,7 @@ from rb.data.prepare.common import RejectedError
 from rb.data.prepare.object_splits import read_lists
 from rb.sources.points import decode_points
 from tests.support.raw_data import cli_run, convert, found, reasons
+from tests.support.remedies import remedy
 
 POINTS = 600
 
@@ -273,3 +274,36 @@ def test_the_draw_is_said_and_does_not_ask_for_points(tmp_path, capsys):
     (raw / "train.txt").write_text(uids[0])
     with pytest.raises(ValueError, match=r"--val 3: objects are drawn, from 0 up, only where .* has no lists of uids"):
         objaverse.open_raw(raw, val=3)
+
+
+@remedy("--val {}: there are {} objects, {} of them for testing; choose fewer")
+def test_more_objects_for_validation_than_there_are(tmp_path):
+    raw = table(tmp_path / "raw", [uid(k) for k in range(40)])
+    (raw / "8192_npy").mkdir()
+    numbers = [40]
+    return lambda: objaverse.open_raw(raw, val=numbers[-1]).plan("val"), lambda _: numbers.append(39)
+
+
+@remedy("and no objects are drawn for validation; say --val N to draw some")
+def test_no_objects_for_validation(tmp_path):
+    raw = table(tmp_path / "raw", [uid(k) for k in range(40)])
+    (raw / "8192_npy").mkdir()
+    options: dict[str, int] = {}
+    follow = lambda said: options.update({said.found(r"say --(\w+) N"): 5})  # noqa: E731
+    return lambda: objaverse.open_raw(raw, **options).plan("val"), follow
+
+
+@remedy("must be a pickled list of uids; download it again")
+def test_another_pickle_in_the_place_of_a_list(tmp_path):
+    file = table(tmp_path / "raw", [uid(1)]) / "training_set.pkl"
+    file.write_bytes(pickle.dumps({"a": 1}))
+    return lambda: read_lists(file.parent, Counter()), lambda _: file.write_bytes(pickle.dumps([uid(1)]))
+
+
+@remedy("{}: is empty; download it again")
+def test_an_empty_cloud(tmp_path):
+    """One of Cap3D's tensors was published so."""
+    file = tmp_path / f"{uid(1)}.pt"
+    file.write_bytes(b"")
+    clouds = CloudFolder(tmp_path, {uid(1)})
+    return lambda: clouds.read(uid(1), 1), lambda _: file.write_bytes(pt(cloud(1)))
