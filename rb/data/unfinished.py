@@ -95,6 +95,7 @@ class UnfinishedSet:
         self.folder = out.with_name(f".{out.name}.unfinished")
         self._lock = FileLock(out.with_name(f".{out.name}.lock"))
         self._saved = False
+        self._parents: list[Path] = []  # that were not there
 
     def open(self) -> State | None:
         """Lock the folder and make it; the state of an earlier process with the same key, whose shards are whole.
@@ -102,6 +103,7 @@ class UnfinishedSet:
         Raises:
             ValueError: another process is writing the same set.
         """
+        self._parents = [path for path in self.out.parents if not path.exists()]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire() or not self._lock.in_place():
             raise ValueError(f"{self.out}: {self._lock.owner()} is writing it; wait for it, or choose another folder")
@@ -144,6 +146,9 @@ class UnfinishedSet:
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._let_go()
+        with suppress(OSError):  # something else is in it by now
+            for path in self._parents:
+                path.rmdir()
 
     def _let_go(self) -> None:
         with suppress(OSError):

@@ -207,7 +207,10 @@ def safe_path(root: Path, *parts: object) -> Path:
     relative = PurePosixPath(*(str(part) for part in parts))
     bad = relative.is_absolute() or ".." in relative.parts or not parts[-1]
     if bad or not str(relative).isprintable() or "\\" in str(relative):
-        raise RejectedError(Reason.UNSAFE_NAME, f"{str(relative)!r:.200} is no file name inside the raw folder")
+        raise RejectedError(
+            Reason.UNSAFE_NAME,
+            f"{str(relative)!r:.200} names no file below {root}: it must be relative to that folder, with / between folders and without ..",
+        )
     return root / relative
 
 

@@ -164,9 +164,14 @@ def test_after_an_error_of_the_request_nothing_is_kept(raw: Path, tmp_path: Path
     def refuse(_: object) -> None:
         raise ValueError("too many")
 
+    for out in (tmp_path / "set", tmp_path / "new" / "folders" / "set"):
+        with pytest.raises(ValueError, match="too many"):
+            convert(plan_of(raw, finish=refuse), out, writing())
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="too many"):
-        convert(plan_of(raw, finish=refuse), tmp_path / "set", writing())
-    assert list(tmp_path.iterdir()) == []
+        convert(plan_of(raw, finish=refuse), tmp_path / "mine" / "set", writing())
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
 
 
 def test_two_processes_do_not_write_one_set(raw: Path, tmp_path: Path) -> None:
