@@ -10,17 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.columns import PIXELS, SHARES
 from rb.data.prepare.common import Conversion, RejectedError, add_exif, read_image, safe_path
 from rb.data.prepare.custom_records import SPLITS, Item, Meaning, Records, first_notes
 from rb.data.prepare.custom_rows import FORMS, Request, meaning, named, read_rows
-from rb.data.prepare.custom_tars import Place, Sample, columns_of_tars, find_samples, find_tars, read_sample
 from rb.data.prepare.plan import Plan, RawSet
 from rb.data.prepare.tables import READERS
 from rb.sources.cloud_arrays import MAX_BYTES
+
+if TYPE_CHECKING:
+    from rb.data.prepare.custom_tars import Place, Sample
 
 DEFAULT_MIN_POINTS = 64
 MOST_BAD = 0.1  # share of bad rows with which a conversion still ends well
@@ -143,6 +145,9 @@ def _open_tars(
     records: Callable[..., Records],
 ) -> RawSet:
     """An item of the plan is a sample."""
+    # Loads torch, which parsers need not wait for.
+    from rb.data.prepare.custom_tars import columns_of_tars, find_samples, find_tars, read_sample
+
     tars, where = find_tars(patterns), " ".join(patterns)
     found = find_samples(tars, shares)
     if not found.splits:
