@@ -59,17 +59,24 @@ def caption_line(left: str, right: str = "") -> Html:
     return Html(f'<div class="who"><span>{esc(left)}</span><span>{esc(right)}</span></div>')
 
 
-def card(picture: Html, texts: str, references: Sequence[str], sample_id: str, attributes: str = "") -> Html:
-    """Picture, texts (HTML; predictions), references, id."""
-    different = list(dict.fromkeys(references))
-    more = len(different) - MAX_REFERENCES
-    listed = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
-    listed += f"<li>and {more} more</li>" if more > 0 else ""
+def card(
+    picture: Html, texts: str, references: Sequence[str], sample_id: str, attributes: str = "", behind: str = ""
+) -> Html:
+    """Picture, texts (HTML; predictions), references, what stands ``behind`` them (HTML), id."""
     return Html(
         f'<article class="card" {attributes}><div class="media">{picture}</div>'
-        f'<div class="words">{texts}<div><div class="who">references</div><ul>{listed}</ul></div></div>'
+        f'<div class="words">{texts}{listed("references", references)}{behind}</div>'
         f'<div class="id mono">{esc(sample_id)}</div></article>'
     )
+
+
+def listed(title: str, texts: Sequence[str]) -> Html:
+    """Texts under a small line, each once, a few of them."""
+    different = list(dict.fromkeys(texts))
+    more = len(different) - MAX_REFERENCES
+    items = "".join(f"<li>{esc(text)}</li>" for text in different[:MAX_REFERENCES])
+    items += f"<li>and {more} more</li>" if more > 0 else ""
+    return Html(f'<div><div class="who">{esc(title)}</div><ul>{items}</ul></div>')
 
 
 def missing(why: str) -> Html:

@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 from rb.core.seeding import generator
-from rb.data.formats import Question, find_manifest
+from rb.data.formats import REJECTED_FILE, Question, find_manifest
 from rb.data.index import ManifestReader
-from rb.drawing.cards import boxes_switch, caption_line, card
+from rb.drawing.cards import boxes_switch, caption_line, card, listed
 from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
@@ -49,6 +49,9 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
         about = reader.manifest
         head = facts({"modality": about.modality, "split": about.split or "-", **about.counts, "shown": len(numbers)})
         body = f"<h1>{esc(about.name)}</h1>{head}{note(f'{reader.path}: {why}.')}"
+        if about.rejected:
+            reasons = ", ".join(f"{reason} {number:,}" for reason, number in about.rejected.items())
+            body += note(f"Left out when the set was made, listed in {REJECTED_FILE}: {reasons}.")
         body += f'<div class="group"><div class="bar">{boxes_switch(cards)}</div><div class="cards">{cards}</div></div>'
         write_page(out, f"{about.name} {about.split or ''}".strip(), body)
         return len(numbers)
@@ -62,7 +65,9 @@ def _card(reader: ManifestReader, number: int) -> Html:
     numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
     head = Html(f"<div>{caption_line(f'example {number}', numbers)}</div>")
     texts = [_asked(item) for item in loaded.record.questions] or loaded.references
-    return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, texts, loaded.id)
+    whole = loaded.record.captions if loaded.item else []
+    behind = listed("of the whole source", whole) if whole else ""
+    return card(picture(reader.manifest.modality, loaded, box, loaded.id), head, texts, loaded.id, behind=behind)
 
 
 def _asked(item: Question) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rb.cli import main as rb
 from rb.core.modality import MODALITIES, modality_spec
 from rb.data.index import ManifestReader
+from rb.data.shard_writer import ShardWriter
 from tests.support import small_data
 from tests.support.page_rules import check_page
 
@@ -55,6 +57,19 @@ def test_every_example_is_shown_with_its_box_and_all_that_is_said(modality: str,
     assert one.cards == 1
     assert reader.example(count - 1).id in one.text
     reader.close()
+
+
+def test_captions_of_the_whole_image_and_what_was_left_out_are_shown(tmp_path: Path) -> None:
+    record = small_data.record("image_region", 0)
+    with ShardWriter(tmp_path / "set", "small", "image_region", "train") as writer:
+        writer.write(replace(record, captions=["Two men in a yard ."]), *small_data.media("image_region", 0))
+        for _ in range(1200):
+            writer.reject("a", "box_empty", "no box")
+    page = tmp_path / "page.html"
+    assert rb(["data", "show", str(tmp_path / "set"), "--out", str(page)]) == 0
+    found = Cards(page)
+    assert "of the whole sourceTwo men in a yard ." in found.text
+    assert "Left out when the set was made, listed in rejected.jsonl: box_empty 1,200." in found.text
 
 
 def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys) -> None:
