@@ -255,7 +255,7 @@ def test_the_split_is_chosen_or_asked_for(
     assert main(command) == 0
     assert f"{tmp_path / 'out'}: is finished already" in capsys.readouterr().err
     assert main([*command, "--no-restval"]) == 2
-    assert "is not empty; choose another folder" in capsys.readouterr().err
+    assert "holds a set of shards already; replace it with --overwrite, or" in capsys.readouterr().err
     assert loop.choose_splits(("val",), None) == ("val",)
     with pytest.raises(ValueError, match="--split: choose one of val, test, all"):
         loop.choose_splits(("val", "test"), None)
