@@ -53,6 +53,7 @@ class Reason:
     POINTS_NOT_FINITE = "points_not_finite"
     POINTS_UNREADABLE = "points_unreadable"
     PROPOSAL_UNUSABLE = "proposal_unusable"
+    REVIEWED_AS_WRONG = "reviewed_as_wrong"
     SCENE_NOT_ALIGNED = "scene_not_aligned"
     SHARED_IMAGE = "shared_image"
     TOO_FEW_POINTS = "too_few_points"

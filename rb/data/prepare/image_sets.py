@@ -89,6 +89,13 @@ def write_captions(
     conversion.keep(1, len(captions))
 
 
+def four_numbers(value: object, what: str) -> list[float]:
+    """``value`` if it is a list of four numbers; else ``RejectedError``."""
+    if not (isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) for v in value)):
+        raise RejectedError(Reason.BOX_EMPTY, f"{what} must be four numbers, got {value!a:.80}")
+    return value
+
+
 def check_box(box: list[float], size: tuple[float, float], what: str) -> None:
     """``RejectedError`` where ``box`` is empty or outside an image of this size by more than the tolerance of `rb.core.boxes`."""
     problem = image_box_problem(box, *size)

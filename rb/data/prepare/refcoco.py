@@ -1,5 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as the refer tool has them (``instances.json``, ``refs(<split by>).p``) to shards of image regions.
 
+Where these are not in the raw folder, the forms of `refcoco_forms.py` are looked for: MDETR's JSON, Parquet mirrors, Ref-L4.
 One record per image with all its objects of a split, each with all its sentences. Source ids are ``coco/<image id>``, object ids the
 annotation's id. Images are found by ``instances.json``: a reference's own ``file_name`` has a running number in it and is no file of COCO.
 """
@@ -23,16 +24,26 @@ from rb.data.prepare.common import (
     read_json,
     require_raw,
 )
-from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, check_box, write_regions
+from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, check_box, four_numbers, write_regions
 from rb.data.prepare.plan import Plan, RawSet
+from rb.data.prepare.refcoco_forms import REF_L4, SPLITS, Form, collect, find_form
 from rb.data.prepare.safe_pickle import converted, load_plain_pickle
 
-NAMES = ("refcoco", "refcoco+", "refcocog")
+NAMES = ("refcoco", "refcoco+", "refcocog", REF_L4)
 SPLITS_BY = ("google", "unc", "umd")
-SPLITS = ("train", "val", "test", "testA", "testB")
+REFUSED = (
+    "RefCLEF (refclef, in UNC's and Berkeley's split) is on the photos of ImageCLEF's SAIAPR TC-12, not on COCO's, and has its own boxes and "
+    "file names, which are not read; prepare one of {}, or give RefCLEF's rows as a table to `rb prepare custom`"
+)
 LAYOUT = """  RAW/instances.json           (or RAW/refcoco/instances.json and so on, as the refer tool has them)
   RAW/refs(google).p           or refs(unc).p, refs(umd).p by --split-by; refs(...).json with the same content is read too
-  RAW/images/train2014/COCO_train2014_000000000009.jpg ...   (or --images DIR, the folder of the files themselves)"""
+  RAW/images/train2014/COCO_train2014_000000000009.jpg ...   (or --images DIR, the folder of the files themselves)
+Without instances.json the first of these that RAW holds is read (RefCOCO and RefCOCO+ in UNC's split, RefCOCOg in UMD's):
+  RAW/finetune_refcoco_val.json ...      MDETR's, also in RAW/mdetr_annotations/; refcoco+, refcocog by --name
+  RAW/refcoco_val_reviewed.json ...      the same, reviewed by Ref-L4's authors; also in RAW/refcocos_annotation_reviewed/
+  RAW/*.parquet or RAW/data/*.parquet    mirrors with one row a reference: jxu124's, lmms-lab's (of which the images are not read)
+and by --name ref-l4 alone:
+  RAW/ref-l4-val.parquet, RAW/ref-l4-test.parquet (or .json)   with the files of images.tar.gz in RAW/images/"""
 _FIELDS = frozenset(
     {"images", "annotations", "id", "image_id", "file_name", "width", "height", "bbox"}  # no polygons
 )
@@ -43,7 +54,7 @@ _Json = dict[str, Any]
 def open_raw(
     raw: Path,
     name: str = "refcoco",
-    split_by: str = "google",
+    split_by: str | None = None,
     sentence: str = "sent",
     drop_shared_images: bool = False,
     images: Path | None = None,
@@ -55,24 +66,39 @@ def open_raw(
     refer.
 
     Args:
+        split_by: of the refer tool's files, ``google`` if not said; other forms have only one.
         sentence: ``sent`` (cleaned) or ``raw`` (as typed).
         drop_shared_images: of ``train``, leave out the images that also occur in another split (google's splits share images).
         images: the folder of the image files, if not ``raw/images/train2014``.
         exif: as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
-        ValueError: a raw file is missing, damaged or unsafe.
+        ValueError: a raw file is missing, damaged or unsafe, or of a set that is not read.
     """
+    if name == "refclef" or split_by == "berkeley":
+        raise ValueError(REFUSED.format(", ".join(NAMES)))
     folder = raw if (raw / "instances.json").is_file() or not (raw / name).is_dir() else raw / name
+    if name == REF_L4 or not (folder / "instances.json").is_file():
+        form = find_form(folder, name)
+        if form is not None:
+            _check_options(form, folder, split_by, sentence, drop_shared_images)
+            return _open_form(
+                form,
+                folder,
+                _ref_l4_images(raw, images) if name == REF_L4 else _images(raw, folder, images),
+                sentence,
+                exif,
+            )
+        if name == REF_L4:
+            require_raw(folder / "ref-l4-val.parquet", LAYOUT)
+    split_by = split_by or "google"
     notes: Counter[str] = Counter()
     instances = read_json(require_raw(folder / "instances.json", LAYOUT), _FIELDS, notes)
     if not isinstance(instances, dict):
         raise ValueError(f"{folder / 'instances.json'}: must be an object with the fields 'images' and 'annotations'")
     table = _by_id(instances, "images", folder), _by_id(instances, "annotations", folder)
     file, refs = _read_refs(folder, split_by, notes)
-    root = _image_folder(raw, folder) if images is None else require_raw(images, LAYOUT)
-    if images is not None and (images / "train2014").is_dir():
-        root = images / "train2014"  # the folder that `rb prepare coco` is given
+    root = _images(raw, folder, images)
     dataset = f"{name.replace('+', '_plus')}_{split_by}"
 
     def plan(split: str) -> Plan:
@@ -99,6 +125,35 @@ def open_raw(
 
     found = {str(ref["split"]) for ref in refs if ref.get("split") is not None}
     return RawSet(tuple(s for s in SPLITS if s in found), [folder / "instances.json", file], plan)
+
+
+def _check_options(form: Form, folder: Path, split_by: str | None, sentence: str, drop_shared_images: bool) -> None:
+    """``ValueError`` for options of the refer tool's files that a form cannot follow."""
+    held = f"{folder} holds {form.title}, of the set {form.dataset}"
+    if split_by is not None and f"_{split_by}" not in form.dataset:
+        raise ValueError(f"--split-by {split_by}: {held}; leave --split-by out, or put the refer tool's files there")
+    if sentence == "raw" and not form.raw:
+        raise ValueError(f"--sentence raw: {held}, which has the cleaned sentences only; leave --sentence out")
+    if drop_shared_images:
+        raise ValueError(f"--drop-shared-images: {held}, whose splits share no images; leave the option out")
+
+
+def _open_form(form: Form, folder: Path, root: Path, sentence: str, exif: str | None) -> RawSet:
+    def plan(split: str) -> Plan:
+        if split not in form.splits:
+            raise ValueError(f"{folder}: {form.title}: no split {split!r}; there is {', '.join(form.splits)}")
+        return Plan(
+            form.dataset,
+            IMAGE_REGION,
+            split,
+            form.unit,
+            collect=lambda conversion: collect(conversion, form.rows(split, sentence, conversion.tally.notes), root),
+            read=lambda item: item.file.read(exif),
+            write=lambda conversion, item, image: write_regions(conversion, item, image, form.dataset, split),
+            exif=exif,
+        )
+
+    return RawSet(form.splits, form.files, plan, f"{folder}: {form.title}, as the set {form.dataset}")
 
 
 def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
@@ -135,6 +190,19 @@ def _choose(refs: list[_Json], split: str, file: Path) -> tuple[list[_Json], set
         if (own or foreign) and is_id(ref.get("image_id")):
             images[own].add(ref["image_id"])
     return [ref for ref in refs if str(ref.get("split")) in wanted], images[True] & images[False]
+
+
+def _images(raw: Path, folder: Path, images: Path | None) -> Path:
+    """The folder of train2014's files, as told or found."""
+    if images is None:
+        return _image_folder(raw, folder)
+    inner = require_raw(images, LAYOUT) / "train2014"  # the folder that `rb prepare coco` is given
+    return inner if inner.is_dir() else images
+
+
+def _ref_l4_images(raw: Path, images: Path | None) -> Path:
+    folder = raw / "images" if (raw / "images").is_dir() else raw
+    return folder if images is None else require_raw(images, LAYOUT)
 
 
 def _image_folder(raw: Path, folder: Path) -> Path:
@@ -219,19 +287,15 @@ def _box(annotation: _Json, image_id: int, image: _Json) -> list[float]:
         raise RejectedError(
             Reason.UNKNOWN_IMAGE, f"image {image_id}: width and height are {(width, height)!r:.80} in instances.json"
         )
-    if not (isinstance(numbers, list) and len(numbers) == 4 and all(type(v) in (int, float) for v in numbers)):
-        raise RejectedError(
-            Reason.BOX_EMPTY, f"annotation {annotation['id']}: bbox must be four numbers, got {numbers!r:.80}"
-        )
-    box = xywh_to_xyxy(numbers)
+    box = xywh_to_xyxy(four_numbers(numbers, f"annotation {annotation['id']}: bbox"))
     check_box(box, (width, height), f"annotation {annotation['id']}")
     return box
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare refcoco``."""
-    parser.add_argument("--name", default="refcoco", choices=NAMES, help="which of the three (default: refcoco)")
-    parser.add_argument("--split-by", default="google", choices=SPLITS_BY, help="google is the paper's (default)")
+    parser.add_argument("--name", default="refcoco", choices=(*NAMES, "refclef"), help="which set (default: refcoco)")
+    parser.add_argument("--split-by", choices=(*SPLITS_BY, "berkeley"), help="google is the paper's (default)")
     parser.add_argument("--sentence", default="sent", choices=("sent", "raw"), help="cleaned (default) or as typed")
     parser.add_argument("--images", type=Path, help="the folder of COCO's train2014 files")
     add_exif(parser)

@@ -20,7 +20,7 @@ from rb.core.json_stream import stream_list
 from rb.core.modality import IMAGE_REGION
 from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError, add_exif, require_raw
 from rb.data.prepare.grouping import MAX_GROUP_BYTES, Group, Groups, Spool
-from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, write_regions
+from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, four_numbers, write_regions
 from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "regioncap"
@@ -100,9 +100,7 @@ def _collect(conversion: Conversion, file: Path, name: str) -> Groups:
                 raise RejectedError(
                     Reason.MALFORMED_ROW, f"must be an object whose 'image' is a path, got {row!a:.120}"
                 )
-            box = row.get("bbox")
-            if not (isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)):
-                raise RejectedError(Reason.BOX_EMPTY, f"bbox must be four numbers, got {box!a:.80}")
+            box = four_numbers(row.get("bbox"), "bbox")
             (caption,) = conversion.captions(source, [row.get("caption")])
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, str(number))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,26 @@ def read_coco(path: Path, notes: Counter[str]) -> Rows:
         yield number, {k: v for k, v in image.items() if k != "id"} | {k: v for k, v in item.items() if k != "image_id"}
 
 
-def read_parquet(path: Path, notes: Counter[str]) -> Rows:  # noqa: ARG001 (Parquet states its encoding)
-    """Rows of a Parquet file, some at a time."""
+def parquet_columns(path: Path) -> list[str]:
+    """The names of the columns of a Parquet file. ``ValueError`` where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); download or write it again"
+        ) from None
+
+
+def read_parquet(
+    path: Path,
+    notes: Counter[str],  # noqa: ARG001 (Parquet states its encoding)
+    columns: Sequence[str] | None = None,
+) -> Rows:
+    """Rows of a Parquet file, some at a time; ``columns``: only these are read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -103,7 +121,7 @@ def read_parquet(path: Path, notes: Counter[str]) -> Rows:  # noqa: ARG001 (Parq
                 raise ValueError(
                     f"a row group of {max(groups):,} bytes; write it with at most {_MOST_GROUP:,}, or in parts"
                 )
-            for batch in file.iter_batches(_BATCH):
+            for batch in file.iter_batches(_BATCH, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
