@@ -61,7 +61,7 @@ def read_lists(raw: Path, notes: Counter[str]) -> dict[str, SplitList]:
         both = set(first.uids) & set(second.uids)
         if both:
             raise ValueError(
-                f"{first.files[0]} and {second.files[0]}: {len(both)} uids are in both, such as {min(both)}; keep them in one"
+                f"{first.files[0]} and {second.files[0]}: {len(both)} uids are in both, such as {min(both)}; keep them in one, or remove a list"
             )
     return lists
 
