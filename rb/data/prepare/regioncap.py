@@ -25,7 +25,7 @@ from rb.data.prepare.plan import Plan, RawSet
 
 NAME = "regioncap"
 LAYOUT = """  RAW/ANY_NAME.json     one list of {"image": path, "bbox": [x, y, width, height], "caption": text}; --annotations FILE where RAW has several
-  RAW/images/...        the files of "image"; or --images DIR; else RAW itself
+  RAW/images/...        the files of "image", relative to RAW/images or to RAW; or to --images DIR
 The list has no splits: --split says what it is (default: train)."""
 _FIELDS = frozenset({"image", "bbox", "caption"})
 _ROW = struct.Struct("<Q4d")  # number, box x y w h; the caption follows
@@ -48,7 +48,7 @@ def open_raw(
     Args:
         annotations: the file, as it is or inside ``raw``; default: the only JSON file of ``raw``.
         name: of the set, and the begin of source ids.
-        images: the folder that "image" is relative to; default: ``raw/images``, or ``raw`` where there is none.
+        images: the folder that "image" is relative to; default: ``raw/images``, or ``raw`` for a file that is not there.
         exif: as of `rb.data.shard_writer.ShardWriter`.
 
     Raises:
@@ -57,8 +57,7 @@ def open_raw(
     if not re.fullmatch(r"[\w+-]+", name):
         raise ValueError(f"--name {name!a:.80}: use letters, digits, hyphens and underscores")
     file = _the_list(require_raw(raw, LAYOUT), annotations)
-    folder = raw / "images" if (raw / "images").is_dir() else raw
-    root = require_raw(images or folder, LAYOUT)
+    roots = [require_raw(images, LAYOUT)] if images else [raw / "images", raw]
 
     def plan(split: str) -> Plan:
         return Plan(
@@ -67,7 +66,7 @@ def open_raw(
             split,
             "rows",
             collect=lambda conversion: _collect(conversion, file, name),
-            read=lambda group: _read(group, root, name, exif),
+            read=lambda group: _read(group, roots, name, exif),
             write=lambda conversion, group, read: _write(conversion, group, read, name, split),
             exif=exif,
         )
@@ -120,13 +119,17 @@ def _source_id(path: str, name: str) -> str:
     return f"coco/{int(found[1])}" if found else f"{name}/{path.replace('#', '%23')}"
 
 
-def _read(group: Group, root: Path, name: str, exif: str | None) -> _Read:
-    """One image with its regions."""
-    item = RegionImage(ImageFile(_source_id(group.source, name), root, (group.source,)), _regions(group))
-    try:
-        return _Read(item, item.file.read(exif))
-    except RejectedError as error:
-        return _Read(item, error)
+def _read(group: Group, roots: list[Path], name: str, exif: str | None) -> _Read:
+    """One image with its regions, from the first folder that has it."""
+    regions, source = _regions(group), _source_id(group.source, name)
+    items = [RegionImage(ImageFile(source, root, (group.source,)), regions) for root in roots]
+    for item in items:
+        try:
+            return _Read(item, item.file.read(exif))
+        except RejectedError as error:
+            if item is items[-1] or error.reason != Reason.IMAGE_MISSING:
+                return _Read(item, error)
+    raise AssertionError(roots)
 
 
 def _regions(group: Group) -> list[Region]:

@@ -110,6 +110,10 @@ def test_where_list_and_images_are(tmp_path: Path) -> None:
         convert(regioncap, raw, tmp_path / "x", "train")
     assert convert(regioncap, raw, tmp_path / "out", "train", images=raw, name="mine").used == 1
     assert list(found(tmp_path / "out")) == ["mine/images/a.jpg"]
+    # Without --images the paths may begin in RAW or in RAW/images.
+    both = list_raw(tmp_path / "both", [row("images/a.jpg"), row("b.jpg")])
+    assert convert(regioncap, both, tmp_path / "two", "train").used == 2
+    assert sorted(found(tmp_path / "two")) == ["regioncap/b.jpg", "regioncap/images/a.jpg"]
     with pytest.raises(ValueError, match=r"nowhere: not found\. The raw folder should look like this"):
         convert(regioncap, raw, tmp_path / "x", "train", images=tmp_path / "nowhere")
     (raw / "regioncap_10m.json").unlink()
