@@ -81,6 +81,7 @@ COMMANDS = (
     *(Command(f"prepare {name}", row.help, partial(add_prepare, name)) for name, row in DATASETS.items()),
     Command("data index", "write index and manifest for WebDataset tars", lazy("rb.data.commands:add_index")),
     Command("data verify", "compare every file of a set with its sha256", lazy("rb.data.commands:add_verify")),
+    Command("data exclude", "a set without what other sets hold", lazy("rb.data.commands:add_exclude")),
     Command("data stats", "count what is in sets: Table 3's columns and more", lazy("rb.data.commands:add_stats")),
     Command("data diff", "which sources differ between two sets", lazy("rb.data.commands:add_diff")),
     Command("data show", "a page of examples with their boxes drawn", lazy("rb.pages.commands:add_show")),

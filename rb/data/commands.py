@@ -1,10 +1,11 @@
-"""``rb data index|verify|stats|diff``: adopt tars that others made, compare a set with its digests, count what is in it, compare two."""
+"""``rb data index|verify|exclude|stats|diff``: adopt others' tars, check a set, leave out what other sets hold, count what is in it, compare two."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rb.core.exit_codes import FAILED, FINISHED
@@ -78,7 +79,34 @@ def run_verify(args: argparse.Namespace) -> int:
             for what, names in (("in both", one.ids), ("looks the same", pairs)):
                 if names:
                     say(f"  {what}: {first_few(names)}")
+        if not all(one.empty for one in found):
+            others = " --against ".join(quote(str(one.first.parent)) for one in found if not one.empty)
+            say(f"without them: `rb data exclude {quote(str(args.manifest))} --against {others} --out NEW`")
     return FAILED if faults or not all(one.empty for one in found) else FINISHED
+
+
+def add_exclude(parser: argparse.ArgumentParser) -> None:
+    """``rb data exclude``."""
+    parser.description = (
+        "Write a set again without the sources that other sets hold, as `rb data verify --against` finds them."
+    )
+    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    against = "a set of which nothing may be left, such as a test set; may be given again"
+    parser.add_argument("--against", type=Path, action="append", required=True, metavar="MANIFEST", help=against)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
+    parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
+    add_json(parser)
+    parser.set_defaults(run=run_exclude)
+
+
+def run_exclude(args: argparse.Namespace) -> int:
+    """Leave out of a set what others hold."""
+    from rb.data.exclude import exclude
+    from rb.data.formats import MANIFEST_FILE
+
+    manifest, count = exclude(args.manifest, args.against, args.out, args.overwrite)
+    _say(manifest, args.out / MANIFEST_FILE, args.json, f"; {count:,} sources left out", {"left_out": count})
+    return FINISHED
 
 
 def add_stats(parser: argparse.ArgumentParser) -> None:

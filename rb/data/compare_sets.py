@@ -71,7 +71,7 @@ def difference(first: Path, second: Path) -> Difference:
         new_media, new_annotations = _digests(record, stored)
         if media != new_media:
             found.media.append(record.source_id)
-        changes = Counter() if annotations == new_annotations else _changes(one.record(number)[0], record)
+        changes = Counter() if annotations == new_annotations else _changes(one.record(number).record, record)
         if changes:
             found.annotations.append(record.source_id)
             found.changes.update(changes)

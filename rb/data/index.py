@@ -276,12 +276,13 @@ class ManifestReader:
     def records(self) -> Iterator[tuple[Record, Stored]]:
         """Every record once, with its media, in the order of the shards."""
         for number in range(len(self.index.records)):
-            yield self.record(number)
+            loaded = self.record(number)
+            yield loaded.record, loaded.stored
 
-    def record(self, number: int) -> tuple[Record, Stored]:
-        """Record ``number`` in the order of the shards, with its media; ``ShardCorruptionError`` if it was altered."""
-        record, media, _, where = self._read(number)
-        return record, Stored(media, record.size, where, self.manifest.exif)
+    def record(self, number: int) -> Loaded:
+        """Record ``number`` in the order of the shards, as a whole; ``ShardCorruptionError`` if it was altered."""
+        record, media, extension, where = self._read(number)
+        return Loaded(record, None, "", media, extension, where, self.manifest.exif)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

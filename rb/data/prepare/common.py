@@ -56,6 +56,7 @@ class Reason:
     REVIEWED_AS_WRONG = "reviewed_as_wrong"
     SCENE_NOT_ALIGNED = "scene_not_aligned"
     SHARED_IMAGE = "shared_image"
+    SHARED_SOURCE = "shared_source"
     TOO_FEW_POINTS = "too_few_points"
     UNKNOWN_ANNOTATION = "unknown_annotation"
     UNKNOWN_IMAGE = "unknown_image"

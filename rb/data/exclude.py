@@ -1,0 +1,48 @@
+"""A set without the sources that other sets hold (``rb data exclude``): training data without the pictures of a test set.
+
+What is shared is what ``rb data verify --against`` names: equal source ids, pictures that look the same, equal clouds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rb.core import progress
+from rb.data.compare_sets import shared
+from rb.data.formats import REJECTED_FILE, Manifest, read_rejected
+from rb.data.index import ManifestReader
+from rb.data.prepare.common import Reason
+from rb.data.shard_writer import ShardWriter
+
+
+def exclude(first: Path, others: Sequence[Path], out: Path, overwrite: bool = False) -> tuple[Manifest, int]:
+    """Write the set ``first`` to the folder ``out`` without what ``others`` hold; the new manifest, and how many sources were left out.
+
+    They are listed in ``rejected.jsonl`` behind what was left out before, with reason ``shared_source``. Records keep their bytes and order.
+
+    Raises:
+        ValueError: nothing is left, a record was altered, ``out`` is not empty, or sets of different kinds of media.
+    """
+    taken: dict[str, str] = {}  # source of ``first`` -> what it is in another set
+    for other in others:
+        found = shared(other, first)
+        names = [(name, name) for name in found.ids] + [(mine, theirs) for theirs, mine in found.media]
+        taken |= {mine: f"{found.first} holds it as {theirs}" for mine, theirs in names}
+    reader = ManifestReader(first)
+    about = reader.manifest
+    with ShardWriter(out, about.name, about.modality, about.split, overwrite=overwrite, exif=about.exif) as writer:
+        earlier = reader.path.with_name(REJECTED_FILE)
+        for row in read_rejected(earlier) if earlier.is_file() else ():
+            writer.reject(row.source, row.reason, row.detail, row.object_id)
+        title = f"{about.name} {about.split}"
+        for number in progress.bar(range(about.counts["records"]), desc=title, unit="record", delay=5):
+            loaded = reader.record(number)
+            source = loaded.record.source_id
+            if source in taken:
+                writer.reject(source, Reason.SHARED_SOURCE, taken[source])
+            else:
+                writer.write(loaded.record, loaded.media, loaded.extension)
+    reader.close()
+    assert writer.manifest is not None
+    return writer.manifest, len(taken)
