@@ -29,6 +29,8 @@ def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
 def clip_xyxy(box: Sequence[float], width: float, height: float) -> list[float]:
     """``box`` cut to the image."""
     x1, y1, x2, y2 = box
+    if 0.0 <= x1 < x2 <= width and 0.0 <= y1 < y2 <= height:  # nearly all boxes
+        return [x1, y1, x2, y2]
     return [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
 
 
@@ -40,6 +42,8 @@ def mirror_xyxy(box: Sequence[float], width: float) -> list[float]:
 
 def image_box_problem(box: Sequence[float], width: float, height: float) -> str | None:
     """Why ``box`` cannot be used in an image of this size: ``"box_empty"``, ``"box_outside_image"``, or none if it can."""
+    if len(box) == 4 and 0.0 <= box[0] < box[2] <= width and 0.0 <= box[1] < box[3] <= height:  # nearly all boxes
+        return None
     if len(box) != 4 or not all(math.isfinite(v) for v in box):
         return "box_empty"
     x1, y1, x2, y2 = box

@@ -6,6 +6,7 @@ memory can be seen; it prints one JSON line. Used by ``tests/test_hostile.py`` a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -40,6 +41,7 @@ from rb.data.prepare.clouds import parse_npy_labels, read_cloud
 from rb.data.prepare.common import Reason, RejectedError, read_json
 from rb.data.prepare.custom_tars import columns_of_tars, find_samples, read_sample
 from rb.data.prepare.proposals import read_proposals
+from rb.data.prepare.refcoco_forms import find_form
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.prepare.scannet_files import read_objects, read_segments
 from rb.data.prepare.tables import read_csv, read_parquet
@@ -82,6 +84,32 @@ def parquet_bytes() -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
+
+
+def ref_l4_bytes() -> bytes:
+    """Three rows as Ref-L4 has them."""
+    name = "COCO_train2014_000000000009.jpg"
+    row = {
+        "caption": "a cube",
+        "bbox": [1.0, 2.0, 3.0, 4.5],
+        "image_id": "coco_9",
+        "width": 9,
+        "height": 9,
+        "split": "val",
+    }
+    rows = [{"id": i, "bbox_id": f"b{i}", "file_name": name} | row for i in range(3)]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def rows_of(path: Path, name: str) -> None:
+    """Every row of a form of RefCOCO, with its box where it has one."""
+    form = find_form(path.parent, name)
+    assert form is not None
+    for row in form.rows("val", "sent", Counter()):
+        with contextlib.suppress(RejectedError):
+            row.box()
 
 
 def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
@@ -198,6 +226,15 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
             lambda p: list(stream_lists(p, {"a": None, "b": None}, Counter(), others={})),
             [b'{"info": {"x": "y"}, "a": [{"id": 1}, {"id": 2}], "c": [[1]], "b": [[1, 2.5], "\\u00e9"]}'],
         ),
+        "MDETR": (
+            "finetune_refcoco_val.json",
+            lambda p: rows_of(p, "refcoco"),
+            [
+                b'{"images": [{"id": 0, "original_id": 9, "file_name": "a", "height": 4, "width": 4, "caption": "a cat"}], '
+                b'"annotations": [{"id": 0, "image_id": 0, "original_id": 7, "bbox": [1, 2, 1.5, 2]}]}'
+            ],
+        ),
+        "Ref-L4": ("ref-l4-val.parquet", lambda p: rows_of(p, "ref-l4"), [ref_l4_bytes()]),
         "JSONL": ("a.jsonl", lambda p: list(parse_lines(p.read_bytes(), str(p))), [row * 3]),
         "record": ("a.json", lambda p: parse_record(p.read_bytes(), str(p)), [record]),
         "manifest": ("manifest.json", read_manifest, [manifest]),
