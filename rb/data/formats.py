@@ -91,7 +91,7 @@ class ObjectAnnotation:
         return {name: value for name, value in vars(self).items() if name not in OBJECT_OPTIONS or value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # held by the hundred thousand
 class Question:
     """One question about a source.
 
@@ -140,7 +140,7 @@ class Record:
         """The fields of ``KEY.json``; those that a record need not have are left out where they hold nothing."""
         tree = vars(self) | {
             "objects": [o.tree() for o in self.objects],
-            "questions": [vars(q) for q in self.questions],
+            "questions": [{name: getattr(q, name) for name in QUESTION_FIELDS} for q in self.questions],
         }
         return {name: value for name, value in tree.items() if name not in RECORD_OPTIONS or value}
 

@@ -48,7 +48,7 @@ def subset_of(path: Path) -> str:
 
 
 class Answers:
-    """The answers of an annotation file by question; each text is held once."""
+    """The answers of an annotation file by question; each text is held once. Its length is how many nobody has asked for."""
 
     def __init__(self, path: Path, notes: Counter[str]) -> None:
         self.path = path
@@ -79,10 +79,10 @@ class Answers:
         return self._texts.setdefault(value, value) if isinstance(value, str) else None
 
     def of(self, question_id: int, image: int) -> tuple[list[str], str | None, str | None]:
-        """(answers, question type, answer type) of a question about ``image``. ``RejectedError`` where there are none."""
+        """(answers, question type, answer type) of a question about ``image``, once. ``RejectedError`` where there are none."""
         if question_id not in self._rows:
             raise RejectedError(Reason.NO_ANSWER, f"{self.path} has no annotation of question {question_id}")
-        about, answers, *kinds = self._rows[question_id]
+        about, answers, *kinds = self._rows.pop(question_id)
         if about != image:
             raise RejectedError(
                 Reason.ANNOTATION_OF_OTHER_IMAGE,

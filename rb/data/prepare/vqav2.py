@@ -124,7 +124,6 @@ def _collect(
     answers = Answers(annotations, notes) if annotations else None
     subset = subset_of(questions) or _SPLITS[split][0]
     found: dict[int, _Image] = {}
-    num_questions = 0
     for asked in read_questions(questions, subset.replace("test-dev", "test"), answers, notes):
         if not isinstance(asked, Asked):
             conversion.tally.read += 1
@@ -134,12 +133,11 @@ def _collect(
             raise ValueError(
                 f"{questions}: no answers to its questions; put v2_mscoco_{_SPLITS[split][0]}_annotations.json beside it, or give --annotations FILE"
             )
-        num_questions += 1
         if asked.image not in found:
             found[asked.image] = _Image(folder.image(f"coco/{asked.image}", asked.parts, asked.image))
         found[asked.image].questions.append(asked.question)
-    if answers is not None and len(answers) > num_questions:
-        notes["annotations of no question that is used"] = len(answers) - num_questions
+    if answers:
+        notes["annotations of no question"] = len(answers)
     folder.check([item.file.parts for item in found.values()], LAYOUT)
     return list(found.values())
 

@@ -11,6 +11,10 @@ import pytest
 from rb.data.formats import Question
 from rb.data.index import ManifestReader
 from rb.data.prepare import vqav2
+from rb.data.prepare.convert import Writing
+from rb.data.prepare.convert import convert as convert_plan
+from rb.data.prepare.plan import Plan
+from rb.data.unfinished import Work
 from tests.data.prepare.test_coco_kinds import put, write
 from tests.support.raw_data import cli_run, convert, found, reasons
 
@@ -86,6 +90,7 @@ def test_what_cannot_be_used_is_rejected_by_reason(tmp_path: Path) -> None:
     assert [one.question_id for one in found(tmp_path / "out")["coco/1"].record.questions] == [10, 18]
     assert tally.notes["questions with another number of answers than 10"] == 1
     assert tally.notes["annotations without the number of a question, passed over"] == 2
+    assert tally.notes["annotations of no question"] == 4  # 99, and three whose question is malformed
 
 
 def test_test_splits_have_no_answers_and_all_splits_have_a_folder(tmp_path: Path) -> None:
@@ -145,3 +150,32 @@ def test_other_files_and_folders_are_named(tmp_path: Path) -> None:
     odd.write_text('{"annotations": []}')
     with pytest.raises(ValueError, match="field 'questions' is missing"):
         vqav2.open_raw(raw, questions=odd)
+
+
+def test_a_conversion_that_was_stopped_goes_on_to_the_same_set_of_questions(tmp_path: Path) -> None:
+    """With rejected questions in the annotations and at images, before and after the shard that is kept."""
+    raw = put(tmp_path / "raw", *(f"val2014/COCO_val2014_{number:012d}.jpg" for number in range(1, 6)))
+    (raw / "val2014/COCO_val2014_000000000002.jpg").unlink()
+    questions = [asked(10 * number + k, number) for number in range(1, 6) for k in range(2)]
+    files(raw, [asked(10, 1, "?"), *questions], [answered(one["question_id"], one["image_id"]) for one in questions])
+    writing = Writing(work=Work({"converter": "vqav2"}), max_shard_bytes=3000)
+
+    def stopped_at(number: int) -> Plan:
+        plan = vqav2.open_raw(raw).plan("val")
+
+        def write(conversion: Any, item: Any, image: Any) -> None:
+            if item.file.source == f"coco/{number}":
+                raise KeyboardInterrupt
+            plan.write(conversion, item, image)
+
+        return Plan(**{**vars(plan), "write": write})
+
+    whole = convert_plan(stopped_at(0), tmp_path / "whole", writing)
+    with pytest.raises(KeyboardInterrupt):
+        convert_plan(stopped_at(5), tmp_path / "set", writing)
+    assert (tmp_path / ".set.unfinished").is_dir()
+    assert convert_plan(stopped_at(0), tmp_path / "set", writing) == whole
+    assert (whole.read, whole.used, whole.rejected) == (11, 8, {"malformed_row": 1, "image_missing": 2})
+    one, other = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("whole", "set"))
+    assert one == other
+    assert ManifestReader(tmp_path / "set").manifest.sample_kind == "questions"
