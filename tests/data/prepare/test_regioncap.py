@@ -107,7 +107,7 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(tmp_path: Path, capsys: py
 def test_where_list_and_images_are(tmp_path: Path) -> None:
     raw = list_raw(tmp_path / "raw", [row("images/a.jpg")])
     with pytest.raises(ValueError, match=r"no record could be used \(image_missing: 1\)"):
-        convert(regioncap, raw, tmp_path / "x", "train")
+        convert(regioncap, raw, tmp_path / "x", "train", images=raw / "images")
     assert convert(regioncap, raw, tmp_path / "out", "train", images=raw, name="mine").used == 1
     assert list(found(tmp_path / "out")) == ["mine/images/a.jpg"]
     # Without --images the paths may begin in RAW or in RAW/images.
