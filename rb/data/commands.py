@@ -51,6 +51,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", action="store_true", help="decode every picture and cloud to its end, too")
     against = "another split: no source, and no picture that looks the same, may be in both; may be given again"
     parser.add_argument("--against", type=Path, action="append", default=[], metavar="MANIFEST", help=against)
+    parser.add_argument("--workers", type=int, default=default_workers(), help="threads that decode")
     add_json(parser)
     parser.set_defaults(run=run_verify)
 
@@ -62,8 +63,8 @@ def run_verify(args: argparse.Namespace) -> int:
     from rb.data.shards import verify_shards
 
     manifest = verify_shards(args.manifest)
-    faults = check_whole(args.manifest) if args.decode else []
-    found = [shared(other, args.manifest) for other in args.against]
+    faults = check_whole(args.manifest, args.workers) if args.decode else []
+    found = [shared(other, args.manifest, args.workers) for other in args.against]
     if args.json:
         more: dict[str, Any] = {"not decoded": faults} if args.decode else {}
         if args.against:
@@ -95,6 +96,7 @@ def add_exclude(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", type=Path, action="append", required=True, metavar="MANIFEST", help=against)
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="threads that decode")
     add_json(parser)
     parser.set_defaults(run=run_exclude)
 
@@ -104,7 +106,7 @@ def run_exclude(args: argparse.Namespace) -> int:
     from rb.data.exclude import exclude
     from rb.data.formats import MANIFEST_FILE
 
-    manifest, count = exclude(args.manifest, args.against, args.out, args.overwrite)
+    manifest, count = exclude(args.manifest, args.against, args.out, args.overwrite, args.workers)
     _say(manifest, args.out / MANIFEST_FILE, args.json, f"; {count:,} sources left out", {"left_out": count})
     return FINISHED
 

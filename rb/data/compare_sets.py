@@ -16,6 +16,7 @@ import numpy as np
 from rb.core import progress
 from rb.core.modality import modality_spec
 from rb.core.strict_json import dumps
+from rb.core.threads import in_order
 from rb.data.formats import FormatError, Record
 from rb.data.index import ManifestReader
 from rb.sources.source import Stored
@@ -115,8 +116,8 @@ class Shared:
         return not (self.ids or self.media)
 
 
-def shared(first: Path, second: Path) -> Shared:
-    """What two sets share, for splits that must not.
+def shared(first: Path, second: Path, workers: int = 1) -> Shared:
+    """What two sets share, for splits that must not; pictures and clouds are decoded by ``workers`` threads.
 
     Raises:
         ValueError: sets of different kinds of media, or a record that was altered.
@@ -125,8 +126,13 @@ def shared(first: Path, second: Path) -> Shared:
     if modality_spec(one.manifest.modality).source != modality_spec(other.manifest.modality).source:
         _same_modality(one, other)
     source = source_of(one.manifest.modality)
+
+    def look(pair: tuple[Record, Stored]) -> bytes:
+        return source.look(pair[1])
+
     known, offered = (
-        {record.source_id: source.look(stored) for record, stored in _each(reader)} for reader in (one, other)
+        {record.source_id: seen for (record, _), seen in in_order(look, _each(reader), workers, ahead=workers + 1)}
+        for reader in (one, other)
     )
     by_id = [name for name in offered if name in known]
     rest = {name: look for name, look in offered.items() if name not in known}
@@ -154,18 +160,22 @@ def _alike(known: dict[str, bytes], offered: dict[str, bytes], tolerance: int) -
     return pairs
 
 
-def check_whole(manifest: Path) -> list[str]:
-    """Decode every picture and cloud of a set to its end; one line for each that fails."""
+def check_whole(manifest: Path, workers: int = 1) -> list[str]:
+    """Decode every picture and cloud of a set to its end, by ``workers`` threads; one line for each that fails."""
     reader = ManifestReader(manifest)
-    source, faults = source_of(reader.manifest.modality), []
-    for record, stored in _each(reader):
+    source = source_of(reader.manifest.modality)
+
+    def fault(pair: tuple[Record, Stored]) -> str | None:
+        record, stored = pair
         try:
             source.check(stored)
             source.check_whole(stored)
             source.check_regions(stored, [item.box for item in record.objects])
         except FormatError as error:
-            faults.append(str(error))
-    return faults
+            return str(error)
+        return None
+
+    return [found for _, found in in_order(fault, _each(reader), workers, ahead=workers + 1) if found is not None]
 
 
 def first_few(names: list[str]) -> str:

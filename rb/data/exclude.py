@@ -16,7 +16,9 @@ from rb.data.prepare.common import Reason
 from rb.data.shard_writer import ShardWriter
 
 
-def exclude(first: Path, others: Sequence[Path], out: Path, overwrite: bool = False) -> tuple[Manifest, int]:
+def exclude(
+    first: Path, others: Sequence[Path], out: Path, overwrite: bool = False, workers: int = 1
+) -> tuple[Manifest, int]:
     """Write the set ``first`` to the folder ``out`` without what ``others`` hold; the new manifest, and how many sources were left out.
 
     They are listed in ``rejected.jsonl`` behind what was left out before, with reason ``shared_source``. Records keep their bytes and order.
@@ -26,7 +28,7 @@ def exclude(first: Path, others: Sequence[Path], out: Path, overwrite: bool = Fa
     """
     taken: dict[str, str] = {}  # source of ``first`` -> what it is in another set
     for other in others:
-        found = shared(other, first)
+        found = shared(other, first, workers)
         names = [(name, name) for name in found.ids] + [(mine, theirs) for theirs, mine in found.media]
         taken |= {mine: f"{found.first} holds it as {theirs}" for mine, theirs in names}
     reader = ManifestReader(first)

@@ -89,7 +89,9 @@ def open_raw(raw: Path, images: Path | None = None, groups: str = "union", exif:
             exif=exif,
         )
 
-    return RawSet(tuple(lists), [*lists.values(), *filter(Path.is_file, [unrelated])], plan)
+    # Of the folders: a file that is added or removed changes their time.
+    files = [*lists.values(), *filter(Path.is_file, [unrelated]), folder / "Annotations", folder / "Sentences"]
+    return RawSet(tuple(lists), files, plan)
 
 
 def _stems(conversion: Conversion, file: Path) -> list[str]:
