@@ -47,7 +47,7 @@ def farthest_point_sample(points: Tensor, num: int, skip_near_origin: bool = Fal
         ValueError: wrong shape, more points asked for than given, or a backend that cannot do this.
     """
     if points.ndim != 3 or points.shape[-1] != 3:
-        raise ValueError(f"points must be [B, N, 3] coordinates, got {tuple(points.shape)}; pass xyz without colour")
+        raise ValueError(f"points must be [B, N, 3] coordinates, got {tuple(points.shape)}; pass x y z alone")
     if not 1 <= num <= points.shape[1]:
         raise ValueError(f"cannot sample {num} of {points.shape[1]} points; give clouds of at least {num} points")
     usable = sampling_backends(points.device, skip_near_origin)

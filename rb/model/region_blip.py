@@ -62,12 +62,8 @@ class RegionBLIP(nn.Module):
                 frozen.requires_grad_(requires_grad=False)
         sizes = Sizes.of(blip2, itc_width)
         trained = [modality_spec(name) for name in config.train_modalities]
-        points = [spec.name for spec in trained if source_of(spec.name).point_encoder]
-        if points and point_encoder is None:
-            raise ValueError(
-                f"model.foundation.point_encoder: not given, but {', '.join(points)} in model.train_modalities needs it; "
-                "name a Point-BERT folder, or leave the point modalities out"
-            )
+        points = [spec for spec in trained if source_of(spec.name).point_encoder]
+        assert point_encoder is not None or not points, "the weights loader asks for it first"
         self.parts = nn.ModuleDict({spec.name: ModalityParts(spec, config, sizes) for spec in trained})
         self.shared_heads = SharedHeads(sizes) if config.shared_heads and trained else None
         # One for both point modalities: it belongs to the encoder, not to what is asked of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,6 +26,7 @@ from rb.evaluation.spice_jars import (
     spice_jars,
 )
 from rb.toy.demo import Demo
+from tests.support.remedies import Said, covers, helps
 
 # Two small files of the jars' names: what is tested is how they are fetched.
 CONTENT = {name: name.encode() * 5000 for jar in (CODE, MODELS) for name in jar.sha256}
@@ -36,7 +38,13 @@ REAL = os.environ.get(JARS_VARIABLE, "")  # before ``home`` takes it away
 
 
 class Server(SimpleHTTPRequestHandler):
-    """Serves a folder. A file that has a ``.short`` beside it breaks off in the middle, as a lost connection does."""
+    """Serves a folder. A file that has a ``.short`` beside it breaks off in the middle, as a lost connection does; with ``.500`` it fails."""
+
+    def do_GET(self) -> None:
+        if Path(f"{self.translate_path(self.path)}.500").exists():
+            self.send_error(500)
+        else:
+            super().do_GET()
 
     def copyfile(self, source, outputfile) -> None:
         if Path(f"{source.name}.short").exists():
@@ -166,3 +174,43 @@ def test_the_demo_says_first_how_to_get_spice(
         (home / name).touch()
     Demo(tmp_path / "demo", "opt", None, "demo", ()).run_all()
     assert "SPICE" not in capsys.readouterr().out
+
+
+# Message -> (what is wrong with the source, the source that was asked for).
+SOURCES = {
+    "is no folder and no address (http://, https://); {}": (lambda path: None, lambda address: "lost"),
+    "cannot be reached ({}); {}": (lambda path: None, lambda address: "http://127.0.0.1:9"),
+    "answered {} {}; {}": (lambda path: path.with_name(f"{path.name}.500").touch(), str),
+    "was cut short ({}); try again, or {}": (lambda path: path.with_name(f"{path.name}.short").touch(), str),
+    "cut short or altered; nothing was kept; {}": (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), str),
+    "{}: has no {}; {}": (lambda path: path.unlink(), str),
+}
+
+
+@pytest.mark.parametrize(
+    "says", covers(SOURCES, also=["download it elsewhere ({}) and give its folder: rb metrics install --from FOLDER"])
+)
+def test_jars_from_a_folder_where_a_source_fails(served: tuple[Path, str], tmp_path: Path, says: str) -> None:
+    """The command's own checksums are of the real jars (385 MB); here its function is given those of small ones."""
+    (folder, address), (spoil, choose) = served, SOURCES[says]
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    spoil(folder / NAMES[0])
+    source = [choose(address)]
+
+    def follow(said: Said) -> None:
+        assert said.found("rb metrics install (--from) FOLDER")
+        source[0] = str(elsewhere)
+
+    helps(says, lambda: install(source[0], SMALL), follow)
+
+
+@pytest.mark.parametrize("command", [0, 1])
+@pytest.mark.parametrize("says", covers(["{} has no {}; {}"], also=["`rb metrics install` fetches Stanford CoreNLP"]))
+def test_jars_that_are_not_there(served: tuple[Path, str], says: str, command: int) -> None:
+    folder, address = served
+
+    def follow(said: Said) -> None:
+        assert said.commands[command] == "rb metrics install" + " --from FOLDER" * command
+        install(str(folder) if command else address, SMALL)
+
+    helps(says, spice_jars, follow)

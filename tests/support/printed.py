@@ -22,7 +22,7 @@ _CLAUSE = rf"(?:^|[;:.,(?] |\b(?:or|and|then|first|please|instead) )(?:{'|'.join
 _ASKS = re.compile(
     rf"(?i:{_CLAUSE})"
     r"|`(?:rb|python|git|tar|docker|pip|apt-get|mlflow|--)|(?<![-\w/.])(?:rb|pip|docker|apt-get|git) [a-z]+ (?:[-A-Z{]|[a-z]+ [-A-Z{])"
-    r"|`\{\} --help`|[Dd]id you mean|[;,] (?:or )?--[a-z]|must be unpacked|should look like|\bdo not use|needs a (?:[-\w]+ )?folder"
+    r"|`\{\} --help`|[Dd]id you mean|[;,] (?:or )?--[a-z]|must be unpacked|should look like|\bgo on with|\bdo not use|needs a (?:[-\w]+ )?folder"
 )
 # Names of values that hold a remedy, which is a text of its own.
 _FILLED = re.compile(r"(?i)remedy|how_to|index_again|\bhint\b(?!\.)|_conversion|instead|upgrade")

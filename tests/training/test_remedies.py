@@ -296,3 +296,6 @@ covers(
 )  # test_full_disk.py: all steps on a full disk
 covers(["run folder {}: caption with rb predict --checkpoint {}"])  # test_import_released.py: a run that captions
 covers(["which this run lacks; set model.foundation.text_head={}"])  # the same
+covers(
+    ["stopped by {}; go on with --resume {}", "before the first step; go on with --resume {}"]
+)  # test_training_run.py: kills and resumes

@@ -30,8 +30,14 @@ def load_points(
     Raises:
         CheckpointError: no file, or not a complete Point-BERT; names file, keys and what to do.
     """
-    if not any(source_of(name).point_encoder for name in config.train_modalities):
+    points = [name for name in config.train_modalities if source_of(name).point_encoder]
+    if not points:
         return None, []
+    if not config.foundation.point_encoder:
+        raise CheckpointError(
+            f"{OPTION} is not set, but {', '.join(points)} in model.train_modalities needs it; "
+            "name a Point-BERT folder, or leave the point modalities out"
+        )
     path = weights_file(config.foundation.point_encoder, OPTION, *NAMES)
     config_path = path.with_name(
         "config.json"

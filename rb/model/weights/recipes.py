@@ -218,7 +218,9 @@ def _take(
         keys = {target: key for key, target in names.items()}
         lacks = f" lacks {len(missing)} weights: {listing(keys[m] for m in missing)};" if missing else ""
         extra = f" has {len(unknown)} weights that this model has no place for: {listing(unknown)};" if unknown else ""
-        raise CheckpointError(f"{folder.path}{lacks}{extra} it must be {what}; look at model.text_branch")
+        raise CheckpointError(
+            f"{folder.path}{lacks}{extra} it must be {what}: name such a folder, or choose another model.text_branch"
+        )
     return found
 
 
