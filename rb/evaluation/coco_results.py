@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.files import file_sha256
+from rb.core.json_stream import stream_list, stream_lists
 from rb.core.modality import IMAGE, IMAGE_REGION
 from rb.core.output import note
 from rb.core.strict_json import FormatError
 from rb.core.text_encoding import ENCODING_NOTE
 from rb.data.predictions import Prediction
-from rb.data.prepare.common import read_json
+from rb.data.prepare.coco_files import is_list
 
 OTHER = "other"  # the variant of these predictions
 POLICY = "all annotations of an image"
-_FIELDS = frozenset({"images", "id", "annotations", "image_id", "caption"})
+_RESULT = frozenset({"image_id", "caption"})
+_LISTS = {"images": frozenset({"id"}), "annotations": _RESULT}
+_REMEDY = "write or download it again"
 _REGION = re.compile(r".+_box(_\d+){4}")  # RegionBLIP's id of a region: IMAGE_box_X_Y_W_H
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?![a-z])")
 _FORMAT = "COCO's result format is a list of {image_id, caption}"
@@ -73,36 +76,42 @@ def read_coco_results(results: Path, annotations: Path) -> tuple[list[Prediction
 
 def _references(path: Path) -> tuple[dict[str, list[str]], int]:
     """Image to its captions, in the order of ``images``; and how many annotations are of other images."""
-    content = _read(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
-        raise FormatError(f"{path}: {_ANNOTATIONS}; this is another file")
-    # An image that is listed twice is one image, as in COCO's own code.
-    references: dict[str, list[str]] = {
-        _id(image, "id", f"{path}: images[{i}]"): [] for i, image in enumerate(content["images"])
-    }
-    surplus = 0
-    for i, row in enumerate(content["annotations"]):
-        image, text = _row(row, f"{path}: annotations[{i}]")
-        if image in references:
-            references[image].append(text)
+    if _is_list(path):
+        raise FormatError(f"{path}: is a list; {_ANNOTATIONS}")
+    notes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    listed: dict[str, None] = {}  # an image that is listed twice is one image, as in COCO's own code
+    said: dict[str, list[str]] = {}
+    for name, item in stream_lists(path, _LISTS, notes, remedy=_REMEDY):
+        where = f"{path}: {name}[{counts[name]}]"
+        counts[name] += 1
+        if name == "images":
+            listed[_id(item, "id", where)] = None
         else:
-            surplus += 1
-    if not references:
+            image, text = _row(item, where)
+            said.setdefault(image, []).append(text)
+    _tell(path, notes)
+    if not listed:
         raise FormatError(f"{path}: 'images' is empty, so there is nothing to score; {_ANNOTATIONS}")
-    bare = [image for image, texts in references.items() if not texts]
+    bare = [image for image in listed if image not in said]
     if bare:
         raise FormatError(
             f"{path}: {_some(bare, 'image')} without annotations; remove them from 'images', and from the results"
         )
-    return references, surplus
+    references = {image: said[image] for image in listed}
+    return references, counts["annotations"] - sum(map(len, references.values()))
 
 
 def _captions(path: Path) -> dict[str, str]:
     """Image to its one caption."""
-    content = _read(path)
-    if not isinstance(content, list):
+    if not _is_list(path):
         raise FormatError(f"{path}: must be a list; {_FORMAT}")
-    rows = [_row(row, f"{path}: row {i}") for i, row in enumerate(content, 1)]
+    notes: Counter[str] = Counter()
+    rows = [
+        _row(row, f"{path}: row {number}")
+        for number, row in enumerate(stream_list(path, _RESULT, notes, remedy=_REMEDY), 1)
+    ]
+    _tell(path, notes)
     counts = Counter(image for image, _ in rows)
     doubled = [image for image, count in counts.items() if count > 1]
     if doubled:
@@ -112,14 +121,15 @@ def _captions(path: Path) -> dict[str, str]:
     return dict(rows)
 
 
-def _read(path: Path) -> Any:
+def _is_list(path: Path) -> bool:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; {_FORMAT}, and {_ANNOTATIONS}")
-    notes: Counter[str] = Counter()
-    content = read_json(path, _FIELDS, notes, "write or download it again")
+    return is_list(path)
+
+
+def _tell(path: Path, notes: Counter[str]) -> None:
     if notes[ENCODING_NOTE]:
         note(f"note: {path}: {notes[ENCODING_NOTE]:,} {ENCODING_NOTE}")
-    return content
 
 
 def _row(row: object, where: str) -> tuple[str, str]:

@@ -111,7 +111,8 @@ ROW = {"image_id": 10, "caption": "a cube"}
         (lambda r, _: {"results": r}, "must be a list; COCO's result format"),
         (lambda r, a: a.update(images=[]) or r, "'images' is empty"),
         (lambda r, a: a.update(annotations=a["annotations"][8:]) or r, "without annotations; remove them from 'images'"),
-        (lambda r, a: a.pop("images") and r, "annotations are an object with 'images' and 'annotations'"),
+        (lambda r, a: a.pop("images") and r, "field 'images' is missing"),
+        (lambda r, a: (a.clear(), r)[1], "field 'images' is missing"),
         (lambda r, a: a["annotations"][0].update(caption=[]) or r, "annotations[0]: caption must be a text"),
     ],
 )  # fmt: skip
