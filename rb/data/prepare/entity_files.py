@@ -24,7 +24,7 @@ Box = list[float]  # x1, y1, x2, y2 in pixels from 0, x2 and y2 exclusive
 _PHRASE = re.compile(r"\[/EN#(\d{1,18})(?:/[^\s\[\]]*)?\s([^\[\]]*)\]")
 _MARK = "[/EN#"
 _NO_ENTITY = "0"  # of phrases that name nothing to be seen
-_MOST_BYTES = 1 << 20  # of the sentences; an image's have some 500
+_MOST_BYTES = 1 << 18  # of the sentences; an image's have some 500
 
 
 @dataclass

@@ -61,6 +61,8 @@ def open_raw(raw: Path, images: Path | None = None, groups: str = "union", exif:
         skipped = _unrelated(unrelated, notes)
 
         def read(stem: str) -> _Content:
+            if "#" in stem:
+                raise RejectedError(Reason.UNSAFE_NAME, f"{stem!r:.80}: # divides source and object in an id")
             found = read_entities(folder, stem, skipped.get(stem, set()))
             try:
                 return found, _file(root, stem, found).read(exif)

@@ -11,7 +11,9 @@ from defusedxml.ElementTree import fromstring
 from rb.core.stand_ins import stand_in
 from rb.core.strict_json import FormatError, read_bytes
 
-MAX_BYTES = 1 << 20  # an image's annotation has some 5,000; elements take 50 times their text in memory
+MAX_BYTES = (
+    1 << 18
+)  # an image's annotation has some 5,000; elements take 50 times their text in memory, in each of several threads
 MAX_DEPTH = 64
 
 
