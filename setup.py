@@ -71,6 +71,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "scikit-image>=0.25",  # the photos of docs/tutorial.md
             "selenium>=4.20",
             "types-PyYAML",
             "types-tqdm",

@@ -116,6 +116,7 @@ COMMANDS = (
     Command("push", "upload an export to the hub", lazy("rb.exporting.commands:add_push")),
     Command("bench captions", "many boxes in one call against one by one", lazy("rb.bench.commands:add_captions")),
     Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),
+    Command("toy foundation", "copy the toy foundation, to try commands with", lazy("rb.toy.commands:add_foundation")),
     Command("toy demo", "the whole chain on the toy world", lazy("rb.toy.commands:add_demo"), CALL),
     Command("completion", "print a completion script for a shell", lazy("rb.cli:add_completion")),
 )

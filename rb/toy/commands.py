@@ -1,8 +1,9 @@
-"""``rb toy raw``: the toy world as raw data sets. ``rb toy demo``: the whole chain on it."""
+"""``rb toy raw``: the toy world as raw data sets. ``rb toy foundation``: its small models. ``rb toy demo``: the whole chain on them."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -32,6 +33,31 @@ def run_raw(args: argparse.Namespace) -> int:
         counts = ", ".join(f"{split} {count:,}" for split, count in SCALES[args.scale][name].items())
         say(f"{name}: {folder} ({counts}; about 1 % spoiled on top)")
     say(f"written in {time.monotonic() - started:.1f} s")
+    return FINISHED
+
+
+def add_foundation(parser: argparse.ArgumentParser) -> None:
+    """``rb toy foundation``."""
+    parser.description = (
+        "Copy the toy foundation: miniatures of BLIP-2 (OPT and FlanT5), of the text branch and of Point-BERT, 7 MB. "
+        "To try commands with; it knows only the toy world."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.set_defaults(run=run_foundation)
+
+
+def run_foundation(args: argparse.Namespace) -> int:
+    """Copy it, whole or not at all."""
+    from rb.core.files import whole_folder
+    from rb.core.install import PACKAGE
+
+    if args.out.exists():
+        raise ValueError(f"{args.out}: exists already; name another folder, or remove it")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    given = PACKAGE / "toy" / "foundation"
+    with whole_folder(args.out) as folder:
+        shutil.copytree(given, folder, dirs_exist_ok=True)
+    say(f"{args.out}: {', '.join(sorted(path.name for path in given.iterdir() if path.is_dir()))}")
     return FINISHED
 
 

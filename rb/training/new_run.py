@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ MOST_BATCH = 128  # 8 GPUs of 16, as the full-size run files
 FEWEST_STEPS = 8  # of an epoch of the smallest modality, by which small data get small batches
 MICRO_BATCH = {True: 16, False: 8}  # of one rank, on a GPU or a CPU
 WARMUP = 200  # the paper's, for runs that are long enough
+VALIDATIONS = 5  # in a run
+LOOKED_AT = 200  # clouds of a set, spread evenly, to know how many points they have
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
     ]
     if clouds:
         lines.append(f"    point_encoder: {json.dumps(parts.point_encoder, ensure_ascii=False)}")
-    lines += [f"  train_modalities: [{', '.join(modalities)}]", "data:"]
-    for part, chosen in (
-        ("train", train),
-        ("val", [one for one in sets if one.split == "val" and one.modality in modalities]),
-    ):
+    lines.append(f"  train_modalities: [{', '.join(modalities)}]")
+    val = [one for one in sets if one.split == "val" and one.modality in modalities]
+    if clouds:
+        lines += _points([one for one in (*train, *val) if one.modality in clouds])
+    lines.append("data:")
+    for part, chosen in (("train", train), ("val", val)):
         lines += [f"  {part}:"] if chosen else []
         for modality in in_table_order({one.modality for one in chosen}):
             lines += [f"    {modality}:", *(f"      - {one.line()}" for one in chosen if one.modality == modality)]
@@ -119,7 +123,41 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         f"  epochs: {epochs}",
         f"  ds_config: ds_configs/{'zero2' if gpu else 'zero2_cpu'}.json",
     ]
+    if val:
+        every = max(1, steps // VALIDATIONS)
+        lines += [
+            "validation:",
+            f"  every: {every}  # steps: losses on data.val, and captions with their scores; 0 is never",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _points(sets: Sequence[_Set]) -> list[str]:
+    """The lines for the points that the model reads of a cloud, where the clouds have fewer than the default."""
+    from rb.core.modality import modality_spec
+    from rb.core.model_config import ModelConfig
+
+    usual = ModelConfig.num_points
+    fewest: dict[bool, int] = {}
+    for one in sets:
+        scenes = modality_spec(one.modality).regional
+        fewest[scenes] = min(fewest.get(scenes, usual), _fewest_points(one.path))
+    why = f"that the model reads of a cloud: all of the smallest one here; the default is {usual:,}"
+    of_objects, of_scenes = fewest.get(False, fewest.get(True, usual)), fewest.get(True)
+    lines = [f"  num_points: {of_objects}  # {why}"] if of_objects < usual else []
+    if of_scenes is not None and of_scenes != of_objects:
+        lines.append(f"  num_scene_points: {of_scenes}  # of scenes, the clouds with boxes")
+    return lines
+
+
+def _fewest_points(manifest: Path) -> int:
+    from rb.data.index import ManifestReader
+    from rb.sources.points import decode_points
+
+    with closing(ManifestReader(manifest)) as reader:
+        step = max(1, len(reader) // LOOKED_AT)
+        found = (reader.sample(number).stored for number in range(0, len(reader), step))
+        return min(len(decode_points(stored.media, stored.where)) for stored in found)
 
 
 def _batch(samples: int) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from rb.cli import main
 from rb.core.config import FoundationConfig
-from rb.core.modality import IMAGE_REGION, POINT_CLOUD
+from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.core.run_paths import open_run
-from tests.support.small_data import write_set
+from rb.training import new_run
+from tests.support.small_data import NUM_POINTS, write_set
 
 
 def test_a_new_run_file_trains_as_it_is(
@@ -40,10 +42,26 @@ def test_a_new_run_file_trains_as_it_is(
     smallest = min(regions.counts["samples"], 40)
     assert 2 <= run.train.global_batch_size <= smallest / 8 or run.train.global_batch_size == 2
     capsys.readouterr()
-    assert main(["train", "--run", "mine.yaml", "--dry-run", "--json", "model.num_points=40"]) == 0
+    assert run.model.num_points == NUM_POINTS, "the clouds have fewer than the default"
+    assert 0 < run.validation.every < 3 * 44
+    assert main(["train", "--run", "mine.yaml", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert main(command) == 2
     assert "mine.yaml: exists already" in capsys.readouterr().err
+
+
+def test_scenes_and_objects_have_their_own_number_of_points(foundation: FoundationConfig, tmp_path: Path) -> None:
+    write_set(tmp_path / "objects", POINT_CLOUD, 4)
+    write_set(tmp_path / "scenes", POINT_CLOUD_REGION, 4)
+    base = Path(foundation.blip2).parent
+    for fewest, expected in ((10_000, (NUM_POINTS, 8192)), (NUM_POINTS, (NUM_POINTS, None)), (50, (NUM_POINTS, 50))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                new_run, "_fewest_points", lambda path, n=fewest: n if path.parent.name == "scenes" else NUM_POINTS
+            )
+            text = new_run.run_file("a", [tmp_path / "objects", tmp_path / "scenes"], base, 1, gpu=False)
+        found = [int(number) for number in re.findall(r"^  num_(?:scene_)?points: (\d+)", text, re.MULTILINE)]
+        assert found == [number for number in expected if number is not None]
 
 
 def test_what_cannot_train_is_refused_before_a_file_is_there(
