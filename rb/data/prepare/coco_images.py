@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ class CocoImageFile(ImageFile):
     def path(self) -> Path:
         """The image's file; that of ``parts`` where it is in no folder."""
         own = safe_path(self.root, *self.parts)
-        if own.exists():
-            return own
+        with contextlib.suppress(OSError):  # a name that no file can have
+            if own.exists():
+                return own
         others = (self.root / folder / coco_name(folder, self.number) for folder in self.folders)
         return next((path for path in others if path.exists()), own)
 
@@ -58,11 +60,8 @@ class CocoFolder:
             elsewhere = folder in FOLDERS and any(name.endswith(other) for name in self.folders)
             if count * 100 < len(places) or elsewhere:
                 continue
-            try:
-                path = safe_path(self.root, folder)
-            except RejectedError:
-                continue  # its images are rejected one by one
-            require_raw(path, layout)
+            with contextlib.suppress(RejectedError, OSError):  # an unsafe name: its images are rejected one by one
+                require_raw(safe_path(self.root, folder), layout)
 
 
 def find_coco_images(raw: Path, images: Path | None) -> CocoFolder:

@@ -78,18 +78,24 @@ def test_what_is_wrong_in_cocos_own_file_is_rejected_by_reason(tmp_path: Path) -
     names = [NAME_2014.format("val2014", number) for number in (1, 2, 3)]
     raw = put(tmp_path / "raw", *(f"val2014/{name}" for name in names))
     content = official("val2014", {1: ["a cube", ""], 2: [], 3: ["..."]})
-    content["images"] += [{"id": "4", "file_name": "a.jpg"}, 5, {"id": 6, "file_name": "../../a.jpg"}]
+    content["images"] += [
+        {"id": "4", "file_name": "a.jpg"},
+        5,
+        {"id": 6, "file_name": "../../a.jpg"},
+        {"id": 8, "file_name": "a" * 5000},
+    ]
     content["annotations"] += [{"image_id": 77, "caption": "whose?"}, {"caption": "nobody's"}, 3]
     file = write(tmp_path, "mine.json", content)  # under any name: content says val2014
     tally = convert(coco, raw, tmp_path / "out", "val", annotations=file)
     assert reasons(tmp_path / "out") == {
         "empty_caption": 1,
         "no_caption": 2,
+        "image_missing": 1,
         "unknown_image": 3,
         "unsafe_name": 1,
         "malformed_row": 2,
     }
-    assert (tally.read, tally.used, sum(tally.rejected.values())) == (9, 1, 8)
+    assert (tally.read, tally.used, sum(tally.rejected.values())) == (10, 1, 9)
     assert found(tmp_path / "out")["coco/1"].record.dataset == "coco2014"
 
 
@@ -188,6 +194,14 @@ def test_a_folder_of_images_that_is_in_neither_year_is_an_error(tmp_path: Path) 
         convert(coco, raw, tmp_path / "out", "train")
     with pytest.raises(ValueError, match=r"split 'test'; it has train"):
         convert(coco, raw, tmp_path / "out", "test")
+
+
+def test_a_folder_that_none_can_be_costs_its_images_only(tmp_path: Path) -> None:
+    raw = put(tmp_path / "raw", "train2014/COCO_train2014_000000000009.jpg")
+    entries = [entry(9), entry(10, filepath="x" * 5000), entry(11, filepath="../raw")]
+    write(raw, "dataset_coco.json", {"images": entries})
+    convert(coco, raw, tmp_path / "out", "train")
+    assert reasons(tmp_path / "out") == {"image_missing": 1, "unsafe_name": 1}
 
 
 def test_an_image_in_no_split_and_a_file_of_another_kind_are_said(tmp_path: Path) -> None:
