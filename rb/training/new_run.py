@@ -100,6 +100,10 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         lines += [f"  {part}:"] if chosen else []
         for modality in in_table_order({one.modality for one in chosen}):
             lines += [f"    {modality}:", *(f"      - {one.line()}" for one in chosen if one.modality == modality)]
+    mirrored = ", ".join(f"{modality}: swap" for modality in modalities)
+    lines.append(
+        f"  # mirror: {{{mirrored}}}  # more from few samples: mirrored too, left and right exchanged in English captions where that is certain"
+    )
     cores = len(os.sched_getaffinity(0))
     lines.append(
         f"  num_workers: {max(1, min(4, cores // 2))}  # processes that read, for each rank; this host has {cores} cores"

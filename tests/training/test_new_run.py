@@ -38,6 +38,9 @@ def test_a_new_run_file_trains_as_it_is(
     assert (run.name, run.model.train_modalities, run.train.epochs) == ("mine", (IMAGE_REGION, POINT_CLOUD), 3)
     assert run.data.num_workers <= max(1, len(os.sched_getaffinity(0)) // 2)
     assert set(run.data.val) == {IMAGE_REGION}
+    assert run.data.mirror == {}
+    Path("mirrored.yaml").write_text(text.replace("  # mirror:", "  mirror:"))  # the line that is there to be taken
+    assert open_run("mirrored.yaml").data.mirror == {IMAGE_REGION: "swap", POINT_CLOUD: "swap"}
     assert Path(run.model.foundation.point_encoder).samefile(base / "point_bert")
     smallest = min(regions.counts["samples"], 40)
     assert 2 <= run.train.global_batch_size <= smallest / 8 or run.train.global_batch_size == 2
