@@ -22,6 +22,7 @@ from rb.gpu_check.random_models import SIZES, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
 from tests.model.test_llms import EXPECTED as T5
 from tests.model.test_model import EXPECTED as OPT
+from tests.support.remedies import covers
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = {"image_region", "point_cloud", "point_cloud_region"}
@@ -227,3 +228,12 @@ def test_the_full_sizes_are_the_papers() -> None:
         assert own == expected
         llm = sum(p.numel() for n, p in full.blip2.language_model.named_parameters() if "lora_" not in n)
         assert llm == {"opt_6.7b": 6_658_473_984, "flant5_xxl": 11_135_332_352}[name]
+
+
+# `--small` on a CPU and the wheels that the script names are run above.
+covers(
+    [
+        "gpu_check: error: no CUDA device; --small runs on a CPU",
+        "give launch/gpu_check.sh --wheels DIR, its first lines say how",
+    ]
+)
