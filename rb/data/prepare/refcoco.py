@@ -26,7 +26,7 @@ from rb.data.prepare.common import (
 )
 from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, check_box, four_numbers, write_regions
 from rb.data.prepare.plan import Plan, RawSet
-from rb.data.prepare.refcoco_forms import REF_L4, SPLITS, Form, collect, find_form
+from rb.data.prepare.refcoco_forms import REF_L4, REF_L4_SET, SPLITS, Form, collect, find_form
 from rb.data.prepare.safe_pickle import converted, load_plain_pickle
 
 NAMES = ("refcoco", "refcoco+", "refcocog", REF_L4)
@@ -41,7 +41,7 @@ LAYOUT = """  RAW/instances.json           (or RAW/refcoco/instances.json and so
 Without instances.json the first of these that RAW holds is read (RefCOCO and RefCOCO+ in UNC's split, RefCOCOg in UMD's):
   RAW/finetune_refcoco_val.json ...      MDETR's, also in RAW/mdetr_annotations/; refcoco+, refcocog by --name
   RAW/refcoco_val_reviewed.json ...      the same, reviewed by Ref-L4's authors; also in RAW/refcocos_annotation_reviewed/
-  RAW/*.parquet or RAW/data/*.parquet    mirrors with one row a reference: jxu124's, lmms-lab's (of which the images are not read)
+  RAW/*.parquet or RAW/data/*.parquet    mirrors with one row a reference: jxu124's, lmms-lab's (with its images inside; or --images DIR)
 and by --name ref-l4 alone:
   RAW/ref-l4-val.parquet, RAW/ref-l4-test.parquet (or .json)   with the files of images.tar.gz in RAW/images/"""
 _FIELDS = frozenset(
@@ -82,13 +82,7 @@ def open_raw(
         form = find_form(folder, name)
         if form is not None:
             _check_options(form, folder, split_by, sentence, drop_shared_images)
-            return _open_form(
-                form,
-                folder,
-                _ref_l4_images(raw, images) if name == REF_L4 else _images(raw, folder, images),
-                sentence,
-                exif,
-            )
+            return _open_form(form, folder, _form_images(form, raw, folder, images), sentence, exif)
         if name == REF_L4:
             require_raw(folder / "ref-l4-val.parquet", LAYOUT)
     split_by = split_by or "google"
@@ -138,7 +132,7 @@ def _check_options(form: Form, folder: Path, split_by: str | None, sentence: str
         raise ValueError(f"--drop-shared-images: {held}, whose splits share no images; leave the option out")
 
 
-def _open_form(form: Form, folder: Path, root: Path, sentence: str, exif: str | None) -> RawSet:
+def _open_form(form: Form, folder: Path, root: Path | None, sentence: str, exif: str | None) -> RawSet:
     def plan(split: str) -> Plan:
         if split not in form.splits:
             raise ValueError(f"{folder}: {form.title}: no split {split!r}; there is {', '.join(form.splits)}")
@@ -200,9 +194,14 @@ def _images(raw: Path, folder: Path, images: Path | None) -> Path:
     return inner if inner.is_dir() else images
 
 
-def _ref_l4_images(raw: Path, images: Path | None) -> Path:
-    folder = raw / "images" if (raw / "images").is_dir() else raw
-    return folder if images is None else require_raw(images, LAYOUT)
+def _form_images(form: Form, raw: Path, folder: Path, images: Path | None) -> Path | None:
+    """The folder of a form's images; none where those inside its files are read."""
+    if form.images and images is None:
+        return None
+    if form.dataset != REF_L4_SET:
+        return _images(raw, folder, images)
+    own = raw / "images" if (raw / "images").is_dir() else raw
+    return own if images is None else require_raw(images, LAYOUT)
 
 
 def _image_folder(raw: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from rb.core.json_stream import stream_list, stream_lists
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.prepare.common import Conversion, Reason, RejectedError, is_id
 from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, four_numbers
+from rb.data.prepare.parquet_images import COLUMN, ParquetImage, WithImages
 from rb.data.prepare.tables import parquet_columns, read_parquet
 
 SPLITS = ("train", "val", "test", "testA", "testB")
-REF_L4 = "ref-l4"
+REF_L4, REF_L4_SET = "ref-l4", "ref_l4"
 _IMAGE_FIELDS = frozenset({"id", "original_id", "file_name", "width", "height", "caption"})
 _BOX_FIELDS = frozenset({"image_id", "original_id", "bbox", "caption_quality"})
 _REF_L4_FIELDS = ("id", "caption", "bbox", "bbox_id", "image_id", "width", "height", "file_name", "split")
@@ -41,6 +42,8 @@ class Row:
         image: the image's source id, its file name and its (width, height) where the row has them; none where the row names no image.
         object_id: none where rows of one region are told by their box alone.
         box: x1, y1, x2, y2; called, as it may raise ``RejectedError``.
+        wrong: what its reviewers found.
+        place: the Parquet file and the row, from 1, that hold the image itself.
     """
 
     image: tuple[str, str, tuple[int, int] | None] | None
@@ -48,11 +51,17 @@ class Row:
     box: Callable[[], list[float]]
     texts: list[object]
     wrong: str | None = None
+    place: tuple[Path, int] | None = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """Files of one form. ``rows`` yields the rows of a split; ``unit``: what a row is, in the plural; ``raw``: whether it has sentences as typed."""
+    """Files of one form. ``rows`` yields the rows of a split; ``unit``: what a row is, in the plural.
+
+    Attributes:
+        raw: whether it has sentences as typed.
+        images: whether the images are in the files too.
+    """
 
     title: str
     dataset: str
@@ -61,6 +70,7 @@ class Form:
     splits: tuple[str, ...]
     rows: Callable[[str, str, Counter[str]], Iterator[Row]]
     raw: bool = False
+    images: bool = False
 
 
 def find_form(raw: Path, name: str) -> Form | None:
@@ -185,6 +195,7 @@ def _parquet(raw: Path, name: str, dataset: str) -> Form | None:
             files,
             splits,
             lambda split, *_: _lmms_rows([p for p in files if parts.get(p) == split]),
+            images=COLUMN in columns,
         )
     raise ValueError(
         f"{files[0]}: has the columns {', '.join(sorted(columns))[:300]}; a mirror of RefCOCO has {', '.join(_JXU_FIELDS)} (jxu124) or "
@@ -224,7 +235,7 @@ def _object(text: object) -> dict[str, Any]:
 def _lmms_rows(files: list[Path]) -> Iterator[Row]:
     """``file_name`` is that of the refer tool, with the running number in it; ``answer`` are the sentences, of which none are as typed."""
     for path in files:
-        for row in _rows(path, _LMMS_FIELDS):
+        for number, row in enumerate(_rows(path, _LMMS_FIELDS), 1):
             found = _COCO_FILE.fullmatch(row["file_name"]) if isinstance(row["file_name"], str) else None
             answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
             yield Row(
@@ -232,6 +243,7 @@ def _lmms_rows(files: list[Path]) -> Iterator[Row]:
                 None,
                 _xywh(row["bbox"]),
                 answers,
+                place=(path, number),
             )
 
 
@@ -255,7 +267,7 @@ def _ref_l4(files: list[Path]) -> Form:
                 [row.get("caption")],
             )
 
-    return Form("Ref-L4", "ref_l4", "sentences", files, splits, rows)
+    return Form("Ref-L4", REF_L4_SET, "sentences", files, splits, rows)
 
 
 def _ref_l4_image(row: dict[str, Any]) -> tuple[str, str, tuple[int, int] | None] | None:
@@ -268,8 +280,12 @@ def _ref_l4_image(row: dict[str, Any]) -> tuple[str, str, tuple[int, int] | None
     return (source, name, (width, height) if is_id(width) and is_id(height) else None) if source else None
 
 
-def collect(conversion: Conversion, rows: Iterator[Row], root: Path) -> list[RegionImage]:
-    """The images with their regions; rows of one object, or of one box where objects have no number, are one region."""
+def collect(conversion: Conversion, rows: Iterator[Row], root: Path | None) -> Sequence[RegionImage]:
+    """The images with their regions; rows of one object, or of one box where objects have no number, are one region.
+
+    Args:
+        root: the folder of the images; none where those inside the rows' own files are meant.
+    """
     found: dict[str, RegionImage] = {}
     regions: dict[tuple[str, object], Region] = {}
     for number, row in enumerate(rows, 1):
@@ -292,8 +308,18 @@ def collect(conversion: Conversion, rows: Iterator[Row], root: Path) -> list[Reg
             continue
         if region is None:
             region = regions[source, row.object_id or tuple(box)] = Region(object_id, box, [], 0)
-            image = ImageFile(source, root, (row.image[1],), row.image[2])
-            found.setdefault(source, RegionImage(image, [])).regions.append(region)
+            if source not in found:
+                found[source] = RegionImage(_image_file(row, row.image, root), [])
+            found[source].regions.append(region)
         region.captions += captions
         region.count += 1
-    return [*found.values()]
+    items = [*found.values()]
+    return WithImages(items) if root is None else items
+
+
+def _image_file(row: Row, image: tuple[str, str, tuple[int, int] | None], root: Path | None) -> ImageFile:
+    source, name, size = image
+    if root is not None:
+        return ImageFile(source, root, (name,), size)
+    assert row.place is not None
+    return ParquetImage(source, row.place[0], (name,), size, row.place[1])

@@ -21,6 +21,7 @@ Rows = Iterator[tuple[int, Row | ValueError]]  # number of the row, from 1 (of i
 
 _DELIMITERS = ",;\t|"
 _BATCH = 1000
+_BUFFER = 1 << 20  # bytes read at a time: else a whole column of a row group, which may be images
 _MOST_GROUP, _MOST_ROWS = 1 << 30, 1 << 27  # of a Parquet file: bytes unpacked at a time, rows
 _COCO_FIELDS = frozenset(
     {"images", "annotations", "id", "image_id", "file_name", "bbox", "caption", "phrase", "sentence", "text"}
@@ -107,21 +108,22 @@ def read_parquet(
     path: Path,
     notes: Counter[str],  # noqa: ARG001 (Parquet states its encoding)
     columns: Sequence[str] | None = None,
+    batch_rows: int = _BATCH,
 ) -> Rows:
-    """Rows of a Parquet file, some at a time; ``columns``: only these are read."""
+    """Rows of a Parquet file, ``batch_rows`` at a time; ``columns``: only these are read."""
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
             # The footer's own claims: equal texts take no room on the disk and all of it in memory.
             groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
             if max(groups, default=0) > _MOST_GROUP or file.metadata.num_rows > _MOST_ROWS:
                 raise ValueError(
                     f"a row group of {max(groups):,} bytes; write it with at most {_MOST_GROUP:,}, or in parts"
                 )
-            for batch in file.iter_batches(_BATCH, columns=columns):
+            for batch in file.iter_batches(batch_rows, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from rb.data.prepare import refcoco
+from rb.data.prepare.common import Conversion
 from rb.data.prepare.convert import Writing
 from rb.data.prepare.convert import convert as convert_plan
+from rb.data.shard_writer import DryRun
 from tests.data.prepare.test_refcoco import ref, refcoco_raw
 from tests.support.raw_data import convert, found, jpeg, reasons
 from tests.support.remedies import remedy
@@ -26,6 +29,7 @@ REFS = [
     ref(5, 21, 2, "testA", texts=("everything",)),
 ]
 SIZE = {"width": 32, "height": 24}
+PICTURE = jpeg(kind="PNG")  # inside a Parquet file
 
 
 def coco_images(folder: Path) -> Path:
@@ -66,7 +70,7 @@ def lmms_rows(split: str) -> list[dict[str, Any]]:
     return [
         {
             "question_id": str(one["ann_id"]),
-            "image": {"bytes": jpeg(), "path": None},
+            "image": {"bytes": PICTURE, "path": None},
             "question": "Provide a short description for this region.",
             "answer": [sentence["sent"] for sentence in one["sentences"]],
             "bbox": BOXES[one["ann_id"]][1],
@@ -137,16 +141,37 @@ def test_parquet_mirrors_give_what_the_pickle_gives(tmp_path: Path, expected: di
     assert regions(tmp_path / "a") == expected["val"]
     convert(refcoco, raw, tmp_path / "b", "testA", sentence="raw")
     assert regions(tmp_path / "b")["coco/2"][0][1] == ["EVERYTHING"]
-    raw = coco_images(tmp_path / "lmms")
+    raw = tmp_path / "lmms"
     for split in ("val", "testA"):
         parquet(raw / f"data/{split}-00000-of-00001.parquet", lmms_rows(split), float32=True)
     opened = refcoco.open_raw(raw)
     assert opened.splits == ("val", "testA")
-    convert_plan(opened.plan("val"), tmp_path / "c", Writing())
+    assert convert_plan(opened.plan("val"), tmp_path / "c", Writing()).rejected == {}
+    assert found(tmp_path / "c")["coco/2"].media == PICTURE
+    convert(refcoco, raw, tmp_path / "d", "val", images=tmp_path / "jxu/images")
+    assert (regions(tmp_path / "d"), found(tmp_path / "d")["coco/2"].media) == (regions(tmp_path / "c"), jpeg())
     for image, objects in regions(tmp_path / "c").items():
         for (box, captions), (exact, same) in zip(objects, expected["val"][image], strict=True):
             assert box == pytest.approx(exact, abs=1e-5)  # this mirror has 32 bits
             assert captions == same
+
+
+def test_an_image_that_a_parquet_file_lacks_costs_its_own_rows(tmp_path: Path) -> None:
+    """In two files; a conversion that goes on in the middle passes over the items before."""
+    rows = lmms_rows("val")
+    rows[0]["image"]["bytes"] = None
+    rows[2]["file_name"] = "x.jpg"
+    others = [{**row, "file_name": f"COCO_train2014_{k:012d}.jpg"} for k, row in enumerate(lmms_rows("val"), 50)]
+    for k, part in enumerate((rows, others)):
+        parquet(tmp_path / f"raw/data/val-0000{k}-of-00002.parquet", part)
+    tally = convert(refcoco, tmp_path / "raw", tmp_path / "out", "val")
+    assert tally.rejected == {"image_missing": 3, "unknown_image": 1}
+    assert list(found(tmp_path / "out")) == [f"coco/{k}" for k in range(50, 54)]
+    plan = refcoco.open_raw(tmp_path / "raw").plan("val")
+    rest = itertools.islice(plan.collect(Conversion(DryRun(plan.modality, "val"), plan.unit)), 3, None)
+    assert [(item.file.source, plan.read(item).data) for item in rest] == [("coco/52", PICTURE), ("coco/53", PICTURE)]
+    with pytest.raises(ValueError, match="no split 'train'; there is val"):
+        convert(refcoco, tmp_path / "raw", tmp_path / "x", "train")
 
 
 def ref_l4_rows() -> list[dict[str, Any]]:
