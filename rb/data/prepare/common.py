@@ -159,7 +159,7 @@ class Conversion:
 
 def _shown(identity: str) -> str:
     """An id from an untrusted file as it can stand on a line."""
-    return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:200]
+    return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:-1][:200]
 
 
 def require_raw(path: Path, layout: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rb.data.formats import read_rejected
 from rb.data.prepare import flickr_entities
 from rb.data.prepare.common import RejectedError
 from rb.data.prepare.entity_files import read_entities
@@ -143,7 +144,7 @@ def test_what_cannot_be_used_is_rejected_and_counted(tmp_path: Path) -> None:
         "8": (annotation("8", [(("1",), BOX.format(1, 1, 9, 9))], (24, 32)), one),
         "9": ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', one),
     }
-    raw = entities_raw(tmp_path / "raw", texts, {"train": " ".join([*texts, "../up", "a#b"])})
+    raw = entities_raw(tmp_path / "raw", texts, {"train": " ".join([*texts, "../up", "a#b", "a\x01b"])})
     for name in ("flickr30k-images/3.jpg", "Annotations/4.xml", "Sentences/5.txt"):
         (raw / name).unlink()
     tally = convert(flickr_entities, raw, tmp_path / "out", "train")
@@ -158,10 +159,11 @@ def test_what_cannot_be_used_is_rejected_and_counted(tmp_path: Path) -> None:
         "no_caption": 1,
         "boxes_unreadable": 3,
         "image_size_mismatch": 1,
-        "unsafe_name": 2,
+        "unsafe_name": 3,
     }
     assert dict(reasons(tmp_path / "out")) == dict(tally.rejected) == expected
     assert (tally.read, tally.used) == (sum(expected.values()) + 1, 1)
+    assert read_rejected(tmp_path / "out/rejected.jsonl")[-1].source == r"flickr30k/a\x01b"
 
 
 def test_a_long_line_of_open_marks_is_read_in_a_moment(tmp_path: Path) -> None:
