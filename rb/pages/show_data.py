@@ -62,7 +62,7 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
 def _card(reader: ManifestReader, number: int) -> Html:
     loaded = reader.example(number)
     box = loaded.item.box if loaded.item else None
-    numbers = "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
+    numbers = loaded.record.domain or "" if box is None else f"box {', '.join(f'{value:g}' for value in box)}"
     head = Html(f"<div>{caption_line(f'example {number}', numbers)}</div>")
     texts = [_asked(item) for item in loaded.record.questions] or loaded.references
     whole = loaded.record.captions if loaded.item else []

@@ -160,6 +160,8 @@ def test_domains_are_counted(tmp_path: Path, capsys) -> None:
             )
     assert rb(["data", "stats", str(tmp_path / "set")]) == 0
     assert "nocaps val, domains: in-domain 1, out-domain 2" in capsys.readouterr().out
+    assert rb(["data", "show", str(tmp_path / "set"), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().count("out-domain") == 2
 
 
 def test_captions_are_neither_trained_nor_predicted_on_questions(asked: Path, tmp_path: Path, capsys) -> None:

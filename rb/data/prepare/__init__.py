@@ -39,7 +39,7 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "coco": Dataset("COCO captions, Karpathy's split: whole images", "rb.data.prepare.coco"),
+    "coco": Dataset("COCO captions (Karpathy's split, COCO's own, Flickr30k): whole images", "rb.data.prepare.coco"),
     "nocaps": Dataset("nocaps captions with domains: whole images", "rb.data.prepare.nocaps"),
     "refcoco": Dataset("RefCOCO, RefCOCO+, RefCOCOg: regions of images", "rb.data.prepare.refcoco"),
     "regioncap": Dataset("RegionCap-10M, and every list of regions in RegionBLIP's form", "rb.data.prepare.regioncap"),
