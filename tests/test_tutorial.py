@@ -14,6 +14,7 @@ import pytest
 
 from rb.cli import main as rb
 from rb.data.index import ManifestReader
+from tests.support.remedies import remedy, typed
 from tests.support.small_llm import WORDS, write_llm
 from tests.support.tutorial import ROOT, commands
 
@@ -53,6 +54,12 @@ def test_the_tutorial_leads_from_photos_to_captions(
     assert len(list(Path("mine/photos").iterdir())) == 30
     assert not (Path("mine/photos") / "new.jpg").exists()
     assert json.loads(Path("runs/mine/weights.json").read_text())
+
+
+@remedy("{}: exists already; name another folder, or remove it")
+def test_a_foundation_has_a_new_folder(tmp_path: Path):
+    words = ["toy", "foundation", "--out", tmp_path]
+    return lambda: typed(*words), lambda _: words.append(words.pop() / "new")
 
 
 def test_the_small_form_changes_what_the_page_says() -> None:

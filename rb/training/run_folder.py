@@ -22,7 +22,7 @@ from rb.core.install import git_commit
 from rb.core.locks import FileLock
 from rb.core.patient import PatientLogFile
 from rb.core.run_file import load_run, to_tree, with_defaults, with_pool
-from rb.core.run_layout import RUN_CONFIG, RUN_LOG, TRAINING_LOCK
+from rb.core.run_layout import CHECKPOINTS, RUN_CONFIG, RUN_LOG, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
 from rb.core.verbosity import show_progress_lines
 from rb.data.pipeline import TrainingData
@@ -106,9 +106,11 @@ class RunFolder:
 def check_new(path: Path) -> None:
     """``ValueError`` if a folder holds a run already."""
     if (path / RUN_CONFIG).exists():
+        saved = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+        bare = "" if saved else "; it has saved no checkpoint: remove the folder if you need nothing of it"
         raise ValueError(
             f"{path}: holds a run already; continue it with --resume {path}, "
-            "or start another one under a new name (name=...)"
+            f"or start another one under a new name (name=...){bare}"
         )
 
 

@@ -111,8 +111,11 @@ def test_a_folder_of_a_live_run(tmp_path: Path, says: str, way: str) -> None:
 THERE = "holds a run already; continue it with --resume {}, or start another one under a new name (name=...)"
 
 
-@pytest.mark.parametrize("way", ["continue", "name"])
-@pytest.mark.parametrize("says", covers([THERE]))
+BARE = "it has saved no checkpoint: remove the folder if you need nothing of it"
+
+
+@pytest.mark.parametrize("way", ["continue", "name", "remove"])
+@pytest.mark.parametrize("says", covers([THERE], [BARE]))
 def test_a_folder_that_holds_a_run(finished: Path, tmp_path: Path, says: str, way: str) -> None:
     """``--resume`` finds the run; that it then goes on is the matter of test_training_run.py."""
     (tmp_path / "run").mkdir()
@@ -122,6 +125,9 @@ def test_a_folder_that_holds_a_run(finished: Path, tmp_path: Path, says: str, wa
     def follow(said: Said) -> None:
         if way == "name":
             start[0] = lambda: RunFolder(tmp_path / "another").claim(new=True)
+        elif way == "remove":
+            assert BARE in said
+            shutil.rmtree(tmp_path / "run")
         else:
             start[0] = lambda: RunFolder(Path(said.found(r"--resume (\S+),"))).claim(new=False)
 

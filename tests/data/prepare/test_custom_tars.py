@@ -19,6 +19,7 @@ from rb.data.prepare.convert import Writing, convert
 from rb.data.prepare.custom_tars import find_samples
 from rb.data.unfinished import Work
 from tests.support.raw_data import found, jpeg, reasons
+from tests.support.remedies import remedy, typed
 from tests.support.small_data import image_bytes
 
 Members = Iterable[tuple[str, bytes]]
@@ -151,6 +152,40 @@ def test_bad_samples_are_counted_with_file_and_reason(tmp_path: Path, capsys: py
     assert row["read"] == 6 + 12
     assert row["notes"] == {"members that are no image, text or JSON": 4}
     assert not list(tmp_path.parent.glob("out.jpg"))
+
+
+def sampled(folder: Path) -> list[str]:
+    """A command on one tar with one box a sample."""
+    pack(folder / "0.tar", sample("a", bbox=[1, 2, 20, 20]))
+    return command(folder, folder / "out")
+
+
+@remedy("no such tar; give files, a folder of .tar, or a pattern such as 'DIR/*.tar'")
+def test_a_pattern_that_finds_tars(tmp_path: Path):
+    words = [str(tmp_path / "none*.tar") if word == str(tmp_path) else word for word in sampled(tmp_path)]
+    follow = lambda said: words.__setitem__(3, said.found("such as '(.*)'").replace("DIR", str(tmp_path)))  # noqa: E731
+    return lambda: typed(*words), follow
+
+
+@remedy("the images are in the tars; leave out --images and --clouds ({})")
+def test_tars_without_a_folder_of_images(tmp_path: Path):
+    words = [*sampled(tmp_path), "--images", str(tmp_path)]
+    return lambda: typed(*words), lambda said: words.remove(said.found("leave out (--images)")) or words.pop()
+
+
+@remedy("say what the numbers of {} mean: --boxes with one of {}")
+def test_what_boxes_in_tars_mean_is_said(tmp_path: Path):
+    words = [*sampled(tmp_path), "--column", "box=bbox"]
+    follow = lambda said: words.extend([said.found("(--boxes) with"), said.found("with one of (\\w+),")])  # noqa: E731
+    return lambda: typed(*words), follow
+
+
+@remedy("--images or --clouds: name the folder of the files that the table's rows name")
+def test_a_table_has_a_folder(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "t.csv").write_text("file,caption\na.jpg,a red thing\n")
+    words = ["prepare", "custom", "--csv", tmp_path / "t.csv", "--out", tmp_path / "out"]
+    return lambda: typed(*words), lambda said: words.extend([said.found("(--images)"), tmp_path])
 
 
 def test_after_a_kill_it_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
