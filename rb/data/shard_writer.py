@@ -258,13 +258,14 @@ class ShardWriter:
         self._unfinished.finish()
 
     def _nothing_used(self) -> str:
-        """The error of an empty result: counts, three items of different reasons where there are, and where all of them are."""
+        """The error of an empty result: counts, three items of different reasons where there are, the commonest first, and where all are."""
         kept = self.out_dir / REJECTED_FILE
         if (self.out_dir / MANIFEST_FILE).exists():  # an older set stays as it is
             kept = self.out_dir.with_name(f"{self.out_dir.name}.{REJECTED_FILE}")
         kept.parent.mkdir(exist_ok=True)
         write_whole(kept, (self._folder / REJECTED_FILE).read_bytes())
-        by_turns = itertools.chain.from_iterable(itertools.zip_longest(*self._shown.values()))
+        shown = [self._shown[reason] for reason, _ in self._rejected.most_common() if reason in self._shown]
+        by_turns = itertools.chain.from_iterable(itertools.zip_longest(*shown))
         rows = list(itertools.islice((row for row in by_turns if row is not None), _SHOWN))
         names = [row.source if row.object_id is None else f"{row.source}, object {row.object_id}" for row in rows]
         items = "\n".join(f"  {name}: {row.reason}: {row.detail}" for name, row in zip(names, rows, strict=True))

@@ -181,6 +181,18 @@ def test_nothing_under_the_name_unless_finished(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["set", "rejected.jsonl"]
 
 
+def test_an_empty_result_shows_the_commonest_reason_first(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            ValueError, match=r"such as\n  b1: image_missing: no file\n  a: no_caption: none\n  b2: image_missing"
+        ),
+        ShardWriter(tmp_path / "set", "small", IMAGE, "train") as writer,
+    ):
+        writer.reject("a", "no_caption", "none")
+        for name in ("b1", "b2", "b3"):
+            writer.reject(name, "image_missing", "no file")
+
+
 def test_existing_folders_are_kept_unless_asked(tmp_path: Path) -> None:
     write_set(tmp_path / "set", IMAGE, 2)
     before = (tmp_path / "set/manifest.json").read_bytes()
