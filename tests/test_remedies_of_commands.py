@@ -65,6 +65,15 @@ def test_the_truth_of_another_set(tmp_path: Path):
     return lambda: toy_judge(paths)(asked), lambda _: paths.append(paths.pop() and truth)
 
 
+@pytest.mark.parametrize("way", ["name", "remove"])
+@pytest.mark.parametrize("says", covers(["{}: exists already; name another folder, or remove it"]))
+def test_a_foundation_over_a_folder(tmp_path: Path, says: str, way: str) -> None:
+    out = [tmp_path / "out"]
+    out[0].mkdir()
+    follow = lambda _: out.append(out.pop().with_name("b")) if way == "name" else out[0].rmdir()  # noqa: E731
+    helps(says, lambda: typed("toy", "foundation", "--out", out[0]), follow)
+
+
 @remedy("is not empty and no earlier demo; name another folder with --out (make demo DEMO=...)")
 def test_a_demo_over_something_else(tmp_path: Path, monkeypatch):
     """Its 12 minutes of work are left out: only where it goes is asked."""
