@@ -75,7 +75,6 @@ NOT_RUN = {
 }
 # Texts that read as if they told the user to do something, and do not.
 STATEMENTS = (
-    "RAW/ANY_NAME.json     one list of",
     "rows with the box of another row, put together",
     "reject described objects whose proposal overlaps less (default: {})",
     "--jobs {}, --ranks {}: must be at least 1",
@@ -92,7 +91,6 @@ STATEMENTS = (
     "reject clouds of fewer points (default: {})",
     "reject scenes of fewer points (default: {})",
     "references to an object that has one, put together",
-    "one row a caption, with",
     "(accepted by `--allow foundation`)",
     "# RegionBLIP: run {}, step {}",
 )

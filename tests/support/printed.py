@@ -86,8 +86,10 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         return  # a docstring, or the text below a field
     if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in _HELP:
         return
-    if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "description":
-        return
+    if isinstance(node, ast.Assign):
+        name = getattr(node.targets[0], "attr", getattr(node.targets[0], "id", ""))
+        if name in ("description", "LAYOUT"):  # of a command; of raw files, which a tested message shows
+            return
     whole = _whole(node)
     if whole is not None:
         yield node.lineno, whole[0], tuple(map(ast.unparse, whole[1]))  # type: ignore[attr-defined]
