@@ -67,6 +67,7 @@ setup(
             "mypy>=1.15",
             "ninja",
             "packaging>=23",
+            "pycocotools>=2.0.8",  # what pycocoevalcap reads files with: held against our reader
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
