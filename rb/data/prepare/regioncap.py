@@ -2,7 +2,7 @@
 
 The file is one JSON list. A row is one caption of one region: ``{"image": relative path, "bbox": [x, y, width, height], "caption": text}``,
 the box in pixels; ``image_id`` may stand in it and is not needed. One record per image. Rows of one image with equal boxes are one region.
-Source ids are ``coco/<image id>`` for images under COCO's file names, else ``NAME/<relative path>``; object ids are the number of the
+Source ids are ``coco/<image id>`` for images under COCO's file names of 2014 or 2017, else ``NAME/<relative path>``; object ids are the number of the
 region's first row, from 1.
 """
 
@@ -29,7 +29,8 @@ LAYOUT = """  RAW/ANY_NAME.json     one list of {"image": path, "bbox": [x, y, w
 The list has no splits: --split says what it is (default: train)."""
 _FIELDS = frozenset({"image", "bbox", "caption"})
 _ROW = struct.Struct("<Q4d")  # number, box x y w h; the caption follows
-_COCO = re.compile(r"(?:.*/)?COCO_(?:train|val|test)20\d\d_(\d{12})\.\w+")
+# COCO's names of 2014 and 2017; those of 2017 are numbers in a folder of that name.
+_COCO = re.compile(r"(?:.*/)?(?:COCO_(?:train|val|test)20\d\d_|(?:train|val|test)2017/)(\d{12})\.\w+")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tests.support.raw_data import cli_run, convert, found, jpeg, reasons
 from tests.support.remedies import remedy
 
 COCO = "train2014/COCO_train2014_000000000009.jpg"
+COCO_2017 = "val2017/000000000025.jpg"
 
 
 def row(image: object, box: object = (1, 2, 10.5, 5), caption: object = "left man", **more: object) -> dict[str, Any]:
@@ -35,17 +36,18 @@ def test_rows_in_any_order_are_one_record_per_image(tmp_path: Path) -> None:
         row("a.jpg", (0, 0, 32.5, 24), "all", other=[{"x": 1}]),
         row("b.jpg"),
         row("./a.jpg", (1.0, 2.0, 10.5, 5.0), "him"),
+        row(COCO_2017),
     ]
-    raw = list_raw(tmp_path / "raw", rows, ("a.jpg", "b.jpg", COCO))
+    raw = list_raw(tmp_path / "raw", rows, ("a.jpg", "b.jpg", COCO, COCO_2017))
     tally = convert(regioncap, raw, tmp_path / "out", "train", workers=2)
     records = found(tmp_path / "out")
-    assert list(records) == ["regioncap/a.jpg", "coco/9", "regioncap/b.jpg"]
+    assert list(records) == ["regioncap/a.jpg", "coco/9", "regioncap/b.jpg", "coco/25"]
     first, second = records["regioncap/a.jpg"].record.objects
     assert (first.object_id, first.box, first.captions) == ("1", [1.0, 2.0, 11.5, 7.0], ["left man", "him"])
     assert (second.object_id, second.box, second.captions) == ("3", [0.0, 0.0, 32.0, 24.0], ["all"])
     assert records["coco/9"].record.objects[0].captions == ["a dog"]
     assert records["regioncap/b.jpg"].media == jpeg()
-    assert (tally.read, tally.used, tally.captions, tally.notes["objects"]) == (5, 5, 5, 4)
+    assert (tally.read, tally.used, tally.captions, tally.notes["objects"]) == (6, 6, 6, 5)
     assert tally.notes["rows with the box of another row, put together"] == 1
     assert read_manifest(tmp_path / "out").name == "regioncap"
 
