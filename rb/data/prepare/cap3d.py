@@ -47,7 +47,7 @@ class CaptionTable:
 
 
 def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
-    """All rows of ``file``, read line by line. A comma without quotes belongs to the caption."""
+    """All rows of ``file``, read line by line. A comma without quotes belongs to the caption. ``ValueError`` where it has none."""
     table = CaptionTable()
     for number, text in _rows(list(io.StringIO(read_text(file, notes), newline=""))):
         if not text.strip():
@@ -62,6 +62,8 @@ def read_captions(file: Path, notes: Counter[str]) -> CaptionTable:
             table.malformed.append((number, f"{file}, line {number}: not 'uid,caption': {text.strip()!r:.100}"))
         else:
             table.add(uid, ",".join(cells[1:]), f"{file}, line {number}")
+    if not table.captions and not table.malformed:
+        raise ValueError(f"{file}: holds no row 'uid,caption'")
     return table
 
 

@@ -217,7 +217,7 @@ def test_an_empty_result_names_the_files(tmp_path):
     assert f"no_caption: {table}: no row of this uid" in str(caught.value)
     table.write_text("")
     (raw / "train.txt").unlink()
-    with pytest.raises(ValueError, match=r"Cap3D_automated_Objaverse\.csv: no uid of split 'train'"):
+    with pytest.raises(ValueError, match=r"Cap3D_automated_Objaverse\.csv: holds no row 'uid,caption'"):
         convert(objaverse, raw, tmp_path / "empty", "train")
 
 
