@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rb.core.seeding import hash_key
+from rb.core.strict_json import parse_foreign
 from rb.data.prepare.cap3d import CaptionTable, read_captions
 from rb.data.prepare.pointllm import read_descriptions
 from rb.data.prepare.raw_text import read_text
-from rb.data.prepare.safe_pickle import load_plain_pickle
+from rb.data.prepare.safe_pickle import converted, load_plain_pickle
 
 SPLITS = ("train", "val", "test")
 TEST_OBJECTS = 20_000  # the paper's
@@ -114,11 +115,17 @@ def _read_list(file: Path, notes: Counter[str]) -> SplitList:
         table = read_descriptions(file, notes)
         return SplitList([file], list(table.captions), table)
     if file.suffix == ".pkl":
-        uids = load_plain_pickle(file)
+        trusted, remedy = converted(file), f"remove it, and {file.name} is read again"
+        files = [file, trusted] if trusted.is_file() else [file]
+        uids = (
+            parse_foreign(read_text(trusted, notes), str(trusted), remedy=remedy)
+            if trusted in files
+            else load_plain_pickle(file)
+        )
         if not isinstance(uids, list | tuple | set | frozenset) or not all(isinstance(uid, str) for uid in uids):
             raise ValueError(f"{file}: must be a pickled list of uids; download it again")
         ordered = sorted(uids) if isinstance(uids, set | frozenset) else uids
-        return SplitList([file], list(dict.fromkeys(ordered)), None)
+        return SplitList(files, list(dict.fromkeys(ordered)), None)
     lines = [line.strip() for line in read_text(file, notes).splitlines() if line.strip()]
     if lines and "," in lines[0]:
         table = read_captions(file, Counter())

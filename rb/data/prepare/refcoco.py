@@ -162,6 +162,11 @@ def _read_refs(folder: Path, split_by: str, notes: Counter[str]) -> tuple[Path, 
     if trusted.is_file():
         remedy = f"remove it, and {file.name} is read again" if file.is_file() else "convert the pickle again"
         return trusted, objects_of(read_json(trusted, _REF_FIELDS, notes, remedy), str(trusted))
+    others = [by for by in SPLITS_BY if (folder / f"refs({by}).p").is_file()]
+    if others and not file.is_file():
+        raise ValueError(
+            f"{file}: not found, but those of another split are there: say --split-by {' or '.join(others)}"
+        )
     require_raw(file, LAYOUT)
     return file, objects_of(load_plain_pickle(file), str(file))
 

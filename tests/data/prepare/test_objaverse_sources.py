@@ -20,7 +20,7 @@ from rb.data.prepare.common import RejectedError
 from rb.data.prepare.object_splits import read_lists
 from rb.sources.points import decode_points
 from tests.support.raw_data import cli_run, convert, found, reasons
-from tests.support.remedies import remedy
+from tests.support.remedies import Said, remedy
 
 POINTS = 600
 
@@ -298,6 +298,18 @@ def test_another_pickle_in_the_place_of_a_list(tmp_path):
     file = table(tmp_path / "raw", [uid(1)]) / "training_set.pkl"
     file.write_bytes(pickle.dumps({"a": 1}))
     return lambda: read_lists(file.parent, Counter()), lambda _: file.write_bytes(pickle.dumps([uid(1)]))
+
+
+@remedy("refused, {}. Only plain lists, dicts, numbers and texts are read from pickles", also=["`python -c {}`"])
+def test_a_list_of_uids_that_asks_for_a_class(tmp_path):
+    """As Python 2's protocol writes a set."""
+    file = table(tmp_path / "raw", [uid(1), uid(2)]) / "test_uids_2k.pkl"
+    file.write_bytes(pickle.dumps({uid(1)}, protocol=2))
+
+    def lists():
+        assert read_lists(file.parent, Counter())["test"].uids == [uid(1)]
+
+    return lists, Said.ran
 
 
 @remedy("{}: is empty; download it again")

@@ -12,6 +12,7 @@ import pytest
 from rb.data.formats import read_manifest, read_rejected
 from rb.data.prepare import refcoco
 from tests.support.raw_data import convert, found, jpeg, reasons
+from tests.support.remedies import remedy
 
 
 def ref(ref_id, ann_id, image_id, split="train", texts=("left man",), **changes):
@@ -220,4 +221,14 @@ def test_refs_without_splits_are_named(tmp_path):
         convert(refcoco, other, tmp_path / "out", "train")
     assert convert(refcoco, other, tmp_path / "out", "val", images=other / "images").used == 1, (
         "as `rb prepare coco` is given it"
+    )
+
+
+@remedy("not found, but those of another split are there: say --split-by {}")
+def test_another_split_s_references(tmp_path):
+    raw = refcoco_raw(tmp_path / "raw", [ref(1, 11, 1)], {11: (1, [1, 2, 9, 9])}, split_by="unc")
+    options: dict[str, str] = {}
+    return (
+        lambda: convert(refcoco, raw, tmp_path / "out", "train", **options),
+        lambda said: options.update(split_by=said.found(r"say --split-by (\w+)")),
     )
