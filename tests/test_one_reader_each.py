@@ -39,7 +39,7 @@ READERS = {
     "pickle._Unpickler": "rb/data/prepare/safe_pickle.py",
     "pickletools.genops": ("rb/core/torch_files.py", "rb/data/prepare/array_pickle.py"),
     "csv.reader": ("rb/data/prepare/cap3d.py", "rb/data/prepare/tables.py"),  # Cap3D's; one's own tables
-    "pyarrow.parquet.ParquetFile": "rb/data/prepare/tables.py",
+    "pyarrow.parquet.ParquetFile": "rb/data/prepare/parquet_files.py",
     "pyarrow.parquet.read_table": None,
     "csv.DictReader": None,
     "plyfile.PlyData.read": "rb/sources/cloud_files.py",

@@ -72,6 +72,10 @@ QUESTIONS = "questions"  # what the samples of a set are, where they are no capt
 MAX_RECORD_BYTES = 100 << 20
 
 
+class UnfitRecordError(FormatError):
+    """A record that the format, or its set, cannot hold."""
+
+
 @dataclass(frozen=True)
 class ObjectAnnotation:
     """One region of a source.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rb.core import progress
 from rb.core.files import digest64, file_sha256, write_whole
+from rb.core.strict_json import parse
 from rb.core.threads import in_order
 from rb.data.check_record import check_record
 from rb.data.formats import (
@@ -24,6 +25,7 @@ from rb.data.formats import (
     Manifest,
     Record,
     ShardEntry,
+    UnfitRecordError,
     find_manifest,
     read_manifest,
 )
@@ -86,15 +88,21 @@ class Collector:
         """Check and remember a record that is written now: its media's extension and its ``KEY.json`` as they are stored.
 
         Raises:
-            FormatError: it does not fit; nothing is remembered of it.
+            UnfitRecordError: it does not fit; nothing is remembered of it.
+            FormatError: its source came before.
         """
         extension = extension.lower().lstrip(".")
         where = f"record {record.source_id!r}"
-        self.check(record, media, extension, where)
+        try:
+            self.check(record, media, extension, where)
+        except FormatError as error:
+            raise UnfitRecordError(str(error)) from None
         text = record.to_json()
+        if b"\\ud" in text:  # half a character, perhaps, which no reader of the shard would take
+            _parse_own(text, where)
         size = len(media) + len(text) + MEMBER_OVERHEAD
         if size > MAX_RECORD_BYTES:
-            raise FormatError(
+            raise UnfitRecordError(
                 f"{where}: {size:,} bytes, a record has at most {MAX_RECORD_BYTES:,}; shrink its image or cloud"
             )
         self.remember(record, where)
@@ -177,6 +185,13 @@ class Collector:
         )
         write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
+
+
+def _parse_own(text: bytes, where: str) -> None:
+    try:
+        parse(text, where, "reject it")
+    except FormatError as error:
+        raise UnfitRecordError(str(error)) from None
 
 
 def _kind(record: Record) -> str | None:

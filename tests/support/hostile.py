@@ -40,11 +40,12 @@ from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.clouds import parse_npy_labels, read_cloud
 from rb.data.prepare.common import Reason, RejectedError, read_json
 from rb.data.prepare.custom_tars import columns_of_tars, find_samples, read_sample
+from rb.data.prepare.parquet_files import read_parquet
 from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.refcoco_forms import find_form
 from rb.data.prepare.safe_pickle import load_plain_pickle
 from rb.data.prepare.scannet_files import read_objects, read_segments
-from rb.data.prepare.tables import read_csv, read_parquet
+from rb.data.prepare.tables import read_csv
 from rb.data.prepare.xml_files import read_xml
 from rb.data.tars import scan_shard
 from rb.model.weights.readers import read_headers, read_tensors

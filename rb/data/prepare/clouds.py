@@ -61,6 +61,8 @@ def read_cloud(path: Path, min_points: int, most_bytes: int = MAX_BYTES) -> NDAr
             range.
     """
     try:
+        if path.is_fifo():
+            raise RejectedError(Reason.POINTS_UNREADABLE, f"{path}: is a pipe, not a file")
         data = path.read_bytes() if path.stat().st_size <= most_bytes else None
     except OSError as error:
         raise RejectedError(Reason.POINTS_MISSING, f"{path}: {error.strerror or error}") from None

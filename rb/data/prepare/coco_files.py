@@ -31,6 +31,7 @@ _OFFICIAL = {
 }
 _LAVIS = frozenset({"image", "caption"})
 _FOLDER = re.compile(r"(?:train|val|test)20\d\d")
+_MOST_IMAGES, _MOST_BAD = 1_000_000, 100_000  # of a file; both years of COCO have 287,000
 _HEAD = 4096  # bytes that tell a list from an object
 
 
@@ -155,7 +156,25 @@ def _folder_of(image: object) -> str | None:
 
 
 def _karpathy(path: Path, kind: str, notes: Counter[str]) -> list[Entry]:
-    return [_sentences(item, kind) for _, item in stream_lists(path, {"images": _IMAGE_FIELDS}, notes)]
+    count = _Count(path)
+    return [count.add(_sentences(item, kind)) for _, item in stream_lists(path, {"images": _IMAGE_FIELDS}, notes)]
+
+
+class _Count:
+    """Entries of a file as they come. A list of zeros takes a hundred times its bytes in memory once each is an entry with a problem."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.images, self.bad = path, 0, 0
+
+    def add(self, entry: Entry) -> Entry:
+        """``entry``; ``ValueError`` where there are too many."""
+        self.images += 1
+        self.bad += entry.problem is not None
+        if self.images > _MOST_IMAGES or self.bad > _MOST_BAD:
+            raise ValueError(
+                f"{self.path}: more than {_MOST_IMAGES:,} images, or {_MOST_BAD:,} that are none; this is another file than the data set ships"
+            )
+        return entry
 
 
 def _sentences(item: object, kind: str) -> Entry:
@@ -178,15 +197,15 @@ def _sentences(item: object, kind: str) -> Entry:
 def _official(path: Path, notes: Counter[str]) -> list[Entry]:
     entries: list[Entry] = []
     captions: dict[int, list[object]] = {}
-    with_caption = 0
+    with_caption, count = 0, _Count(path)
     for name, item in stream_lists(path, _OFFICIAL, notes):
         if name == "images":
-            entries.append(_official_image(item))
+            entries.append(count.add(_official_image(item)))
             continue
         number: Any = item.get("image_id") if isinstance(item, dict) else None
         if not is_id(number):
             problem = (Reason.MALFORMED_ROW, f"an annotation without the number of its image: {item!r:.80}")
-            entries.append(Entry("annotation", problem=problem))
+            entries.append(count.add(Entry("annotation", problem=problem)))
             continue
         captions.setdefault(number, []).append(item.get("caption"))
         with_caption += "caption" in item
@@ -198,7 +217,7 @@ def _official(path: Path, notes: Counter[str]) -> list[Entry]:
     known = {entry.number for entry in entries}
     for number in captions.keys() - known:
         problem = (Reason.UNKNOWN_IMAGE, "its captions stand in 'annotations', but it is not in 'images'")
-        entries.append(Entry(f"coco/{number}", problem=problem))
+        entries.append(count.add(Entry(f"coco/{number}", problem=problem)))
     return entries
 
 
@@ -213,16 +232,17 @@ def _official_image(item: object) -> Entry:
 def _lavis(path: Path, notes: Counter[str]) -> list[Entry]:
     """Rows of one image, which need not stand together, make one entry."""
     entries: dict[object, Entry] = {}
+    count = _Count(path)
     for number, row in enumerate(stream_list(path, _LAVIS, notes), 1):
         image = row.get("image") if isinstance(row, dict) else None
         if not isinstance(image, str):
             problem = (Reason.MALFORMED_ROW, f"row {number}: image must be a text, got {image!r:.80}")
-            entries[number] = Entry(f"row {number}", problem=problem)
+            entries[number] = count.add(Entry(f"row {number}", problem=problem))
             continue
         said = row.get("caption")
         entry = entries.get(image)
         if entry is None:
-            entry = entries[image] = _lavis_image(image)
+            entry = entries[image] = count.add(_lavis_image(image))
         entry.captions += said if isinstance(said, list) else [said]
     return list(entries.values())
 

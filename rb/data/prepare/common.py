@@ -16,13 +16,14 @@ from rb.core import progress
 from rb.core.strict_json import FormatError, parse_foreign, read_bytes
 from rb.core.text import is_caption, one_line
 from rb.core.threads import in_order
-from rb.data.formats import MAX_RECORD_BYTES
+from rb.data.formats import MAX_RECORD_BYTES, Record, UnfitRecordError
 from rb.data.prepare.raw_text import read_text
 from rb.sources.pixels import EXIF_CHOICES, ImageError, OrientationError, decode_image, size_in_set
 
 if TYPE_CHECKING:
     from rb.data.shard_writer import SetWriter
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes, letters; for longer ones the system has errors, not answers
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -53,6 +54,7 @@ class Reason:
     POINTS_NOT_FINITE = "points_not_finite"
     POINTS_UNREADABLE = "points_unreadable"
     PROPOSAL_UNUSABLE = "proposal_unusable"
+    RECORD_UNFIT = "record_unfit"
     REVIEWED_AS_WRONG = "reviewed_as_wrong"
     SCENE_NOT_ALIGNED = "scene_not_aligned"
     SHARED_IMAGE = "shared_image"
@@ -145,10 +147,17 @@ class Conversion:
                 self.tally.notes["empty captions left out"] += 1
         return kept
 
-    def keep(self, items: int, captions: int) -> None:
-        """``items`` that went into a record, with so many captions."""
+    def write(self, record: Record, media: bytes, extension: str, items: int, captions: int) -> bool:
+        """One record of ``items`` with so many captions; false where it is more than a record can hold, and its items are rejected."""
+        try:
+            self.writer.write(record, media, extension)
+        except UnfitRecordError as error:
+            for _ in range(items):
+                self.reject(record.source_id, Reason.RECORD_UNFIT, str(error))
+            return False
         self.tally.used += items
         self.tally.captions += captions
+        return True
 
     def finish(self) -> Tally:
         """The counts, which must add up."""
@@ -207,13 +216,26 @@ def safe_path(root: Path, *parts: object) -> Path:
     if not all(isinstance(part, str) for part in parts):
         raise RejectedError(Reason.UNSAFE_NAME, f"a file name must be a text, got {parts!r:.80}")
     relative = PurePosixPath(*(str(part) for part in parts))
-    bad = relative.is_absolute() or ".." in relative.parts or not parts[-1]
+    too_long = any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in relative.parts)
+    bad = (
+        relative.is_absolute()
+        or ".." in relative.parts
+        or not parts[-1]
+        or too_long
+        or len(str(relative)) > _LONGEST_PATH
+    )
     if bad or not str(relative).isprintable() or "\\" in str(relative):
         raise RejectedError(
             Reason.UNSAFE_NAME,
-            f"{str(relative)!r:.200} names no file below {root}: it must be relative to that folder, with / between folders and without ..",
+            f"{str(relative)!r:.200} names no file below {root}: it must be relative to that folder, with / between folders, without .. and of names that a disk takes",
         )
     return root / relative
+
+
+def plain_path(path: str) -> str:
+    """One spelling for one path: ``a/b`` also of ``./a//b/``, so that one file has one source id."""
+    odd = "//" in path or "./" in path or path.endswith(("/", "/."))
+    return str(PurePosixPath(path)) if odd else path
 
 
 def read_file(path: Path, missing: str) -> bytes:

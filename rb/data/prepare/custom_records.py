@@ -105,7 +105,7 @@ class Records:
             content = RejectedError(Reason.DUPLICATE_SOURCE, f"{source} was read already")
         whole: list[str] = []
         regions: dict[str, Region] = {}
-        used = 0
+        used = texts_used = 0
         for item in items:
             texts = item.caption if isinstance(item.caption, list) else [item.caption]
             try:
@@ -122,7 +122,7 @@ class Records:
                 )
                 continue
             used += 1
-            conversion.keep(1, len(captions))
+            texts_used += len(captions)
         if used:
             data, extension, size = _stored(content)
             objects = [
@@ -133,7 +133,8 @@ class Records:
                 )
                 for key, region in regions.items()
             ]
-            conversion.writer.write(Record(source, self.name, self.split, *size, whole, objects), data, extension)
+            record = Record(source, self.name, self.split, *size, whole, objects)
+            conversion.write(record, data, extension, used, texts_used)
 
     def finish(self, conversion: Conversion) -> None:
         """``ValueError`` names three of the bad items where there are too many."""
@@ -146,6 +147,8 @@ class Records:
             )
 
     def _add_region(self, regions: dict[str, Region], item: Item, content: Any, captions: list[str]) -> None:
+        if item.object_id is not None and not item.object_id.isprintable():
+            raise RejectedError(Reason.MALFORMED_ROW, f"object {item.object_id!a:.80} must not hold control characters")
         box = self.meaning.box(item, content)
         key = item.object_id or ",".join(f"{value:.9g}" for value in box)
         known = regions.setdefault(key, Region(key, box, []))

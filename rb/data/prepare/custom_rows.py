@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.data.prepare.columns import PIXELS, SHARES, XYWH, XYXY, Columns, box_of, find_columns, meaning_of_boxes
-from rb.data.prepare.common import RejectedError, safe_path
+from rb.data.prepare.common import RejectedError, plain_path, safe_path
 from rb.data.prepare.custom_records import SPLITS, Item, split_of
 from rb.data.prepare.tables import READERS
 from rb.sources.pixels import ImageError, size_of_file
@@ -54,6 +54,7 @@ def read_rows(ask: Request, notes: Counter[str]) -> Found:
     """All rows of a table, by split and file."""
     found: Found | None = None
     early: list[tuple[str, str]] = []
+    split_of_file: dict[str, str] = {}
     for number, row in READERS[ask.kind](ask.table, notes):
         if isinstance(row, ValueError):
             (early if found is None else found.bad).append((f"row {number}", str(row)))
@@ -65,14 +66,18 @@ def read_rows(ask: Request, notes: Counter[str]) -> Found:
             file = row.get(columns.file)
             if not isinstance(file, str) or not file.strip():
                 raise ValueError(f"column {columns.file!r} names no file: {file!r:.80}")
+            file = plain_path(file.strip())
             box = box_of(row, columns) if columns.box else None
-            split = _split(row, columns, file.strip(), ask.shares)
+            split = _split(row, columns, file, ask.shares)
+            first = split_of_file.setdefault(file, split)
+            if first != split:
+                raise ValueError(f"{file!a:.100} is of split {first} in an earlier row; a file belongs to one split")
         except ValueError as error:
             found.bad.append((f"row {number}", str(error)))
             continue
         told_id = row.get(columns.object) if columns.object else None
         item = Item(f"row {number}", row.get(columns.caption), box, None if told_id is None else str(told_id))
-        found.splits.setdefault(split, {}).setdefault(file.strip(), []).append(item)
+        found.splits.setdefault(split, {}).setdefault(file, []).append(item)
     if found is None:
         raise ValueError(f"{ask.table}: holds no row that can be read{'; ' + named(early) if early else ''}")
     found.rows = len(found.bad) + sum(len(items) for files in found.splits.values() for items in files.values())

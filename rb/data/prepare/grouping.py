@@ -20,7 +20,7 @@ import numpy as np
 
 from rb.core.files import cannot_write
 
-MAX_GROUP_BYTES = 32 << 20  # of all rows of a source; what is more fits into no record
+MAX_GROUP_BYTES = 1 << 20  # of all rows of a source: some 10,000; each takes ten times its bytes once it is a region
 _NAME = struct.Struct("<I")  # before each row: the length of its source's name, and the name
 
 

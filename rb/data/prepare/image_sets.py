@@ -85,8 +85,7 @@ def write_captions(
         conversion.reject(source, error.reason, error.detail)
         return
     record = Record(source, dataset, split, image.width, image.height, captions, domain=item.domain)
-    conversion.writer.write(record, image.data, image.extension)
-    conversion.keep(1, len(captions))
+    conversion.write(record, image.data, image.extension, 1, len(captions))
 
 
 def four_numbers(value: object, what: str) -> list[float]:
@@ -132,7 +131,6 @@ def write_regions(
     if isinstance(image, RejectedError) or not objects:
         return
     record = Record(source, dataset, split, image.width, image.height, item.captions, objects)
-    conversion.writer.write(record, image.data, image.extension)
-    conversion.tally.notes["images"] += 1
-    conversion.tally.notes["objects"] += len(objects)
-    conversion.keep(used, sum(len(one.captions) for one in objects))
+    if conversion.write(record, image.data, image.extension, used, sum(len(one.captions) for one in objects)):
+        conversion.tally.notes["images"] += 1
+        conversion.tally.notes["objects"] += len(objects)

@@ -220,8 +220,7 @@ def _write(
         conversion.reject(source, content.reason, content.detail)
         return
     name, points = content
-    conversion.writer.write(Record(source, NAME, split, 0, 0, [name]), encode_points(points), EXTENSION)
-    conversion.keep(1, 1)
+    conversion.write(Record(source, NAME, split, 0, 0, [name]), encode_points(points), EXTENSION, 1, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

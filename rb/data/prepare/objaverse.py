@@ -147,8 +147,7 @@ def _write(
     except RejectedError as error:
         conversion.reject(source, error.reason, error.detail)
         return
-    conversion.writer.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), EXTENSION)
-    conversion.keep(1, len(texts))
+    conversion.write(Record(source, NAME, split, 0, 0, texts), encode_points(cloud), EXTENSION, 1, len(texts))
 
 
 def _read_captions(file: Path, notes: Counter[str]) -> CaptionTable:

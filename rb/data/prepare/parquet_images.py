@@ -14,7 +14,7 @@ from typing import overload
 from rb.data.formats import MAX_RECORD_BYTES
 from rb.data.prepare.common import CheckedImage, Reason, RejectedError, check_image
 from rb.data.prepare.image_sets import ImageFile, RegionImage
-from rb.data.prepare.tables import Rows, read_parquet
+from rb.data.prepare.parquet_files import Rows, read_parquet
 
 COLUMN = "image"
 _BATCH = 16  # rows at a time; a photo has some 200 kB

@@ -27,6 +27,7 @@ BOX_FORMS = ("minmax", "centre_size")
 MATCHES = ("one_to_one", "nearest")
 _PREFIX = "scannet/"  # of our source ids
 _MOST = 4096  # boxes of a scene; detectors give some hundreds
+_MOST_LISTS = 2_000_000  # lists and objects of a file, as small ones take many times their letters; 256 boxes of eight corners in 312 scenes have 800,000
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counte
     else:
         names = {*scenes, *(f"{_PREFIX}{name}" for name in scenes)}
         # Captions and probabilities of classes are left out while the file is read.
-        content = parse_foreign(read_text(path, notes), str(path), frozenset({"box", "bbox", *names}), "write it again")
+        text = read_text(path, notes)
+        if text.count("[") + text.count("{") > _MOST_LISTS:
+            raise ValueError(
+                f"{path}: more than {_MOST_LISTS:,} lists and objects; keep fewer boxes of each scene, and nothing but boxes"
+            )
+        content = parse_foreign(text, str(path), frozenset({"box", "bbox", *names}), "write it again")
         if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
             raise ValueError(f"{path}: must be an object of scene ids, each with a list of boxes")
     found = {name.removeprefix(_PREFIX): rows for name, rows in content.items()}
@@ -74,7 +80,7 @@ def _read_torch(path: Path) -> dict[str, list[list[float]]]:
     found = {}
     for name, row in content.items() if isinstance(content, dict) else ():
         boxes = row.get("locs") if isinstance(row, dict) else None
-        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or not holds_its_numbers(boxes):
+        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 6 or not holds_its_numbers(boxes):
             raise ValueError(f"{path}: {name!r:.80} must have locs, a tensor [P, 6] of centres and sizes")
         found[str(name)] = boxes[: _MOST + 1].tolist()
     return found
@@ -97,7 +103,7 @@ def _box(row: Any, form: str) -> list[float]:
     """Min xyz, max xyz of one entry; ``ValueError`` says what is wrong."""
     value = (row.get("box") or row.get("bbox")) if isinstance(row, dict) else row
     try:
-        numbers = np.array(value, dtype=np.float64)
+        numbers = np.array(value, dtype=np.float64) if _of_numbers(value) else np.empty(0)
     except (TypeError, ValueError, OverflowError):
         numbers = np.empty(0)
     if numbers.shape == (8, 3):
@@ -112,6 +118,14 @@ def _box(row: Any, form: str) -> list[float]:
         hint = "; are its numbers centre and sizes (--box-form centre_size)?" if form == "minmax" else ""
         raise ValueError(f"box {box} has no volume, or numbers that are not finite{hint}")
     return box
+
+
+def _of_numbers(value: Any) -> bool:
+    """A list of numbers, or of lists of them; numpy would take texts and truth values for numbers, too."""
+    flat = (
+        [item for row in value for item in (row if isinstance(row, list) else [row])] if isinstance(value, list) else []
+    )
+    return bool(flat) and all(type(item) in (int, float) for item in flat)
 
 
 def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

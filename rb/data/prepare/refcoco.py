@@ -151,8 +151,11 @@ def _open_form(form: Form, folder: Path, root: Path | None, sentence: str, exif:
 
 
 def _by_id(instances: _Json, kind: str, folder: Path) -> dict[int, _Json]:
+    """By their numbers; a number that two different rows have says nothing of either, so that it is left out."""
     rows = objects_of(instances.get(kind), f"{folder / 'instances.json'}: {kind}")
-    return {row["id"]: row for row in rows if is_id(row.get("id"))}
+    found: dict[int, _Json] = {}
+    doubled = {row["id"] for row in rows if is_id(row.get("id")) and found.setdefault(row["id"], row) != row}
+    return {number: row for number, row in found.items() if number not in doubled}
 
 
 def _read_refs(folder: Path, split_by: str, notes: Counter[str]) -> tuple[Path, list[_Json]]:
@@ -240,11 +243,13 @@ def _collect(
             ref_id, ann_id = ref.get("ref_id"), ref.get("ann_id")
             if not (is_id(image_id) and image_id in images):
                 raise RejectedError(
-                    Reason.UNKNOWN_IMAGE, f"reference {ref_id}: image {image_id!r:.80} is not in instances.json"
+                    Reason.UNKNOWN_IMAGE,
+                    f"reference {ref_id}: image {image_id!r:.80} is not in instances.json, or comes twice",
                 )
             if not (is_id(ann_id) and ann_id in annotations):
                 raise RejectedError(
-                    Reason.UNKNOWN_ANNOTATION, f"reference {ref_id}: ann_id {ann_id!r:.80} is not in instances.json"
+                    Reason.UNKNOWN_ANNOTATION,
+                    f"reference {ref_id}: ann_id {ann_id!r:.80} is not in instances.json, or comes twice",
                 )
             assert isinstance(image_id, int)
             assert isinstance(ann_id, int)

@@ -19,8 +19,8 @@ from rb.core.json_stream import stream_list, stream_lists
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.prepare.common import Conversion, Reason, RejectedError, is_id
 from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, four_numbers
+from rb.data.prepare.parquet_files import parquet_columns, read_parquet
 from rb.data.prepare.parquet_images import COLUMN, ParquetImage, WithImages
-from rb.data.prepare.tables import parquet_columns, read_parquet
 
 SPLITS = ("train", "val", "test", "testA", "testB")
 REF_L4, REF_L4_SET = "ref-l4", "ref_l4"
@@ -124,6 +124,7 @@ def _mdetr_rows(files: dict[str, Path], split: str, _: str, notes: Counter[str])
     """By the annotations; each has an image entry to itself, which holds the sentence."""
     path = _of(files, split)
     images: dict[object, dict[str, Any]] = {}
+    doubled: set[object] = set()
     annotations: list[dict[str, Any]] = []
     lists = {"images": _IMAGE_FIELDS, "annotations": _BOX_FIELDS}
     for name, item in stream_lists(path, lists, notes):
@@ -131,11 +132,11 @@ def _mdetr_rows(files: dict[str, Path], split: str, _: str, notes: Counter[str])
             raise FormatError(f"{path}: {name}: must hold objects, got {item!a:.80}; this is another file than MDETR's")
         if name == "annotations":
             annotations.append(item)
-        elif is_id(item.get("id")):
-            images[item["id"]] = item
+        elif is_id(item.get("id")) and images.setdefault(item["id"], item) != item:
+            doubled.add(item["id"])
     for item in annotations:
         number = item.get("image_id")
-        entry = images.get(number, {}) if is_id(number) else {}
+        entry = images.get(number, {}) if is_id(number) and number not in doubled else {}
         ann_id, quality = item.get("original_id"), item.get("caption_quality")
         yield Row(
             _coco_image(entry.get("original_id"), entry.get("width"), entry.get("height")),
@@ -172,7 +173,7 @@ def _parquet(raw: Path, name: str, dataset: str) -> Form | None:
         return None
     columns = set.intersection(*(set(parquet_columns(path)) for path in files))
     if columns.issuperset(_JXU_FIELDS):
-        of_rows = {row.get("split") for path in files for row in _rows(path, ("split",))}
+        of_rows = {str(row["split"]) for path in files for row in _rows(path, ("split",))}
         splits = tuple(split for split in SPLITS if split in of_rows)
         return Form(
             "a Parquet mirror, one row a reference",
@@ -288,6 +289,7 @@ def collect(conversion: Conversion, rows: Iterator[Row], root: Path | None) -> S
     """
     found: dict[str, RegionImage] = {}
     regions: dict[tuple[str, object], Region] = {}
+    named: set[tuple[str, str]] = set()  # image and object
     for number, row in enumerate(rows, 1):
         conversion.tally.read += 1
         source, object_id = row.image[0] if row.image else f"row {number}", row.object_id or str(number)
@@ -302,12 +304,15 @@ def collect(conversion: Conversion, rows: Iterator[Row], root: Path | None) -> S
                 raise RejectedError(
                     Reason.MALFORMED_ROW, f"row {number}: box {box}, but {region.box} in an earlier row of it"
                 )
+            if region is None and (source, object_id) in named:  # rows with a number beside rows without one
+                raise RejectedError(Reason.MALFORMED_ROW, f"row {number}: another region is object {object_id} already")
             captions = conversion.captions(source, row.texts, object_id)
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, object_id)
             continue
         if region is None:
             region = regions[source, row.object_id or tuple(box)] = Region(object_id, box, [], 0)
+            named.add((source, object_id))
             if source not in found:
                 found[source] = RegionImage(_image_file(row, row.image, root), [])
             found[source].regions.append(region)

@@ -12,13 +12,13 @@ import argparse
 import re
 import struct
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rb.core import progress
 from rb.core.boxes import xywh_to_xyxy
 from rb.core.json_stream import stream_list
 from rb.core.modality import IMAGE_REGION
-from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError, add_exif, require_raw
+from rb.data.prepare.common import CheckedImage, Conversion, Reason, RejectedError, add_exif, plain_path, require_raw
 from rb.data.prepare.grouping import MAX_GROUP_BYTES, Group, Groups, Spool
 from rb.data.prepare.image_sets import ImageFile, Region, RegionImage, four_numbers, write_regions
 from rb.data.prepare.plan import Plan, RawSet
@@ -105,13 +105,8 @@ def _collect(conversion: Conversion, file: Path, name: str) -> Groups:
         except RejectedError as error:
             conversion.reject(source, error.reason, error.detail, str(number))
             continue
-        spool.add(_plain(path), _ROW.pack(number, *box) + caption.encode())
+        spool.add(plain_path(path), _ROW.pack(number, *box) + caption.encode())
     return spool.grouped()
-
-
-def _plain(path: str) -> str:
-    """One spelling for one path."""
-    return str(PurePosixPath(path)) if "//" in path or "./" in path else path
 
 
 def _source_id(path: str, name: str) -> str:

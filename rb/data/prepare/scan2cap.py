@@ -150,10 +150,10 @@ def _write(
         texts += len(captions)
     if isinstance(scene, RejectedError) or not objects:
         return
-    conversion.writer.write(Record(source, NAME, split, 0, 0, [], objects), encode_points(scene.points), EXTENSION)
-    conversion.tally.notes.update(scene.notes)
-    conversion.tally.notes["scenes"] += 1
-    conversion.keep(len(objects), texts)
+    record = Record(source, NAME, split, 0, 0, [], objects)
+    if conversion.write(record, encode_points(scene.points), EXTENSION, len(objects), texts):
+        conversion.tally.notes.update(scene.notes)
+        conversion.tally.notes["scenes"] += 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -244,11 +244,10 @@ def _write(conversion: Conversion, scene_id: str, rows: list[_Json], scene: Scen
     if isinstance(scene, RejectedError) or not objects:
         return
     record = Record(source, NAME, split, 0, 0, [], list(objects.values()))
-    conversion.writer.write(record, encode_points(scene.points), EXTENSION)
-    conversion.tally.notes.update(scene.notes)
-    conversion.tally.notes["scenes"] += 1
-    conversion.tally.notes["objects"] += len(objects)
-    conversion.keep(used, used)
+    if conversion.write(record, encode_points(scene.points), EXTENSION, used, used):
+        conversion.tally.notes.update(scene.notes)
+        conversion.tally.notes["scenes"] += 1
+        conversion.tally.notes["objects"] += len(objects)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,21 +8,16 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.prepare.common import objects_of, read_json
+from rb.data.prepare.parquet_files import Row, Rows, read_parquet
 from rb.data.prepare.raw_text import read_text
 
-Row = dict[str, Any]
-Rows = Iterator[tuple[int, Row | ValueError]]  # number of the row, from 1 (of its line, where a row is a line)
-
 _DELIMITERS = ",;\t|"
-_BATCH = 1000
-_BUFFER = 1 << 20  # bytes read at a time: else a whole column of a row group, which may be images
-_MOST_GROUP, _MOST_ROWS = 1 << 30, 1 << 27  # of a Parquet file: bytes unpacked at a time, rows
+_MOST_LINES = 50  # of one row
 _COCO_FIELDS = frozenset(
     {"images", "annotations", "id", "image_id", "file_name", "bbox", "caption", "phrase", "sentence", "text"}
     | {"description", "captions", "split"}
@@ -30,25 +25,30 @@ _COCO_FIELDS = frozenset(
 
 
 def read_csv(path: Path, notes: Counter[str]) -> Rows:
-    """Rows of a table with a header line; the delimiter is the one that cuts the header into most cells."""
-    lines = io.StringIO(read_text(path, notes), newline="")
-    header = lines.readline()
+    """Rows of a table with a header line; the delimiter is the one that cuts the header into most cells.
+
+    A quote that is never closed would swallow the rows behind it without a word; here it costs its own line only.
+    """
+    header, *lines = list(io.StringIO(read_text(path, notes), newline="")) or [""]
     delimiter = max(_DELIMITERS, key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if len(names) < 2 or doubled:
         what = f"column {doubled[0]!r} comes twice" if doubled else "its first line must name at least two columns"
         raise ValueError(f"{path}: {what}; give every column its own name, separated by commas")
-    reader = csv.reader(lines, delimiter=delimiter)
-    while True:
-        number = reader.line_num + 2  # the header is line 1
+    at = 0
+    while at < len(lines):
+        number = at + 2  # the header is line 1
         try:
+            reader = csv.reader(lines[at : at + _MOST_LINES], delimiter=delimiter, strict=True)
             cells = next(reader)
-        except StopIteration:
-            return
+            at += reader.line_num
         except csv.Error as error:
-            yield number, ValueError(f"not a row of CSV ({error})")
-            continue
+            at += 1
+            if lines[at - 1].count('"') % 2 or len(lines[at - 1]) > csv.field_size_limit():
+                yield number, ValueError(f"not a row of CSV ({error}); are its quotes closed?")
+                continue
+            cells = next(csv.reader([lines[at - 1]], delimiter=delimiter))  # "one" word in quotes
         if not cells or cells == [""]:
             continue
         if len(cells) == len(names):
@@ -80,57 +80,28 @@ def read_coco(path: Path, notes: Counter[str]) -> Rows:
     content = read_json(path, _COCO_FIELDS, notes)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be an object with 'images' and 'annotations'")
-    images = {item.get("id"): item for item in objects_of(content.get("images"), f"{path}: images")}
+    images: dict[object, Row] = {}
+    doubled: set[object] = set()
+    for item in objects_of(content.get("images"), f"{path}: images"):
+        key = _key(item.get("id"))
+        if key is not None and images.setdefault(key, item) != item:
+            doubled.add(key)
     for number, item in enumerate(objects_of(content.get("annotations"), f"{path}: annotations"), 1):
-        image = images.get(item.get("image_id"))
-        if image is None:
-            yield number, ValueError(f"image_id {item.get('image_id')!r:.80} is none of the images")
+        key = _key(item.get("image_id"))
+        image = images.get(key)
+        if image is None or key in doubled:
+            what = "none of the images" if image is None else "the id of two images"
+            yield number, ValueError(f"image_id {item.get('image_id')!r:.80} is {what}")
             continue
         # Detection files without captions of annotations may carry them at the image, as MDETR's do.
         yield number, {k: v for k, v in image.items() if k != "id"} | {k: v for k, v in item.items() if k != "image_id"}
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """The names of the columns of a Parquet file. ``ValueError`` where it cannot be read."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return list(file.schema_arrow.names)
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); download or write it again"
-        ) from None
-
-
-def read_parquet(
-    path: Path,
-    notes: Counter[str],  # noqa: ARG001 (Parquet states its encoding)
-    columns: Sequence[str] | None = None,
-    batch_rows: int = _BATCH,
-) -> Rows:
-    """Rows of a Parquet file, ``batch_rows`` at a time; ``columns``: only these are read."""
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
-            # The footer's own claims: equal texts take no room on the disk and all of it in memory.
-            groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-            if max(groups, default=0) > _MOST_GROUP or file.metadata.num_rows > _MOST_ROWS:
-                raise ValueError(
-                    f"a row group of {max(groups):,} bytes; write it with at most {_MOST_GROUP:,}, or in parts"
-                )
-            for batch in file.iter_batches(batch_rows, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as Parquet behind row {number} ({' '.join(str(error).split())}); write it again"
-        ) from None
+def _key(value: object) -> int | str | None:
+    """An id: a text, or a whole number, also written as 1.0. None for what is neither; true is not 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 READERS: dict[str, Callable[[Path, Counter[str]], Rows]] = {

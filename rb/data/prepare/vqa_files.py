@@ -54,13 +54,16 @@ class Answers:
         self.path = path
         self._texts: dict[str, str] = {}
         self._rows: dict[int, Any] = {}
+        self._doubled: set[int] = set()
         for _, row in stream_lists(path, {"annotations": _ANNOTATION}, notes):
             number = row.get("question_id") if isinstance(row, dict) else None
             if not is_id(number):
                 notes["annotations without the number of a question, passed over"] += 1
                 continue
             kinds = (self._kind(row.get("question_type")), self._kind(row.get("answer_type")))
-            self._rows[number] = (row.get("image_id"), self._answers(row.get("answers")), *kinds)
+            entry = (row.get("image_id"), self._answers(row.get("answers")), *kinds)
+            if self._rows.setdefault(number, entry) != entry:
+                self._doubled.add(number)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,18 +73,22 @@ class Answers:
         found = []
         for row in rows if isinstance(rows, list) else ():
             text = row.get("answer") if isinstance(row, dict) else None
-            if not isinstance(text, str):
+            if not isinstance(text, str) or not _whole(text):
                 return None
             found.append(self._texts.setdefault(text, text))
         return found
 
     def _kind(self, value: object) -> str | None:
-        return self._texts.setdefault(value, value) if isinstance(value, str) else None
+        return self._texts.setdefault(value, value) if isinstance(value, str) and _whole(value) else None
 
     def of(self, question_id: int, image: int) -> tuple[list[str], str | None, str | None]:
         """(answers, question type, answer type) of a question about ``image``, once. ``RejectedError`` where there are none."""
         if question_id not in self._rows:
             raise RejectedError(Reason.NO_ANSWER, f"{self.path} has no annotation of question {question_id}")
+        if question_id in self._doubled:
+            raise RejectedError(
+                Reason.NO_ANSWER, f"{self.path} has two different annotations of question {question_id}"
+            )
         about, answers, *kinds = self._rows.pop(question_id)
         if about != image:
             raise RejectedError(
@@ -91,6 +98,11 @@ class Answers:
         if not answers:
             raise RejectedError(Reason.NO_ANSWER, f"answers must be a list of objects with an answer, in {self.path}")
         return answers, kinds[0], kinds[1]
+
+
+def _whole(text: str) -> bool:
+    """Whether UTF-8 can hold ``text``: JSON can write half a character, which no reader of the shards would take."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def read_questions(
@@ -140,7 +152,7 @@ def _listed_row(row: object) -> Asked:
     if not isinstance(row, dict) or number is None:
         raise RejectedError(Reason.MALFORMED_ROW, f"image must be a name that ends in COCO's number, got {image!r:.80}")
     answers = row.get("answer", [])
-    if not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
+    if not isinstance(answers, list) or not all(isinstance(text, str) and _whole(text) for text in answers):
         raise RejectedError(Reason.MALFORMED_ROW, f"answer must be a list of texts, got {answers!r:.80}")
     return Asked(int(number[1]), (image,), _question(row, answers))
 

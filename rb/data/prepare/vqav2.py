@@ -151,9 +151,8 @@ def _write(conversion: Conversion, item: _Image, image: CheckedImage | RejectedE
             conversion.reject(source, image.reason, image.detail, str(one.question_id))
         return
     record = Record(source, NAME, split, image.width, image.height, [], questions=item.questions)
-    conversion.writer.write(record, image.data, image.extension)
-    conversion.tally.notes["images"] += 1
-    conversion.keep(len(item.questions), 0)
+    if conversion.write(record, image.data, image.extension, len(item.questions), 0):
+        conversion.tally.notes["images"] += 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

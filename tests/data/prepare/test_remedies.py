@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from rb.core.stand_ins import stand_in
-from rb.data.prepare import coco, objaverse, refcoco, scanrefer, tables
+from rb.data.prepare import coco, objaverse, parquet_files, refcoco, scanrefer, tables
 from rb.data.prepare.array_pickle import ArrayPickle
 from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.convert import choose_splits
@@ -345,15 +345,15 @@ def test_a_column_that_comes_twice(tmp_path: Path):
     return lambda: list(tables.read_csv(path, Counter())), follow
 
 
-@remedy("a row group of {} bytes; write it with at most {}, or in parts")
+@remedy("a row group has {} bytes and {} values in one column; write it with at most {} and {}, or in parts")
 def test_a_row_group_that_is_too_large(tmp_path: Path, monkeypatch):
     rows = [{"file": f"{i}.png", "text": "a thing"} for i in range(200)]
-    monkeypatch.setattr(tables, "_MOST_GROUP", 2000)
+    monkeypatch.setattr(parquet_files, "_MOST_GROUP", 1500)
     path = tmp_path / "t.parquet"
     as_parquet(rows, path)
     table = pyarrow.Table.from_pylist(rows)
     follow = lambda _: pyarrow.parquet.write_table(table, path, row_group_size=20)  # noqa: E731
-    return lambda: list(tables.read_parquet(path, Counter())), follow
+    return lambda: list(parquet_files.read_parquet(path, Counter())), follow
 
 
 @remedy("cannot be read as Parquet behind row {} ({}); write it again")
@@ -361,7 +361,7 @@ def test_parquet_that_was_cut(tmp_path: Path):
     path = tmp_path / "t.parquet"
     as_parquet([THING], path)
     path.write_bytes(path.read_bytes()[:-9])
-    return lambda: list(tables.read_parquet(path, Counter())), lambda _: as_parquet([THING], path)
+    return lambda: list(parquet_files.read_parquet(path, Counter())), lambda _: as_parquet([THING], path)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rb.data.prepare.parquet_files import parquet_columns
 from rb.data.prepare.proposals import _box, read_proposals
-from rb.data.prepare.tables import parquet_columns
 from tests.data.prepare.test_coco import coco_raw, entry
 from tests.data.prepare.test_custom import as_csv, as_parquet
 from tests.data.prepare.test_custom_tars import pack, sample, write_tars
