@@ -238,7 +238,7 @@ def parse_foreign(
 def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """The content of a small file; ``FormatError`` if it has more than ``most`` bytes or is a pipe, ``OSError`` if it cannot be read."""
     if path.is_fifo():
-        raise FormatError(f"{path}: is a pipe, for whose other end one could wait for ever; give a file")
+        raise FormatError(f"{path}: is a pipe, whose end may never come; give a file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:

@@ -30,7 +30,8 @@ def parquet_columns(path: Path) -> list[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise _unreadable(path, 0, error) from None
+        words = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: cannot be read as Parquet ({words}); download or write it again") from None
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise ValueError(f"{path}: column {doubled[0]!a:.80} comes twice; give every column its own name")
@@ -65,12 +66,8 @@ def read_parquet(
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, ValueError, OSError, OverflowError, LookupError) as error:
-        raise _unreadable(path, number, error) from None
-
-
-def _unreadable(path: Path, number: int, error: Exception) -> ValueError:
-    words = " ".join(str(error).split())[:300]
-    return ValueError(f"{path}: cannot be read as Parquet behind row {number} ({words}); write it again")
+        words = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: cannot be read as Parquet behind row {number} ({words}); write it again") from None
 
 
 def _texts_within_limits(footer: Any, columns: Sequence[str] | None) -> list[str]:

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from rb.data import shards
-from rb.data.prepare import coco, coco_files, custom, parquet_files, refcoco, regioncap, vqav2
+from rb.data.prepare import coco, coco_files, custom, parquet_files, proposals, refcoco, regioncap, vqav2
 from rb.data.prepare.array_pickle import ArrayPickle
 from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.common import RejectedError
@@ -25,8 +26,10 @@ from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.tables import read_coco, read_csv
 from rb.data.prepare.xml_files import read_xml
 from tests.support.raw_data import convert, convert_plan, found, jpeg, reasons, rejected_rows
+from tests.support.remedies import remedy
 
 MIB = 1 << 20
+Attempt = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def photos(folder: Path, *names: str) -> None:
@@ -283,3 +286,42 @@ def test_a_text_that_takes_four_bytes_a_letter(tmp_path: Path) -> None:
             ArrayPickle(tmp_path / "a.dat")
 
     assert traced(read) < 128 * MIB
+
+
+# What the messages advise helps.
+
+
+@remedy("is a pipe, whose end may never come; give a file")
+def test_a_file_in_place_of_a_pipe(tmp_path: Path) -> Attempt:
+    path = tmp_path / "1.xml"
+    os.mkfifo(path)
+
+    def follow(_: Any) -> None:
+        path.unlink()
+        path.write_text("<annotation/>")
+
+    return lambda: read_xml(path), follow
+
+
+@remedy("comes twice; give every column its own name")
+def test_a_column_name_for_each(tmp_path: Path) -> Attempt:
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    path = parquet(tmp_path / "a.parquet", pyarrow.Table.from_arrays(columns, names=["a", "a"]))
+    better = pyarrow.Table.from_arrays(columns, names=["a", "b"])
+    return lambda: list(read_parquet(path, Counter())), lambda _: parquet(path, better)
+
+
+@remedy("are read; write it in parts")
+def test_a_parquet_file_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
+    monkeypatch.setattr(parquet_files, "_MOST_ROWS", 3)
+    path = parquet(tmp_path / "a.parquet", pyarrow.table({"a": [1, 2, 3, 4]}))
+    return lambda: list(read_parquet(path, Counter())), lambda _: parquet(path, pyarrow.table({"a": [1, 2]}))
+
+
+@remedy("keep fewer boxes of each scene, and nothing but boxes")
+def test_fewer_boxes_of_a_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
+    monkeypatch.setattr(proposals, "_MOST_LISTS", 5)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"s": [[0, 0, 0, 1, 1, 1]] * 9}))
+    fewer = json.dumps({"s": [[0, 0, 0, 1, 1, 1]] * 2})
+    return lambda: read_proposals(path, "minmax", ["s"], Counter()), lambda _: path.write_text(fewer)
