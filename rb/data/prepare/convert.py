@@ -93,6 +93,10 @@ def run(converter: Any, args: argparse.Namespace) -> int:
     said = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
     splits = choose_splits(raw.splits, getattr(args, "split", ALL))
     whole = getattr(args, "split", ALL) == ALL
+    if whole and (args.out / MANIFEST_FILE).exists():
+        raise ValueError(
+            f"--out {args.out}: holds a set of shards; give a folder for the folders of the splits ({', '.join(splits)})"
+        )
     answers = []
     for split in splits:
         out = args.out / split if whole else args.out

@@ -225,6 +225,8 @@ def test_all_splits_each_to_its_folder_and_again_what_is_missing(
     assert not out.exists()
     assert main([*command, "--out", str(out)]) == 0
     assert [one["title"] for one in json.loads(capsys.readouterr().out)] == ["coco, split train", "coco, split val"]
+    assert main([*command, "--out", str(out / "train")]) == 2
+    assert "holds a set of shards; give a folder for the folders of the splits (train, val)" in capsys.readouterr().err
     before = (out / "train/manifest.json").stat().st_mtime_ns
     for path in (out / "val").iterdir():
         path.unlink()

@@ -34,6 +34,18 @@ def test_a_file_as_the_raw_folder(tmp_path: Path):
     return lambda: typed(*words), follow
 
 
+@remedy("holds a set of shards; give a folder for the folders of the splits ({})")
+def test_all_splits_into_a_set(tmp_path: Path):
+    raw = coco_raw(tmp_path / "raw", [entry(1)])
+    typed("prepare", "coco", "--raw", raw, "--out", tmp_path / "out")
+    words = ["prepare", "coco", "--raw", raw, "--split", "all", "--out", tmp_path / "out"]
+
+    def follow(_: Said) -> None:
+        words[-1] = tmp_path / "splits"
+
+    return lambda: typed(*words), follow
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
     """One's own data: images, a table, tars with and without boxes."""
