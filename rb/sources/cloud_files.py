@@ -305,6 +305,8 @@ def text_table(data: bytes, where: str) -> NDArray[np.float64]:
             break
         claimed = int(words[0]) if words else claimed
         place += len(line)
+        if place > MAX_HEADER:
+            raise PointsError(f"{where}: holds no points in its first {MAX_HEADER:,} bytes")
     if place == len(text):
         raise PointsError(f"{where}: holds no points")
     stream.seek(place)

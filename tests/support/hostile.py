@@ -38,6 +38,7 @@ from rb.data.prepare.array_pickle import ArrayPickle
 from rb.data.prepare.cap3d import read_captions
 from rb.data.prepare.cloud_zips import CloudZips
 from rb.data.prepare.clouds import parse_npy_labels, read_cloud
+from rb.data.prepare.coco_files import open_captions
 from rb.data.prepare.common import Reason, RejectedError, read_json
 from rb.data.prepare.custom_tars import columns_of_tars, find_samples, read_sample
 from rb.data.prepare.parquet_files import read_parquet
@@ -52,6 +53,7 @@ from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
 from rb.sources.points import decode_points, encode_points
 from rb.tracking.journal import metric_points
+from tests.support.hostile_clouds import PCD, PLY, XYZ
 from tests.support.hostile_tars import TARS
 from tests.support.small_data import write_set
 
@@ -256,6 +258,18 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "npz": ("a.npz", lambda p: read_cloud(p, 1), [npz.getvalue()]),
         "pt": ("a.pt", lambda p: read_cloud(p, 1), [tensor_file.getvalue()]),
         "npy": ("a.npy", lambda p: read_cloud(p, 1), [encode_points(points)]),
+        "ply": ("a.ply", lambda p: read_cloud(p, 1), PLY),
+        "pcd": ("a.pcd", lambda p: read_cloud(p, 1), PCD),
+        "xyz": ("a.xyz", lambda p: read_cloud(p, 1), XYZ),
+        "list of images": (
+            "train.json",
+            lambda p: open_captions(p).entries(Counter()),
+            [
+                b'[{"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["a cat"]}]',
+                b'{"images": [{"id": 9, "file_name": "COCO_train2014_000000000009.jpg"}], "annotations": [{"image_id": 9, "caption": "a"}]}',
+                b'{"images": [{"filename": "a.jpg", "cocoid": 9, "split": "val", "sentences": [{"raw": "a cat"}]}]}',
+            ],
+        ),
         "labels": ("a.npy", labels, [whole.getvalue()]),
         "objects of a scan": ("a.aggregation.json", lambda p: read_objects(p.parent, "a"), [groups_file]),
         "segments of a scan": ("a.segs.json", lambda p: read_segments(p, 9), [b'{"segIndices": [1,2,3,4,5,5,5,8,9]}']),

@@ -25,6 +25,8 @@ from rb.data.prepare.parquet_files import parquet_columns, read_parquet
 from rb.data.prepare.proposals import read_proposals
 from rb.data.prepare.tables import read_coco, read_csv
 from rb.data.prepare.xml_files import read_xml
+from rb.sources.cloud_files import parse_cloud
+from rb.sources.points import PointsError
 from tests.support.raw_data import convert, convert_plan, found, jpeg, reasons, rejected_rows
 from tests.support.remedies import remedy
 
@@ -267,6 +269,12 @@ def test_boxes_of_texts_and_truth_values_are_none(tmp_path: Path) -> None:
     boxes = [[0, 0, 0, 1, 1, 1], [0, 0, 0, "1", 1, 1], [False, 0, 0, True, 1, 1], [[0, 0, "0"]] * 8, {"box": "123456"}]
     (tmp_path / "a.json").write_text(json.dumps({"s": boxes}))
     assert set(read_proposals(tmp_path / "a.json", "minmax", ["s"], Counter())["s"].wrong) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("line", [b"5\n", b"#\n", b"\n"])
+def test_a_text_of_counts_and_remarks_is_not_read_to_its_end(line: bytes) -> None:
+    with pytest.raises(PointsError, match=r"a\.xyz: holds no points in its first 65,536 bytes"):
+        parse_cloud(line * 4_000_000, ".xyz", "a.xyz")
 
 
 def test_one_list_of_arrays_again_and_again(tmp_path: Path) -> None:
