@@ -134,14 +134,22 @@ def meaning_of_boxes(boxes: Sequence[tuple[list[float], tuple[int, int]]]) -> tu
     """
     unit = PIXELS if any(max(map(abs, box)) > 1 for box, _ in boxes) else SHARES
     forms = {XYXY, XYWH}
-    for (a, b, c, d), size in boxes:
-        width, height = size if unit == PIXELS else (1, 1)
-        over = EDGE_TOLERANCE if unit == PIXELS else EDGE_TOLERANCE / min(size)
-        if c <= a or d <= b:
-            forms.discard(XYXY)
-        if a + c > width + over or b + d > height + over:
-            forms.discard(XYWH)
+    for box, size in boxes:
+        forms &= forms_of_box(box, size, unit)
     return unit, forms
+
+
+def forms_of_box(box: Sequence[float], size: tuple[int, int], unit: str) -> set[str]:
+    """Which forms four numbers of an image of this (width, height) allow."""
+    a, b, c, d = box
+    width, height = size if unit == PIXELS else (1, 1)
+    over = EDGE_TOLERANCE if unit == PIXELS else EDGE_TOLERANCE / min(size)
+    forms = set()
+    if c > a and d > b:
+        forms.add(XYXY)
+    if a + c <= width + over and b + d <= height + over:
+        forms.add(XYWH)
+    return forms
 
 
 def in_pixels(box: Sequence[float], form: str, unit: str, size: tuple[int, int]) -> list[float]:

@@ -8,12 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rb.data.prepare.columns import PIXELS, SHARES, XYWH, XYXY, Columns, box_of, find_columns, meaning_of_boxes
+from rb.data.prepare.columns import (
+    PIXELS,
+    SHARES,
+    XYWH,
+    XYXY,
+    Columns,
+    box_of,
+    find_columns,
+    forms_of_box,
+    meaning_of_boxes,
+)
 from rb.data.prepare.common import RejectedError, plain_path, safe_path
 from rb.data.prepare.custom_records import SPLITS, Item, split_of
 from rb.data.prepare.tables import READERS
 from rb.sources.pixels import ImageError, size_of_file
 
+_MOST_ODD = 0.1  # share of boxes that may contradict the names of their columns
 FORMS = (XYXY, XYWH, f"{XYXY}-{SHARES}", f"{XYWH}-{SHARES}")
 
 
@@ -103,7 +114,10 @@ def meaning(ask: Request, found: Found) -> tuple[str, str]:
     sized = list(_with_sizes(found, ask.media, ask.exif))
     unit, forms = meaning_of_boxes(sized)
     told = found.columns.form
-    if told is not None and (not sized or told in forms):
+    odd = sum(told not in forms_of_box(box, size, unit) for box, size in sized) if told else 0
+    if told and not forms and odd <= _MOST_ODD * len(sized):  # the names are believed, and those boxes rejected later
+        forms = {told}
+    if told is not None and told in forms:
         return told, unit
     if told is None and len(forms) == 1:
         return forms.pop(), unit
@@ -121,7 +135,7 @@ def _odd(sized: Sequence[tuple[list[float], tuple[int, int]]], unit: str) -> str
     """The first box that excludes corners, and the first that excludes a size."""
     shown = []
     for form in (XYXY, XYWH):
-        box, size = next((box, size) for box, size in sized if form not in meaning_of_boxes([(box, size)])[1])
+        box, size = next((box, size) for box, size in sized if form not in forms_of_box(box, size, unit))
         shown.append(f"{box} of an image of {size[0]} x {size[1]} cannot be {form}")
     return ", ".join(shown) + ("" if unit == PIXELS else " in shares")
 

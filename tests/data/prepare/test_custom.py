@@ -163,6 +163,36 @@ def test_what_can_be_read_in_two_ways_is_refused_with_a_remedy_that_works(
     assert "neither xyxy nor xywh: [60.0, 10.0, 20.0, 70.0] of an image of 100 x 60 cannot be xyxy" in error
 
 
+@pytest.mark.parametrize(
+    ("odd", "good", "code"),
+    [
+        ({"x": 60, "y": 10, "w": 20, "h": 70}, {"x": 60, "y": 10, "w": 20, "h": 30}, 0),  # fits neither form
+        (
+            {"x1": 60, "y1": 10, "x2": 20, "y2": 30},
+            {"x1": 60, "y1": 10, "x2": 30, "y2": 30},
+            2,
+        ),  # all fit the other form
+    ],
+)
+def test_one_bad_box_does_not_outweigh_the_names_of_columns(
+    odd: dict[str, int],
+    good: dict[str, int],
+    code: int,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{"file": "a.png", "text": f"thing {i}", **good} for i in range(11)]
+    as_csv([{"file": "a.png", "text": "odd", **odd}, *rows], tmp_path / "t.csv")
+    assert main(from_csv(tmp_path, images)) == code
+    error = capsys.readouterr().err
+    if code:
+        assert "can be xyxy or xywh; say --boxes" in error
+    else:
+        assert "boxes: xywh, in pixels" in error
+        assert ManifestReader(tmp_path / "o/train").manifest.rejected == {"box_outside_image": 1}
+
+
 def test_many_bad_rows_end_with_three_of_them(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"file": "a.png", "text": "a thing"},
