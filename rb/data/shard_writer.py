@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 
 from webdataset import TarWriter
 
-from rb.core.files import write_whole
+from rb.core.files import naming, write_whole
 from rb.core.modality import modality_spec
 from rb.data.formats import (
     MANIFEST_FILE,
@@ -97,6 +97,10 @@ class ShardWriter:
                 f"max_shard_bytes {max_shard_bytes} and max_shard_records {max_shard_records} must be at least 1"
             )
         self.out_dir, self.name = Path(out_dir), name
+        if (
+            self.out_dir.is_symlink() or not self.out_dir.name
+        ):  # a link stays, and its disk is the one that is written to
+            self.out_dir = self.out_dir.resolve()
         self.max_shard_bytes, self.max_shard_records = max_shard_bytes, max_shard_records
         self.overwrite = overwrite
         self.manifest: Manifest | None = None
@@ -187,7 +191,8 @@ class ShardWriter:
             # Fixed owner, mode and time: the same records give the same bytes.
             self._tar = TarWriter(self._file, user="rb", group="rb", mode=0o444, encoder=False, mtime=0.0)
         # A running number as the key: a source id may hold dots and slashes, which mean something to tar and WebDataset.
-        self._tar.write({"__key__": f"{self._number:09d}", extension: media, RECORD_EXTENSION: text})
+        with naming(self.out_dir, self._folder):
+            self._tar.write({"__key__": f"{self._number:09d}", extension: media, RECORD_EXTENSION: text})
         self._number += 1
         self._in_shard += 1
         self._bytes += size
@@ -233,10 +238,11 @@ class ShardWriter:
     def _close_shard(self) -> None:
         assert self._tar is not None
         assert self._file is not None
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self.out_dir, self._folder):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         path = Path(self._file.name)
         self._collector.add_shard(path, scan_shard(path))  # they were checked when they were written
         self._tar = self._file = None

@@ -27,6 +27,7 @@ from rb.data.prepare.tables import read_coco, read_csv
 from rb.data.prepare.xml_files import read_xml
 from rb.sources.cloud_files import parse_cloud
 from rb.sources.points import PointsError
+from tests.support.disks import small_disk
 from tests.support.raw_data import convert, convert_plan, found, jpeg, reasons, rejected_rows
 from tests.support.remedies import remedy
 
@@ -94,6 +95,33 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
     for read in (lambda path: read_cloud(path, 1), read_xml):
         with pytest.raises((RejectedError, ValueError), match=r"cloud\.npy: is a pipe"):
             read(tmp_path / "cloud.npy")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_the_folder_of_shards_stays(tmp_path: Path, there: bool) -> None:
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "list.json").write_text(json.dumps([{"image": "a.jpg", "bbox": [1, 1, 5, 5], "caption": "a cat"}]))
+    disk, link = tmp_path / "disk" / "sets", tmp_path / "out"
+    (disk if there else disk.parent).mkdir(parents=True)
+    link.symlink_to(disk)
+    convert(regioncap, tmp_path, link, "train")
+    assert link.is_symlink()
+    assert list(found(disk)) == ["regioncap/a.jpg"]
+    assert [path.name for path in disk.parent.iterdir()] == ["sets"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("leave", [8192, 65536])  # the record does not fit, or the shard's end
+def test_a_full_disk_names_the_set(tmp_path: Path, leave: int) -> None:
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "list.json").write_text(
+        json.dumps([{"image": "a.jpg", "bbox": [1, 1, 5, 5], "caption": "a " * 60_000}])
+    )
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        disk.fill(leave)
+        with pytest.raises(OSError, match=r"disk/\.?out[a-z.]*: cannot be written \(No space left on device"):
+            convert(regioncap, tmp_path, disk.path / "out", "train")
+        assert [path.name for path in disk.path.iterdir()] == ["filler"]
 
 
 # A number that two things have says nothing of either.
