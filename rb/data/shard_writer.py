@@ -12,7 +12,7 @@ import itertools
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
@@ -32,7 +32,7 @@ from rb.data.formats import (
     rejected_row,
 )
 from rb.data.shards import MEMBER_OVERHEAD, Collector
-from rb.data.tars import scan_shard
+from rb.data.tars import FoundRecord, scan_shard
 from rb.data.unfinished import State, UnfinishedSet, Work
 
 _SHOWN = 3  # items that the error of an empty result names
@@ -229,11 +229,14 @@ class ShardWriter:
 
     def _adopt(self, shard: Path) -> None:
         """A shard that an earlier process finished."""
-        found = list(scan_shard(shard))
-        for item in found:
-            self._collector.remember(item.record, item.where)
-        self._collector.add_shard(shard, found)
-        self._number += len(found)
+
+        def remembered() -> Iterator[FoundRecord]:
+            for item in scan_shard(shard):
+                self._collector.remember(item.record, item.where)
+                yield item
+
+        self._collector.add_shard(shard, remembered())
+        self._number = self._collector.builder.num_records
 
     def _close_shard(self) -> None:
         assert self._tar is not None
