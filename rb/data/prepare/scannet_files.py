@@ -122,14 +122,19 @@ def read_alignment(path: Path) -> NDArray[np.float64] | None:
         RejectedError: the file is missing, or the line does not hold 16 numbers.
     """
     text = _text(path, Reason.SCENE_NOT_ALIGNED, Reason.SCENE_NOT_ALIGNED)
-    found = re.search(r"^[ \t]*axisAlignment[ \t]*=([^\r\n]*)", text, re.MULTILINE)
-    if found is None:
+    found = {
+        words.strip() for words in re.findall(r"(?:^|(?<=\r))[ \t]*axisAlignment[ \t]*=([^\r\n]*)", text, re.MULTILINE)
+    }
+    if not found:
         return None
+    if len(found) > 1:
+        raise RejectedError(Reason.SCENE_NOT_ALIGNED, f"{path}: has {len(found)} different lines of axisAlignment")
+    (words,) = found
     try:
-        return np.array([float(word) for word in found[1].split()], dtype=np.float64).reshape(4, 4)
+        return np.array([float(word) for word in words.split()], dtype=np.float64).reshape(4, 4)
     except ValueError:
         raise RejectedError(
-            Reason.SCENE_NOT_ALIGNED, f"{path}: axisAlignment must be 16 numbers, got {found[1].strip()!r:.200}"
+            Reason.SCENE_NOT_ALIGNED, f"{path}: axisAlignment must be 16 numbers, got {words!r:.200}"
         ) from None
 
 

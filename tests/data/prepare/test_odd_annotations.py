@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -23,6 +24,7 @@ from rb.data.prepare.clouds import read_cloud
 from rb.data.prepare.common import RejectedError
 from rb.data.prepare.parquet_files import parquet_columns, read_parquet
 from rb.data.prepare.proposals import read_proposals
+from rb.data.prepare.scannet_files import read_alignment
 from rb.data.prepare.tables import read_coco, read_csv
 from rb.data.prepare.xml_files import read_xml
 from rb.sources.cloud_files import parse_cloud
@@ -142,6 +144,16 @@ def test_ids_that_come_twice_in_instances_json(tmp_path: Path) -> None:
     convert(refcoco, tmp_path, tmp_path / "out", "train")
     assert list(found(tmp_path / "out")) == ["coco/1"]
     assert reasons(tmp_path / "out") == {"unknown_image": 1, "unknown_annotation": 1}
+
+
+def test_two_alignments_of_a_scan(tmp_path: Path) -> None:
+    line, other = (f"axisAlignment = {a} 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1" for a in (1, 2))
+    for end in ("\n", "\r", "\r\n"):
+        (tmp_path / "s.txt").write_text(f"a = 1{end}{line}{end}{line} {end}")
+        assert read_alignment(tmp_path / "s.txt") == pytest.approx(np.eye(4))
+        (tmp_path / "s.txt").write_text(f"{line}{end}{other}{end}")
+        with pytest.raises(RejectedError, match="2 different lines of axisAlignment"):
+            read_alignment(tmp_path / "s.txt")
 
 
 def test_two_annotations_of_a_question(tmp_path: Path) -> None:
