@@ -14,6 +14,8 @@ from typing import Any
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | ValueError]]  # number of the row, from 1 (of its line, where a row is a line)
 
+# What the library raises for damaged files, beside its own errors: RuntimeError for histograms of levels that do not fit.
+_DAMAGE = (ValueError, OSError, OverflowError, LookupError, RuntimeError)
 _BATCH = 16  # rows
 _MOST_BATCH = 1 << 27  # bytes that these unpack to
 _MOST_GROUP, _MOST_VALUES, _MOST_ROWS = 1 << 30, 1 << 24, 1 << 27  # bytes and values of a column's part; rows
@@ -29,7 +31,7 @@ def parquet_columns(path: Path) -> list[str]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
+    except (pyarrow.ArrowException, *_DAMAGE) as error:
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: cannot be read as Parquet ({words}); download or write it again") from None
     doubled = [name for name, count in Counter(names).items() if count > 1]
@@ -65,7 +67,7 @@ def read_parquet(
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, ValueError, OSError, OverflowError, LookupError) as error:
+    except (pyarrow.ArrowException, *_DAMAGE) as error:
         words = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: cannot be read as Parquet behind row {number} ({words}); write it again") from None
 

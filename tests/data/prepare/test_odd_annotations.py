@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
 import struct
 import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +289,17 @@ def test_columns_and_values_of_a_parquet_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(parquet_files, "_MOST_VALUES", 3)
     with pytest.raises(ValueError, match=r"a row group has .* 4 values in one column"):
         list(read_parquet(parquet(tmp_path / "a.parquet", pyarrow.table({"a": [[1] * 4]})), Counter()))
+
+
+# Found by fuzzing: the library raises RuntimeError.
+HISTOGRAMS = "c-jL100001"
+
+
+def test_levels_of_a_parquet_file_that_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(zlib.decompress(base64.b85decode(HISTOGRAMS)))
+    for read in (parquet_columns, lambda path: list(read_parquet(path, Counter()))):
+        with pytest.raises(ValueError, match=r"a\.parquet: cannot be read as Parquet"):
+            read(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("name", ["coco_karpathy_train.json", "dataset_coco.json"])
