@@ -60,12 +60,13 @@ def run(seconds: int, seed: int) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as name:
             log, folder = Path(name) / "log", Path(name) / "work"
             folder.mkdir()
+            out = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)
             child = os.fork()
             if child == 0:
-                out = os.open(log, os.O_WRONLY | os.O_CREAT)
                 for stream in (1, 2):
                     os.dup2(out, stream)
                 fuzz(kind, folder, max(seconds // len(kinds), 1), seed + number)
+            os.close(out)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said = log.read_text(errors="replace")
             assert code == 0, f"{kind}: {said[-3000:]}"

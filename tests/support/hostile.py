@@ -53,6 +53,7 @@ from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
 from rb.sources.points import decode_points, encode_points
 from rb.tracking.journal import metric_points
+from tests.support import hostile_annotations
 from tests.support.hostile_clouds import PCD, PLY, XYZ
 from tests.support.hostile_tars import TARS
 from tests.support.small_data import write_set
@@ -288,6 +289,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "XML": ("1.xml", read_xml, [XML]),
         "CSV": ("a.csv", lambda p: read_captions(p, Counter()), [b'0123456789,"a ""b"", c"\nabcdefghij,two words\n']),
         "image": ("a.png", lambda p: decode_image(p.read_bytes(), str(p)), images),
+        **hostile_annotations.readers(folder),
     }
 
 
