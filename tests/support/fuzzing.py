@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -57,23 +58,25 @@ def run(seconds: int, seed: int) -> list[dict[str, Any]]:
         kinds = list(hostile.readers(Path(name)))
     rows = []
     for number, kind in enumerate(kinds):
-        with tempfile.TemporaryDirectory() as name:
-            log, folder = Path(name) / "log", Path(name) / "work"
-            folder.mkdir()
-            out = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)
-            child = os.fork()
-            if child == 0:
-                for stream in (1, 2):
-                    os.dup2(out, stream)
-                fuzz(kind, folder, max(seconds // len(kinds), 1), seed + number)
-            os.close(out)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            said = log.read_text(errors="replace")
-            assert code == 0, f"{kind}: {said[-3000:]}"
-            found = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", said)}
-            reached = [int(value) for value in re.findall(r"cov: (\d+)", said)]
-            row = {"kind": kind, "files": found["number_of_executed_units"], "new": found["new_units_added"]}
-            rows.append(row | {"coverage": [reached[0], reached[-1]], "peak_mb": found["peak_rss_mb"]})
+        # No TemporaryDirectory: a child that ends removes it, with its report.
+        place = Path(tempfile.mkdtemp())
+        log, folder = place / "log", place / "work"
+        folder.mkdir()
+        out = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)
+        child = os.fork()
+        if child == 0:
+            for stream in (1, 2):
+                os.dup2(out, stream)
+            fuzz(kind, folder, max(seconds // len(kinds), 1), seed + number)
+        os.close(out)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = log.read_text(errors="replace")
+        shutil.rmtree(place)
+        assert code == 0, f"{kind}: {said[-3000:]}"
+        found = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", said)}
+        reached = [int(value) for value in re.findall(r"cov: (\d+)", said)]
+        row = {"kind": kind, "files": found["number_of_executed_units"], "new": found["new_units_added"]}
+        rows.append(row | {"coverage": [reached[0], reached[-1]], "peak_mb": found["peak_rss_mb"]})
     return rows
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rb.data.prepare.parquet_footer import BYTE_ARRAY, column_parts
+
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | ValueError]]  # number of the row, from 1 (of its line, where a row is a line)
 
@@ -58,7 +60,10 @@ def read_parquet(
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            texts = _texts_within_limits(file.metadata, columns)
+            rows = file.metadata.num_rows
+        if rows > _MOST_ROWS:
+            raise ValueError(f"it has {rows:,} rows, at most {_MOST_ROWS:,} are read; write it in parts")
+        texts = _texts_within_limits(path, columns)
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts, buffer_size=_BUFFER) as file:
             for batch in file.iter_batches(batch_rows, columns=columns):
                 size = sum(map(_unpacked, batch.columns))
@@ -72,24 +77,19 @@ def read_parquet(
         raise ValueError(f"{path}: cannot be read as Parquet behind row {number} ({words}); write it again") from None
 
 
-def _texts_within_limits(footer: Any, columns: Sequence[str] | None) -> list[str]:
+def _texts_within_limits(path: Path, columns: Sequence[str] | None) -> list[str]:
     """The columns of texts, by their paths. ``ValueError`` where what the footer claims is too much already."""
-    if footer.num_rows > _MOST_ROWS:
-        raise ValueError(f"it has {footer.num_rows:,} rows, at most {_MOST_ROWS:,} are read; write it in parts")
     texts: dict[str, None] = {}
-    for group in range(footer.num_row_groups):
-        for place in range(footer.num_columns):
-            part = footer.row_group(group).column(place)
-            path = part.path_in_schema
-            if columns is not None and not any(path == name or path.startswith(f"{name}.") for name in columns):
-                continue
-            if part.total_uncompressed_size > _MOST_GROUP or part.num_values > _MOST_VALUES:
-                raise ValueError(
-                    f"a row group has {part.total_uncompressed_size:,} bytes and {part.num_values:,} values in one column; write it with at "
-                    f"most {_MOST_GROUP:,} and {_MOST_VALUES:,}, or in parts"
-                )
-            if part.physical_type == "BYTE_ARRAY":
-                texts[path] = None
+    for part in column_parts(path):
+        if columns is not None and not any(part.path == name or part.path.startswith(f"{name}.") for name in columns):
+            continue
+        if part.size > _MOST_GROUP or part.values > _MOST_VALUES:
+            raise ValueError(
+                f"a row group has {part.size:,} bytes and {part.values:,} values in one column; write it with at "
+                f"most {_MOST_GROUP:,} and {_MOST_VALUES:,}, or in parts"
+            )
+        if part.physical_type == BYTE_ARRAY:
+            texts[part.path] = None
     return list(texts)
 
 
