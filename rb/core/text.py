@@ -30,6 +30,11 @@ def one_line(text: str) -> str:
     return (re.sub(" +", " ", text) if "  " in text else text).strip()
 
 
+def shown(name: str, most: int = 200) -> str:
+    """A name from an untrusted file as it can stand on a line of an error: escaped where it cannot be printed, cut to ``most`` letters."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:most]
+
+
 # What spreadsheets and scripts write where there is nothing.
 _PLACEHOLDERS = frozenset({"nan", "none", "null", "n/a", "<na>", "undefined"})
 

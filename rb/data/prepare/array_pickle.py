@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.stand_ins import stand_in
+from rb.core.text import shown
 
 MAX_STEPS = 1_000_000  # the 9,843 clouds of ModelNet40 take 490,000 (protocol 4) to 674,000 (1)
 MAX_TEXT = 1 << 24  # bytes of one array; ModelNet40's have 196,608, and as text they take four times as many
@@ -245,7 +246,7 @@ def _named(module: Any, name: Any) -> _Name:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise ArrayPickleError("it asks for a name that is no text")
     if f"{module} {name}" not in _NAMES:
-        raise ArrayPickleError(f"it asks for {module + '.' + name:.80}")
+        raise ArrayPickleError(f"it asks for {shown(f'{module}.{name}', 80)}")
     return _Name(f"{module} {name}")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from rb.core import progress
 from rb.core.strict_json import FormatError, parse_foreign, read_bytes
-from rb.core.text import is_caption, one_line
+from rb.core.text import is_caption, one_line, shown
 from rb.core.threads import in_order
 from rb.data.formats import MAX_RECORD_BYTES, Record, UnfitRecordError
 from rb.data.prepare.raw_text import read_text
@@ -126,7 +126,7 @@ class Conversion:
 
     def reject(self, source: str, reason: str, detail: str, object_id: str | None = None) -> None:
         """One item that is not used."""
-        self.writer.reject(_shown(source), reason, one_line(detail), None if object_id is None else _shown(object_id))
+        self.writer.reject(shown(source), reason, one_line(detail), None if object_id is None else shown(object_id))
         self.tally.rejected[reason] += 1
         if len(self.first_details) < 3:
             self.first_details.append(one_line(detail))
@@ -139,11 +139,11 @@ class Conversion:
         """
         kept = [one_line(text) for text in raw if isinstance(text, str) and is_caption(text)]
         if not kept:
-            shown = f"none of {list(raw)!a:.100} is a caption" if raw else "no caption"
-            raise RejectedError(Reason.NO_CAPTION, shown)
+            found = f"none of {list(raw)!a:.100} is a caption" if raw else "no caption"
+            raise RejectedError(Reason.NO_CAPTION, found)
         for text in raw if len(kept) < len(raw) else ():
             if not (isinstance(text, str) and is_caption(text)):
-                self.writer.reject(_shown(source), Reason.EMPTY_CAPTION, f"{text!a:.100} is no caption", object_id)
+                self.writer.reject(shown(source), Reason.EMPTY_CAPTION, f"{text!a:.100} is no caption", object_id)
                 self.tally.notes["empty captions left out"] += 1
         return kept
 
@@ -164,11 +164,6 @@ class Conversion:
         tally = self.tally
         assert tally.read == tally.used + sum(tally.rejected.values()), tally
         return tally
-
-
-def _shown(identity: str) -> str:
-    """An id from an untrusted file as it can stand on a line."""
-    return identity if identity.isprintable() and len(identity) <= 200 else ascii(identity)[1:-1][:200]
 
 
 def require_raw(path: Path, layout: str) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.stand_ins import stand_in
+from rb.core.text import shown
 from rb.core.text_encoding import HANDLER
 
 MAX_BYTES = 1 << 28  # the largest public file of this kind (refcocog) has 60 MB
@@ -119,7 +120,7 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 (the only spelling of 
     }
 
     def find_class(self, module: str, name: str, /) -> Any:
-        raise UnsafePickleError(f"it asks for {module}.{name}")
+        raise UnsafePickleError(f"it asks for {shown(f'{module}.{name}', 80)}")
 
 
 def load_plain_pickle(path: Path) -> Any:

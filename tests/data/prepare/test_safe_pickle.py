@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rb.data.prepare.array_pickle import ArrayPickle
 from rb.data.prepare.safe_pickle import UnsafePickleError, load_plain_pickle
 
 PLAIN = [
@@ -144,3 +145,14 @@ def test_missing_file_and_other_formats(tmp_path):
     for data in (b"", b"{}", b"<html>404</html>", b"\x1f\x8b\x08\x00"):
         with pytest.raises(ValueError, match=r"not a readable pickle|refused"):
             load_plain_pickle(_file(tmp_path, data))
+
+
+@pytest.mark.parametrize("reader", [load_plain_pickle, ArrayPickle])
+def test_a_name_with_line_breaks_is_refused_on_one_line(tmp_path, reader):
+    for name in ("os\nsys", "a\u2028b", "\x1b[31m"):
+        text = name.encode()
+        piece = b"\x8c" + bytes([len(text)]) + text  # SHORT_BINUNICODE
+        with pytest.raises(ValueError, match="it asks for ") as caught:
+            reader(_file(tmp_path, b"\x80\x04" + piece + piece + b"\x93."))
+        said = str(caught.value).split(" convert it to JSON")[0]
+        assert said.isprintable()
