@@ -11,7 +11,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
 	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
-	@echo "make test    run every test (about 6 minutes on 2 cores; WORKERS=1 for one process)"
+	@echo "make test    run every test (about 7 minutes on 2 cores; WORKERS=1 for one process)"
 	@echo "make drill   the trials that are too long for make test, with their figures; pick some with DRILL='-k NAME'"
 	@echo "make check   ruff, mypy and make test: what CI runs"
 	@echo "make docs    the documentation as a site, in site/"
