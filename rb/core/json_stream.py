@@ -18,9 +18,7 @@ from rb.core.stand_ins import stand_in
 from rb.core.strict_json import MAX_DEPTH, FormatError, check_depth, foreign_decoder, parse_foreign
 from rb.core.text_encoding import byte_order_mark, decode
 
-MAX_ITEM = (
-    2 << 20
-)  # letters; nested empty lists become some 50 times as many bytes, so that one item takes 100 MB at most
+MAX_ITEM = 2 << 20  # letters; nested empty lists become some 50 times as many bytes: one item takes 100 MB at most
 MAX_OTHERS = 1 << 16  # letters of all values beside the lists that are handed out
 _HEAD = 1024  # bytes that show a byte-order mark, or another kind of file
 _PIECE = 1 << 18  # bytes read at a time
@@ -127,7 +125,7 @@ class _Text:
         return FormatError(f"{self.path}: {self.place}: not valid JSON ({problem}); {self.remedy}")
 
     def peek(self) -> str:
-        """The next letter that is no space, where ``at`` stands then; empty at the end of the file."""
+        """Go past spaces; the letter behind them, which is not passed. Empty at the end of the file."""
         while True:
             space = _SPACE.match(self.text, self.at)
             assert space is not None

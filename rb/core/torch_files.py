@@ -95,7 +95,7 @@ def _pickle_in(path: Path, most: int) -> bytes | None:
     """The pickle in a file of torch's zip format; none where it is of another.
 
     Raises:
-        ValueError, BadZipFile: it would grow when read (torch itself compresses nothing), or is no pickle that a file of tensors has.
+        ValueError, BadZipFile: a member is compressed (torch compresses none), or the pickle is larger than files of tensors have.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

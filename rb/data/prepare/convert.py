@@ -91,8 +91,8 @@ def run(converter: Any, args: argparse.Namespace) -> int:
     if raw.title:
         note(raw.title)
     said = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
-    splits = choose_splits(raw.splits, getattr(args, "split", ALL))
-    whole = getattr(args, "split", ALL) == ALL
+    asked = getattr(args, "split", ALL)  # one's own data has no such option
+    splits, whole = choose_splits(raw.splits, asked), asked == ALL
     if whole and (args.out / MANIFEST_FILE).exists():
         raise ValueError(
             f"--out {args.out}: holds a set of shards; give a folder for the folders of the splits ({', '.join(splits)})"

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.formats import MAX_RECORD_BYTES
 from rb.data.prepare.columns import Columns, box_of, find_columns
 from rb.data.prepare.common import CheckedImage, Reason, RejectedError, check_image
 from rb.data.prepare.custom_records import Item, split_of
+from rb.data.prepare.plan import Items
 from rb.data.tars import behind, other_kind, packed_along, tar_headers
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -41,7 +42,7 @@ class Place:
         return f"{self.tar.name} at byte {self.start}"
 
 
-class Places(Sequence[Place]):
+class Places(Items[Place]):
     """The places of many samples, in order."""
 
     def __init__(self, tars: Sequence[Path]) -> None:
@@ -57,14 +58,9 @@ class Places(Sequence[Place]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Place: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Place]: ...
-    def __getitem__(self, index: int | slice) -> Place | Sequence[Place]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return Place(self._tars[self._numbers[index]], self._starts[index], self._lengths[index])
+    def item(self, number: int) -> Place:
+        """As of ``Items``."""
+        return Place(self._tars[self._numbers[number]], self._starts[number], self._lengths[number])
 
 
 @dataclass(frozen=True)

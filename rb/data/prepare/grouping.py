@@ -10,15 +10,15 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, overload
+from typing import IO
 
 import numpy as np
 
 from rb.core.files import cannot_write
+from rb.data.prepare.plan import Items
 
 MAX_GROUP_BYTES = 1 << 20  # of all rows of a source: some 10,000; each takes ten times its bytes once it is a region
 _NAME = struct.Struct("<I")  # before each row: the length of its source's name, and the name
@@ -82,7 +82,7 @@ class Spool:
         return failed
 
 
-class Groups(Sequence[Group]):
+class Groups(Items[Group]):
     """All groups. A group is read from the file whenever it is asked for, which takes a moment only where its rows lie together."""
 
     def __init__(self, file: IO[bytes], hashes: np.ndarray, begins: np.ndarray) -> None:
@@ -99,13 +99,8 @@ class Groups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, number: int) -> Group: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Group]: ...
-    def __getitem__(self, number: int | slice) -> Group | list[Group]:
-        if isinstance(number, slice):
-            return [self[k] for k in range(*number.indices(len(self)))]
+    def item(self, number: int) -> Group:
+        """As of ``Items``."""
         start, count = int(self._starts[number]), int(self._counts[number])
         numbers = self._order[start : start + count]
         first, last = int(numbers[0]), int(numbers[-1])

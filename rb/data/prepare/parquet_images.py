@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 from rb.data.formats import MAX_RECORD_BYTES
 from rb.data.prepare.common import CheckedImage, Reason, RejectedError, check_image
 from rb.data.prepare.image_sets import ImageFile, RegionImage
 from rb.data.prepare.parquet_files import Rows, read_parquet
+from rb.data.prepare.plan import Items
 
 COLUMN = "image"
 _BATCH = 16  # rows at a time; a photo has some 200 kB
@@ -38,7 +38,7 @@ class ParquetImage(ImageFile):
         return check_image(content, where, exif)
 
 
-class WithImages(Sequence[RegionImage]):
+class WithImages(Items[RegionImage]):
     """``items``, whose files are all ``ParquetImage`` in the order of files and rows: each gets its bytes while one goes through them."""
 
     def __init__(self, items: Sequence[RegionImage]) -> None:
@@ -47,11 +47,8 @@ class WithImages(Sequence[RegionImage]):
     def __len__(self) -> int:
         return len(self._items)
 
-    @overload
-    def __getitem__(self, number: int) -> RegionImage: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[RegionImage]: ...
-    def __getitem__(self, number: int | slice) -> RegionImage | Sequence[RegionImage]:
+    def item(self, number: int) -> RegionImage:
+        """As of ``Items``; without the bytes."""
         return self._items[number]
 
     def __iter__(self) -> Iterator[RegionImage]:

@@ -6,9 +6,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from rb.data.prepare.common import Conversion, RejectedError
+
+_Item = TypeVar("_Item")
+
+
+class Items(Sequence[_Item]):
+    """Items that are made whenever they are asked for: what a sequence needs beside ``__len__`` and ``item``."""
+
+    def item(self, number: int) -> _Item:
+        """Item ``number``, from 0."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> _Item: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[_Item]: ...
+    def __getitem__(self, number: int | slice) -> _Item | list[_Item]:
+        if isinstance(number, slice):
+            return [self.item(k) for k in range(*number.indices(len(self)))]
+        return self.item(number)
 
 
 @dataclass(frozen=True)
