@@ -37,6 +37,7 @@ __all__ = (
     "DecodeConfig",
     "FoundationConfig",
     "InitConfig",
+    "LimitsConfig",
     "LoraConfig",
     "ModelConfig",
     "OptimConfig",
@@ -252,6 +253,29 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class LimitsConfig:
+    """How long a supervised run (`rb train`, `rb launch`) may make no progress before it is ended as hung, by phase; in seconds.
+
+    Progress is a micro-batch, a batch of validation, a part of a checkpoint. A change does not change what is computed.
+    """
+
+    start_s: float = 1800.0
+    """From the start of a rank to its first step: loading models, compiling kernels."""
+    training_s: float = 300.0
+    """In training steps."""
+    validation_s: float = 300.0
+    """In validation."""
+    saving_s: float = 900.0
+    """While the training state is gathered and written, and at the end."""
+    node_s: float = 20.0
+    """Longest silence of a node before it counts as lost."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "training_s", "validation_s", "saving_s", "node_s"):
+            at_least(f"limits.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How captions are generated."""
 
@@ -299,6 +323,8 @@ class RunConfig:
     """Validation while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """When a run counts as hung."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """Generation in evaluation jobs of this run."""
 

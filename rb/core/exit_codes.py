@@ -19,6 +19,8 @@ FAILED = 1  # a check found something wrong, or one of several jobs failed
 WRONG_REQUEST = 2  # what a user can cause: a wrong argument, a missing or altered file
 CANNOT_WRITE = 73  # EX_CANTCREAT: the disk is full, over its quota or read-only; what was written before is intact
 ABORTED = 3  # training: too many bad steps in a row
+HUNG = 4  # training: a rank made no progress within the limit of its phase
+NODE_LOST = 5  # training: a node no longer answers, or its agent ended
 STOPPED = 75  # EX_TEMPFAIL: asked to stop, saved; the same command continues
 
 

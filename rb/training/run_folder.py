@@ -47,7 +47,7 @@ FREE_KEYS = (
     "train.timeout_s",
     "train.num_threads",
 )
-FREE_SECTIONS = ("tracking.", "decode.", "model.foundation.", "validation.", "data.val")
+FREE_SECTIONS = ("tracking.", "limits.", "decode.", "model.foundation.", "validation.", "data.val")
 STEP_LOG = "rb.training.steps"  # one line every few steps: to the file only, the progress bar shows them
 
 

@@ -1,0 +1,187 @@
+"""Signs of progress of a training rank, in a small shared file that the agent of its node reads: what it does, how far it is, where it waits.
+
+A rank beats where it gets somewhere: a micro-batch, a batch of validation, a tensor of a checkpoint. It never beats from a thread beside the
+work, so a rank that is stopped, loops for ever or waits for another one is silent. Writing one costs no system call. Where nobody watches (no
+RB_HEARTBEAT in the environment) every function here does nothing.
+
+On SIGUSR1 the rank's Python stacks go to a file beside it, also while Python waits in a library.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "RB_HEARTBEAT"  # environment variable of a rank: path of its file, which its agent made
+STACKS_SUFFIX = ".stacks"  # behind that path: where its stacks go
+START, TRAINING, VALIDATION, SAVING, END = PHASES = ("start", "training", "validation", "saving", "end")
+
+SIZE = 64 * 1024
+# Version of the content (odd while it is written), beats, time (CLOCK_MONOTONIC, the same for all processes of a host), step, phase, collectives
+# begun, whether the newest has not ended, bytes of JSON that follow: {"in": name of the newest collective, "samples": [...]}.
+_HEAD = struct.Struct("<QQdqIQII")
+_MOST_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The newest sign of progress of a rank."""
+
+    count: int
+    """Beats so far."""
+    time: float
+    """When, by the host's monotonic clock, in seconds."""
+    phase: str
+    """One of PHASES."""
+    step: int
+    """Optimizer steps made; -1 before the first is begun."""
+    collectives: int = 0
+    """How many of the project's own collectives it has begun."""
+    waits_in: str = ""
+    """The collective that it is in: "all_gather"; empty where it is in none of ours."""
+    samples: tuple[str, ...] = ()
+    """Ids of the samples of the step that it is in (this rank's, 256 at most)."""
+
+
+class _Writer:
+    def __init__(self, path: str) -> None:
+        with open(path, "r+b") as file:  # noqa: PTH123 (kept simple: before anything else is imported)
+            self._map = mmap.mmap(file.fileno(), SIZE)
+        self.version = self.count = self.collectives = 0
+        self.step, self.phase, self.inside = -1, 0, False
+        self.detail = b"{}"
+        self._stacks = open(path + STACKS_SUFFIX, "wb", buffering=0)  # noqa: PTH123, SIM115 (open as long as the process lives)
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+
+    def write(self, detail: bytes | None = None) -> None:
+        self.version += 1
+        self._head()
+        if detail is not None:
+            self.detail = detail
+            self._map[_HEAD.size : _HEAD.size + len(detail)] = detail
+        self.version += 1
+        self._head()
+
+    def _head(self) -> None:
+        values = (self.version, self.count, time.monotonic(), self.step, self.phase, self.collectives)
+        _HEAD.pack_into(self._map, 0, *values, int(self.inside), len(self.detail))
+
+
+_writer: _Writer | None = None
+_names: tuple[str, ...] = ()  # samples of the step
+
+
+def begin() -> None:
+    """Open the file that the environment names, if it names one. First thing in a rank, before torch is imported."""
+    global _writer
+    path = os.environ.get(VARIABLE, "")
+    if path and _writer is None:
+        _writer = _Writer(path)
+        beat()
+
+
+def watched() -> bool:
+    """Whether somebody reads this rank's beats."""
+    return _writer is not None
+
+
+def beat() -> None:
+    """Progress."""
+    if _writer is not None:
+        _writer.count += 1
+        _writer.write()
+
+
+def phase(name: str) -> None:
+    """Progress: another phase begins."""
+    if _writer is not None:
+        _writer.phase = PHASES.index(name)
+        beat()
+
+
+def current_phase() -> str:
+    """The phase that this rank is in, to go back to."""
+    return PHASES[_writer.phase] if _writer is not None else START
+
+
+@contextmanager
+def during(name: str) -> Iterator[None]:
+    """A phase, and the one before it again afterwards."""
+    before = current_phase()
+    phase(name)
+    try:
+        yield
+    finally:
+        phase(before)
+
+
+def step(number: int) -> None:
+    """Progress: so many optimizer steps are made; the next one begins."""
+    if _writer is not None:
+        _writer.step = number
+        beat()
+
+
+def samples(ids: Sequence[str]) -> None:
+    """Progress: the samples of the step are here."""
+    global _names
+    if _writer is not None:
+        _names = tuple(ids[:_MOST_SAMPLES])
+        _writer.count += 1
+        _writer.write(_detail(""))
+
+
+@contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """A collective: progress when it begins and when it has ended."""
+    if _writer is None:
+        yield
+        return
+    _writer.collectives += 1
+    _writer.count += 1
+    _writer.inside = True
+    _writer.write(_detail(name))
+    yield  # a collective that fails ends the rank: it stays named
+    _writer.inside = False
+    beat()
+
+
+def _detail(inside: str) -> bytes:
+    names = _names
+    while True:
+        text = json.dumps({"in": inside, "samples": names}).encode()
+        if len(text) <= SIZE - _HEAD.size:
+            return text
+        names = names[: len(names) // 2]
+
+
+def make(path: Path) -> None:
+    """An empty file for a rank, made by its agent before the rank starts."""
+    with path.open("xb") as file:
+        file.truncate(SIZE)
+    path.chmod(0o600)
+
+
+def read(path: Path) -> Beat | None:
+    """The newest beat in a rank's file; none before the first, or while one is being written (ask again)."""
+    content = path.read_bytes()
+    if len(content) != SIZE:
+        return None
+    version, count, when, number, place, collectives, inside, length = _HEAD.unpack_from(content)
+    if version == 0 or version % 2 or length > SIZE - _HEAD.size or place >= len(PHASES):
+        return None
+    try:
+        detail = json.loads(content[_HEAD.size : _HEAD.size + length])
+        waits_in, ids = str(detail.get("in", "")) if inside else "", tuple(map(str, detail.get("samples", ())))
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return Beat(count, when, PHASES[place], number, collectives, waits_in, ids)

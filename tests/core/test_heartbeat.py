@@ -1,0 +1,69 @@
+"""A rank's signs of progress: written by the rank, read by another process, never half."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rb.core import heartbeat
+
+RANK = """
+import sys, time
+from rb.core import heartbeat
+heartbeat.begin()
+heartbeat.phase(heartbeat.TRAINING)
+heartbeat.step(7)
+heartbeat.samples(["coco/%d" % i for i in range(300)])
+with heartbeat.waiting("all_reduce"):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_reads_where_a_rank_is_and_gets_its_stacks(tmp_path: Path) -> None:
+    path = tmp_path / "rank0"
+    heartbeat.make(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert heartbeat.read(path) is None
+    environment = os.environ | {heartbeat.VARIABLE: str(path)}
+    with subprocess.Popen([sys.executable, "-c", RANK], env=environment, stdout=subprocess.PIPE) as rank:
+        try:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == b"ready\n"
+            beat = heartbeat.read(path)
+            assert beat is not None
+            assert (beat.phase, beat.step, beat.collectives, beat.waits_in) == ("training", 7, 1, "all_reduce")
+            assert beat.samples == tuple(f"coco/{i}" for i in range(256))
+            rank.send_signal(signal.SIGUSR1)
+            stacks = Path(f"{path}{heartbeat.STACKS_SUFFIX}")
+            while "in <module>" not in stacks.read_text():
+                assert rank.poll() is None
+            assert heartbeat.read(path) == beat  # it sleeps: no progress
+        finally:
+            rank.kill()
+
+
+def test_a_damaged_or_half_written_file_is_no_beat(tmp_path: Path) -> None:
+    path = tmp_path / "rank0"
+    for content in (
+        b"",
+        b"\xff" * heartbeat.SIZE,
+        b"\x01" + bytes(heartbeat.SIZE - 1),
+        b"\x02" + b"{" * (heartbeat.SIZE - 1),
+    ):
+        path.write_bytes(content)
+        assert heartbeat.read(path) is None
+
+
+def test_nothing_happens_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(heartbeat.VARIABLE, raising=False)
+    heartbeat.begin()
+    heartbeat.step(1)
+    with heartbeat.waiting("barrier"), heartbeat.during(heartbeat.SAVING):
+        heartbeat.samples(["a"])
+    assert not heartbeat.watched()
