@@ -12,7 +12,7 @@ help:
 	@echo "make demo    make a small world, train on it, predict, score, report (about 12 minutes on 2 cores)"
 	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
 	@echo "make test    run every test (about 7 minutes on 2 cores; WORKERS=1 for one process)"
-	@echo "make drill   the trials that are too long for make test, with their figures; pick some with DRILL='-k NAME'"
+	@echo "make drill   the trials that are too long for make test: docs/reliability.md; PART=NAME runs one part, DRILL='-k NAME' some trials"
 	@echo "make check   ruff, mypy and make test: what CI runs"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make clean   remove the demo's folder and the virtual environment"
@@ -34,7 +34,8 @@ test: install
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 drill: install
-	@$(RUN) -m pytest -m drill -rP --timeout 3600 --durations 0 tests/drill $(DRILL)
+	@$(RUN) -m pytest -m drill -rP --timeout 3600 --durations 0 tests/drill$(if $(PART),/test_$(PART).py) $(DRILL); \
+		code=$$?; $(RUN) -m tests.support.reliability_page; exit $$code
 
 lint: install
 	$(RUN) -m ruff check .

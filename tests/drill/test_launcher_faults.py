@@ -20,6 +20,7 @@ from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.training.run_end import read_end
 from tests.support import small_data, tiny
+from tests.support.trials import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER, RANK = "deepspeed.launcher.launch", "--local_rank="
@@ -137,9 +138,9 @@ def remove_folder(_process: psutil.Process, _family: Family, run_dir: Path) -> N
         (takes_steps, remove_folder, 2, "was removed, moved or replaced"),
     ],
 )
-def test_a_fault_from_outside(run_dir: Path, when: When, fault: What, code: int, words: str) -> None:
+def test_a_fault_from_outside(run_dir: Path, when: When, fault: What, code: int, words: str, figures: Figures) -> None:
     found, seconds, said = trial(run_dir, ["--resume", str(run_dir)], when, fault)
-    print(f"{fault.__name__} as {when.__name__}: exit code {found}, nobody left after {seconds:.1f} s")
+    figures |= {"seconds until nobody is left": seconds, "exit code": str(found)}
     assert found == code, said
     assert words in said
     if fault is remove_folder:

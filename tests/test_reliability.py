@@ -1,0 +1,73 @@
+"""Results of drills: rows that survive a kill, trials that are not repeated, and the page that is written from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import reliability_page
+from tests.support.trials import Trials, read_rows
+
+
+def run(trials: Trials, names: list[str], failing: str = "") -> list[str]:
+    """Every trial that began."""
+    begun = []
+    for name in trials.left(names):
+        begun.append(name)
+        with trials.trial(name) as figures:
+            figures["lost"] = len(begun)
+            assert name != failing
+    return begun
+
+
+def test_a_drill_goes_on_where_it_was_ended(tmp_path: Path) -> None:
+    first = Trials("part", tmp_path, "aaa")
+    with pytest.raises(AssertionError):
+        run(first, ["one", "two", "three"], failing="two")
+    again = Trials("part", tmp_path, "aaa")
+    assert run(again, ["one", "two", "three"]) == ["two", "three"]
+    assert again.summary() == "part: 3 of 3 trials passed (1 of them earlier)"
+    assert again.skip_reason("one") == "passed at this commit"
+    rows = read_rows(tmp_path / "part.json")
+    assert [(row.name, row.passed, row.figures) for row in rows] == [
+        ("one", True, {"lost": 1}),
+        ("two", True, {"lost": 1}),
+        ("three", True, {"lost": 2}),
+    ]
+    assert run(Trials("part", tmp_path, "bbb"), ["one"]) == ["one"]
+    assert [(row.name, row.commit) for row in read_rows(tmp_path / "part.json")] == [("one", "bbb")]
+
+
+def test_changes_that_are_not_committed_count_for_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(Trials("part", tmp_path, "aaa-dirty"), ["one"]) == ["one"]
+
+
+def test_a_part_that_is_out_of_time_says_how_to_go_on(tmp_path: Path) -> None:
+    late = Trials("part", tmp_path, "aaa", limit_s=-1)
+    assert run(late, ["one", "two"]) == []
+    assert late.skip_reason("three") == "30 minutes are over; `make drill PART=part` goes on"
+    assert late.summary() == f"part: 0 of 3 trials passed, 3 not run; {late.how_to_go_on()}"
+    assert run(Trials("part", tmp_path, "aaa"), ["one", "two"]) == ["one", "two"]
+
+
+def test_the_page_shows_new_results_and_keeps_the_others(tmp_path: Path) -> None:
+    parts = {}
+    for name in ("kills", "stops"):
+        parts[name] = tmp_path / f"test_{name}.py"
+        parts[name].write_text(f'"""What {name} do to ``rb train``."""\n')
+    empty = reliability_page.page(parts, {}, "")
+    assert "| [kills](#kills) | not run |" in empty
+    assert "\n## stops\n\nWhat stops do to `rb train`.\n" in empty
+    trials = Trials("kills", tmp_path, "aaa")
+    run(trials, ["one", "two"])
+    first = reliability_page.page(parts, {"kills": read_rows(tmp_path / "kills.json")}, empty)
+    assert "| [kills](#kills) | 2 of 2 | lost 2 | `make drill PART=kills` | aaa | " in first
+    assert reliability_page.page(parts, {}, first) == first
+
+
+def test_the_page_of_this_repository_has_every_part() -> None:
+    """After a new part, or a new docstring: ``python -m tests.support.reliability_page``."""
+    text = reliability_page.PAGE.read_text(encoding="utf-8")
+    assert reliability_page.page(reliability_page.PARTS, {}, text) == text
