@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rb.core.strict_json import parse
+
 VARIABLE = "RB_HEARTBEAT"  # environment variable of a rank: path of its file, which its agent made
 STACKS_SUFFIX = ".stacks"  # behind that path: where its stacks go
 START, TRAINING, VALIDATION, SAVING, END = PHASES = ("start", "training", "validation", "saving", "end")
@@ -180,7 +182,7 @@ def read(path: Path) -> Beat | None:
     if version == 0 or version % 2 or length > SIZE - _HEAD.size or place >= len(PHASES):
         return None
     try:
-        detail = json.loads(content[_HEAD.size : _HEAD.size + length])
+        detail = parse(content[_HEAD.size : _HEAD.size + length], str(path))
         waits_in, ids = str(detail.get("in", "")) if inside else "", tuple(map(str, detail.get("samples", ())))
     except (ValueError, AttributeError, TypeError):
         return None
