@@ -13,7 +13,7 @@ from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking.closing import close_dead_runs
 from rb.tracking.copier import JournalCopier, retry_errors
-from rb.tracking.errors import TrackingError, reason
+from rb.tracking.errors import TrackingError, reason, say_behind
 from rb.tracking.mlflow_store import load_mlflow
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 120.0
@@ -51,12 +51,7 @@ class MlflowCopy:
         self._closing.set()
         self._thread.join(timeout_s)
         if not self._complete:
-            _log.warning(
-                "MLflow (%s) lacks the last part of %s; nothing is lost, send it with: rb track sync %s",
-                self._copier.uri,
-                self._copier.journal,
-                self._copier.run_dir,
-            )
+            say_behind(_log, self._copier.uri, self._copier.run_dir)
         return self._complete
 
     def _run(self) -> None:

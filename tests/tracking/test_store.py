@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sqlite3
 import time
 from contextlib import closing
@@ -15,58 +14,20 @@ import pytest
 from rb.cli import main as rb
 from rb.core.files import sha256
 from rb.tracking import ScoredSet, Tracker, log_evaluation, mlflow_store, sqlite_store
-from rb.tracking.closing import last_status
 from rb.tracking.commands import sync
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
 from rb.tracking.mlflow_store import clean_name, ensure_experiment
 from rb.tracking.sqlite_store import cannot_open, prepare_store
 from tests.support.disks import small_disk
+from tests.support.mlflow_runs import client_of, run_of
 from tests.support.processes import finish, start_function
 from tests.support.remedies import Said, covers, helps, remedy
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole store, to be copied (making one takes 3 s); a process was killed while it made one there."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    process = start_function(make, path)
-    end = time.monotonic() + 60
-    while not any(found.stat().st_size > 100_000 for found in path.parent.glob(".mlflow.db.*.tmp")):
-        assert time.monotonic() < end, process.output()
-        time.sleep(0.005)
-    process.send(signal.SIGKILL)
-    process.wait()
-    (path.parent / "left").write_text(",".join(sorted(found.name for found in path.parent.iterdir())))
-    prepare_store(path)
-    return path
-
-
-def make(path: Path) -> None:
-    prepare_store(path)
-
-
-@pytest.fixture
-def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of runs with a store."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(made, tmp_path / "mlflow.db")
-    return tmp_path
 
 
 def a_run(run_dir: Path, mlflow: bool = True) -> None:
     with Tracker(run_dir, experiment="exp", mlflow=mlflow) as tracker:
         tracker.metrics(1, {"a": 1.0})
-
-
-def client_of(root: Path):
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-
-
-def run_of(run_dir: Path):
-    return client_of(run_dir.parent).get_run(run_identity(run_dir)["run_id"])
 
 
 def as_if_killed_while_made(path: Path) -> None:
@@ -179,40 +140,6 @@ def test_a_moved_run_folder_keeps_its_run_and_so_does_a_copied_folder_of_runs(ru
     a_run(everything / "renamed")
     assert run_of(everything / "renamed").info.run_id == run_id
     assert run_identity(runs / "renamed")["tracking_uri"] != run_identity(everything / "renamed")["tracking_uri"]
-
-
-# Runs whose process is gone
-
-
-def track_and_die(run_dir: Path) -> None:
-    tracker = Tracker(run_dir, interval_s=0.05)
-    tracker.metrics(1, {"a": 1.0})
-    tracker.mlflow_run_id()
-    time.sleep(60)
-
-
-def test_the_next_run_closes_those_whose_process_died(runs: Path) -> None:
-    process = start_function(track_and_die, runs / "killed")
-    end = time.monotonic() + 60
-    while not ((runs / "killed" / "mlflow.json").exists() and "run_id" in run_identity(runs / "killed")):
-        assert time.monotonic() < end, process.output()
-        time.sleep(0.05)
-    with Tracker(runs / "alive", mlflow=False):
-        (runs / "never copied").mkdir()
-        shutil.copy(runs / "alive" / "journal.jsonl", runs / "never copied")
-        process.send(signal.SIGKILL)
-        process.wait()
-        with Tracker(runs / "next", interval_s=0.05) as tracker:
-            tracker.mlflow_run_id()
-            while run_of(runs / "killed").info.status == "RUNNING":
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        assert last_status(runs / "alive") == "RUNNING"
-    killed = run_of(runs / "killed")
-    assert killed.info.status == "KILLED"
-    assert killed.info.start_time <= killed.info.end_time <= run_of(runs / "next").info.start_time
-    assert last_status(runs / "never copied") == "KILLED"
-    assert not (runs / "never copied" / "mlflow.json").exists()
 
 
 def test_a_full_disk_under_the_store_and_its_artifacts(

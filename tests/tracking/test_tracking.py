@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from rb.tracking.identity import run_identity
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import OFFSET_TAG, clean_name
 from rb.tracking.tracker import flatten
+from tests.support.mlflow_runs import all_points, client_of
 from tests.support.processes import TIMEOUT_S, finish, start_function
 
 ROOT = Path(__file__).parents[2]
@@ -37,18 +37,6 @@ TERMS = ("itc", "itm", "itg", "llm", "total")
 def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-
-
-def client_of(root: Path):
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-
-
-def all_points(client, run_id: str) -> Counter:
-    """(name, step) -> how many points MLflow holds."""
-    names = client.get_run(run_id).data.metrics
-    return Counter((name, point.step) for name in names for point in client.get_metric_history(run_id, name))
 
 
 def run_id_of(run_dir: Path) -> str:
