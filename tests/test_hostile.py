@@ -19,7 +19,7 @@ def test_every_reader_ends_in_a_line_and_takes_little_memory() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report) >= 44
+    assert len(report) >= 46
     for kind, row in report.items():
         assert row["cases"] == CASES, kind
         assert row["growth_mb"] < MOST_MB, (kind, row)

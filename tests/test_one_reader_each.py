@@ -52,6 +52,7 @@ READERS = {
     "gzip.open": None,
     "bz2.open": None,
     "lzma.open": None,
+    "deepspeed.launcher.runner.fetch_hostfile": None,  # rb/launching/hostfile.py reads hostfiles
     "shelve.open": None,
     "marshal.loads": None,
     "builtins.eval": None,

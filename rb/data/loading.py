@@ -13,19 +13,16 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from rb.core.exit_codes import USER_ERRORS
+from rb.data.shared_memory import AHEAD, REMEDY, SHM, needed, size
 
 T = TypeVar("T")
 TIMEOUT_S = 300.0
-SHM = Path("/dev/shm")
-AHEAD = 2  # batches that each process prepares
-REMEDY = "give the container more (docker run --shm-size=8g, or --ipc=host), or use fewer loader processes (data.num_workers, --workers)"
 _MB = 1e6
 
 log = logging.getLogger(__name__)
@@ -109,11 +106,11 @@ class Batches(Generic[T]):
             return
         self._largest = batch_bytes
         ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        needed, size = batch_bytes * AHEAD * self._num_workers * ranks, _size()
-        if size is not None and size[1] < needed:
+        most, room = needed(batch_bytes, self._num_workers, ranks), size()
+        if room is not None and room[1] < most:
             log.warning(
                 "%s: batches ahead of time take up to %.0f MB (%d ranks x %d loader processes x %d batches of %.1f MB); %s",
-                *(_room(), needed / _MB, ranks, self._num_workers, AHEAD, batch_bytes / _MB, REMEDY),
+                *(_room(), most / _MB, ranks, self._num_workers, AHEAD, batch_bytes / _MB, REMEDY),
             )
 
 
@@ -171,18 +168,9 @@ def _tensors(item: object) -> Iterator[Tensor]:
             yield from _tensors(getattr(item, field.name))
 
 
-def _size() -> tuple[int, int] | None:
-    """(free, all) bytes of shared memory; none where this system has no such place."""
-    try:
-        found = os.statvfs(SHM)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-
-
 def _room() -> str:
-    size = _size()
-    return f"{SHM} has {size[0] / _MB:.1f} of {size[1] / _MB:.1f} MB free" if size else f"{SHM} is not there"
+    room = size()
+    return f"{SHM} has {room[0] / _MB:.1f} of {room[1] / _MB:.1f} MB free" if room else f"{SHM} is not there"
 
 
 def _start_worker(_worker: int) -> None:

@@ -89,7 +89,7 @@ def test_a_small_shared_memory_is_an_error_with_the_remedy():
 
 
 def test_a_process_that_stalls_or_dies_is_named_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_size", lambda: (1_000_000, 64_000_000))
+    monkeypatch.setattr(loading, "size", lambda: (1_000_000, 64_000_000))
     with pytest.raises(LoaderError) as raised:
         list(Batches(Items("stall"), range(4), 2, False, 1))
     assert "no batch came from the 2 loader processes in 1 s" in str(raised.value)
@@ -113,11 +113,11 @@ def test_too_little_room_for_the_batches_ahead_is_said_at_the_first(
     assert num_bytes(Items()[0]) == 1_000_000
     for size, warned in ((31_000_000, True), (32_000_000, False)):  # 8 ranks x 2 processes x 2 batches x 1 MB
         caplog.clear()
-        monkeypatch.setattr(loading, "_size", lambda size=size: (size, size))
+        monkeypatch.setattr(loading, "size", lambda size=size: (size, size))
         batches = Batches(Items(), range(4), 2, False)
         assert [int(batch.inputs[0]) for batch in batches] == [0, 1, 2, 3]
         assert [int(batch.inputs[0]) for batch in batches] == [0, 1, 2, 3]  # again, by the same processes
         assert len(caplog.messages) == warned
-    monkeypatch.setattr(loading, "_size", lambda: (0, 0))
+    monkeypatch.setattr(loading, "size", lambda: (0, 0))
     assert len(list(Batches(Items(), range(4), 0, False))) == 4  # this process alone needs none
     assert not caplog.messages

@@ -49,6 +49,8 @@ from rb.data.prepare.scannet_files import read_objects, read_segments
 from rb.data.prepare.tables import read_csv
 from rb.data.prepare.xml_files import read_xml
 from rb.data.tars import scan_shard
+from rb.launching.hostfile import read_hostfile
+from rb.launching.secrets import read_environment_file
 from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
 from rb.sources.points import decode_points, encode_points
@@ -288,6 +290,12 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "Parquet": ("a.parquet", lambda p: list(read_parquet(p, Counter())), [parquet_bytes()]),
         "XML": ("1.xml", read_xml, [XML]),
         "CSV": ("a.csv", lambda p: read_captions(p, Counter()), [b'0123456789,"a ""b"", c"\nabcdefghij,two words\n']),
+        "hostfile": ("hostfile", read_hostfile, [b"node1 slots=8\n10.0.0.2 slots=4  # spare\n\nn3.rack slots=1\n"]),
+        ".deepspeed_env": (
+            ".deepspeed_env",
+            read_environment_file,
+            [b"NCCL_DEBUG=INFO\nNCCL_SOCKET_IFNAME=eth0\nPYTHONPATH=/a:/b\n"],
+        ),
         "image": ("a.png", lambda p: decode_image(p.read_bytes(), str(p)), images),
         **hostile_annotations.readers(folder),
     }
