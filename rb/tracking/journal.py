@@ -87,9 +87,13 @@ class Journal:
         )
 
     def sync(self) -> None:
-        """Wait until all rows are on the disk."""
+        """Wait until all rows are on the disk. Meanwhile other threads write rows."""
         with self._lock:
-            os.fsync(self._fd)
+            handle = os.dup(self._fd)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _append(self, line: bytes) -> None:
         """Append a line as it is; ``CannotWriteError`` where the disk refuses."""

@@ -40,7 +40,7 @@ from rb.inference.load import check_foundation, example_transform, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
-from rb.training.agree import agreed_to_stop, on_main, together
+from rb.training.agree import agreed, on_main, together
 from rb.training.bad_steps import BadSteps
 from rb.training.engine import Engine, choose_kernel, ds_settings
 from rb.training.metrics import Window
@@ -133,7 +133,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     batches = open_batches(run)
     window, bad = Window(train_config.global_batch_size, run.device), BadSteps(run.folder.path, run.start)
     stop.start_steps()
-    if agreed_to_stop(stop, run.device):
+    if any(agreed(bool(stop.reason))):
         log.info("stopped by %s before the first step; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
         return STOPPED
     bar = progress.bar(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main())
@@ -152,7 +152,9 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             window.add_skipped(turn.modality)
         bad.add(done, turn.modality, result, tracker)
         aborting, last = bad.in_a_row >= train_config.max_bad_steps, done == run.total_steps
-        stopping = agreed_to_stop(stop, run.device) or aborting
+        asked, written = agreed(bool(stop.reason), run.saver.report())
+        run.saver.settle(written)
+        stopping = bool(asked) or aborting
         if done % train_config.log_every == 0 or last or stopping:
             epoch = run.schedule.epochs_after(done)
             values = window.values() | bad.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
@@ -161,6 +163,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
         # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.
         best = False
         if run.validation.due(done, last):
+            run.saver.wait()  # so that the best so far is known: the best that is saved
             scores, best = run.validation.run(done)
             tracker.metrics(done, scores)
             if run.config.validation.num_examples:
@@ -168,10 +171,11 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             window.restart_clock()
         if run.saver.due(done) or last or stopping or best:
             run.saver.save(done, best, tracker)
+        saved = run.saver.wait() if last or stopping else True
         if aborting:
             bad.report_end(done)
             return ABORTED
-        if (last or stopping) and run.saver.missed:
+        if not saved:
             log.error("step %d, the last, is not saved: %s", done, run.saver.missed)
             log.error("make room, then go on from the last checkpoint with --resume %s", run.folder.path)
             return CANNOT_WRITE
