@@ -43,6 +43,7 @@ from rb.tracking import Tracker
 from rb.training.agree import agreed, on_main, together
 from rb.training.bad_steps import BadSteps
 from rb.training.engine import Engine, choose_kernel, ds_settings
+from rb.training.extending import length_of
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environment, identities_of, package_versions
@@ -96,7 +97,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
-    total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
+    total_steps = together(partial(length_of, config.train, config.optim, schedule))
 
     folder = RunFolder(resume or Path(config.output_dir) / config.name)
     on_main(partial(folder.claim, new=resume is None))
@@ -266,6 +267,7 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     tracker.tags({f"trainable_parameters.{users}": count for users, count in counts.items()})
     tracker.tags({f"foundation.{part}": fingerprint for part, fingerprint in run.built.foundation.items()})
     tracker.tags({"git_commit": place["git_commit"], "config_digest": run.meta["config_digest"]})
+    tracker.tags({f"extension_{n}": one for n, one in enumerate(config.optim.extensions, 1)})
     tracker.tags({"ranks": dist.world_size(), "optimizer_kernel": run.engine.kernel})
     readers = [reader for d in run.data.values() for reader in d.readers]
     tracker.inputs((reader.manifest.name, reader.digest, str(reader.path)) for reader in readers)
