@@ -7,22 +7,22 @@ configuration of before stays beside it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 import socket
 import time
 from pathlib import Path
 
+from rb.checkpoints import checkpoint
 from rb.core.config import Extension, OptimConfig, RunConfig, TrainConfig
-from rb.core.exit_codes import FINISHED
 from rb.core.files import whole_file, write_whole
 from rb.core.locks import FileLock
-from rb.core.optim_config import KEEP, RATES, RESTART, STRETCH
-from rb.core.output import say
+from rb.core.run_file import dump_run, load_run
 from rb.core.run_layout import RUN_CONFIG, TRAINING_LOCK, earlier_config
+from rb.data.pipeline import open_training_data
 from rb.tracking.client_tags import user_name
 from rb.training.optim import rate_at
+from rb.training.run_folder import saved_run
 from rb.training.schedule import Schedule
 
 
@@ -47,17 +47,13 @@ def extend(run_dir: Path, rate: str, steps: int | None = None, epochs: int | Non
 
     Args:
         run_dir: the run folder; nobody trains in it.
-        rate: what the rate does: a word of `RATES`.
+        rate: what the rate does: `keep`, `stretch` or `restart`.
         steps: length of the run from now on; or
         epochs: the same in epochs.
 
     Raises:
         ValueError: no run there, another training is in it, its data are gone, or it would not become longer.
     """
-    from rb.checkpoints import checkpoint
-    from rb.core.run_file import dump_run, load_run
-    from rb.training.run_folder import saved_run
-
     found_paths = saved_run(run_dir, [])
     with _claimed(run_dir):
         schedule = _schedule(found_paths)
@@ -99,8 +95,6 @@ def describe(run_dir: Path, extension: Extension, config: RunConfig) -> str:
 
 def _schedule(config: RunConfig) -> Schedule:
     """The schedule that the run's data make; only manifests are read."""
-    from rb.data.pipeline import open_training_data
-
     data = open_training_data(config.data.train, config.seed)
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     return Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
@@ -113,32 +107,3 @@ def _claimed(run_dir: Path) -> FileLock:
             f"{run_dir}: a training is in this run folder ({lock.owner()}); stop it first, or wait for its end"
         )
     return lock
-
-
-def add_extend(parser: argparse.ArgumentParser) -> None:
-    """``rb extend``."""
-    parser.description = "Make a run longer; rb train --resume RUN_DIR then goes on with its parameters and moments."
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run folder; its run ended or was stopped")
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--epochs", type=int, metavar="N", help="length of the run in epochs, from its first one")
-    length.add_argument("--steps", type=int, metavar="N", help="length of the run in steps, from its first one")
-    parser.add_argument(
-        "--rate",
-        required=True,
-        choices=RATES,
-        help=f"{KEEP}: as before, then optim.min_lr after the old end; {STRETCH}: from now on the cosine ends at the new end; "
-        f"{RESTART}: at the old end a new warm-up and cosine over the added steps",
-    )
-    parser.set_defaults(run=run_extend)
-
-
-def run_extend(args: argparse.Namespace) -> int:
-    """Change the run folder; say what the rate will be."""
-    from rb.core.run_file import load_run
-
-    for option, value in (("--epochs", args.epochs), ("--steps", args.steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{option} {value}: must be at least 1")
-    extension = extend(args.run_dir, args.rate, args.steps, args.epochs)
-    say(describe(args.run_dir, extension, load_run(args.run_dir / RUN_CONFIG)))
-    return FINISHED

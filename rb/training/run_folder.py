@@ -156,7 +156,9 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     recorded = with_defaults(with_pool(meta["config"], meta.get("num_ranks")))
     before, now = (flatten(_with_its_pool(tree)) for tree in (recorded, config))
     # Losses depend on the micro-batch only where negatives are sought within it.
-    free = FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
+    free: tuple[str, ...] = (
+        FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
+    )
     if _was_extended(recorded, config):
         free += tuple(_LONGER)
         before, now = (
