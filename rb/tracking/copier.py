@@ -11,6 +11,7 @@ import logging
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from rb.core.run_layout import RUN_JOURNAL
 from rb.tracking.errors import TrackingError
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import (
+    NOT_MLFLOW,
     OFFSET_TAG,
     USER_TAG,
     clean_name,
@@ -38,6 +40,8 @@ MLFLOW_TAGS = "mlflow."  # what MLflow's own clients set: user, source
 # Identities are tags in the journal and parameters in MLflow: they say what went in, and as tags they hide the others.
 _IDENTITIES = ("foundation.", "config_digest", "set_sha256")
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+
+_NO_RIGHT = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}  # answers of HTTP
 
 _log = logging.getLogger(__name__)
 
@@ -96,10 +100,27 @@ class JournalCopier:
         """Copy all that the journal holds now; ``stop`` is asked between two pieces, and the next call goes on from there.
 
         Raises:
-            TrackingError: MLflow refuses the run itself (deleted there), or knows more of the journal than there is.
+            TrackingError: MLflow refuses the run itself (no right to write it, deleted there), or knows more of the journal than there is.
             Exception: those of ``retry_errors()``, when the store cannot be reached; call again later.
         """
-        client = self._client or self._connect()
+        try:
+            self._pump(stop)
+        except BaseException as error:
+            self._client = None  # the next call starts over from what MLflow says
+            if _code(error) in _NO_RIGHT:
+                raise TrackingError(
+                    f"MLflow at {self.uri} refuses this user (answer {_NO_RIGHT[_code(error)]}); let MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, be those of a user who may edit the experiment, "
+                    f"then: rb track sync {self.run_dir}"
+                ) from error
+            if type(error).__module__.startswith("google.protobuf"):  # the answer is JSON, but not MLflow's
+                raise OSError(NOT_MLFLOW) from None
+            raise
+
+    def _pump(self, stop: Callable[[], bool]) -> None:
+        client = self._client
+        if client is None or self.behind():
+            client = self._connect()
         metrics: list[Metric] = []
         end = self.offset
         for row, end in read_rows(self.journal, self.offset):
@@ -118,11 +139,14 @@ class JournalCopier:
             self._send(client, metrics, end)
 
     def _connect(self) -> MlflowClient:
-        client = open_client(self.uri)
+        """Look at the run before each pass: it may have been deleted, or the store replaced by an older copy of itself."""
+        client = self._client or open_client(self.uri)
         run = open_run(client, self.uri, self.run_dir, *self._beginning())
-        self.run_id = run.info.run_id
-        self._params = dict(run.data.params)
-        self._replay(int(run.data.tags.get(OFFSET_TAG, "0")))
+        offset = int(run.data.tags.get(OFFSET_TAG, "0"))
+        if self._client is None or (run.info.run_id, offset) != (self.run_id, self.offset):
+            self.run_id = run.info.run_id
+            self._params = dict(run.data.params)
+            self._replay(offset)
         self._client = client
         return client
 
@@ -161,23 +185,26 @@ class JournalCopier:
         return [Metric(name, value, stamp, step) for name, value in named if self._sent.add(name, step, value)]
 
     def _send(self, client: MlflowClient, metrics: list[Metric], end: int) -> None:
-        """Send points and then note ``end``. If the call fails, this object starts over from what MLflow says."""
+        """Send points and then note ``end``."""
+        for start in range(0, len(metrics), CHUNK_POINTS):
+            self._log(client, metrics[start : start + CHUNK_POINTS])
+        if end > self.offset:
+            self._note(client, end)
+        self.points += len(metrics)
+        self.offset = end
+
+    def _note(self, client: MlflowClient, end: int) -> None:
+        """Note on the run how far the copy has come. ``TrackingError`` where it takes not even that."""
         from mlflow.entities import RunTag
 
         try:
-            for start in range(0, len(metrics), CHUNK_POINTS):
-                self._log(client, metrics[start : start + CHUNK_POINTS])
-            if end > self.offset:
-                client.log_batch(self.run_id, tags=[RunTag(OFFSET_TAG, str(end))])
+            client.log_batch(self.run_id, tags=[RunTag(OFFSET_TAG, str(end))])
         except retry_errors() as error:
-            self._client = None
             if _is_refusal(error):
                 raise TrackingError(
                     f"MLflow run {self.run_id} in {self.uri} takes nothing any more: {error}"
                 ) from error
             raise
-        self.points += len(metrics)
-        self.offset = end
 
     def _log(self, client: MlflowClient, metrics: list[Metric]) -> None:
         """One call for all; if MLflow refuses something in it, one call per name, so that only the culprit is lost."""
@@ -186,6 +213,7 @@ class JournalCopier:
         except retry_errors() as error:
             if not _is_refusal(error):
                 raise
+            self._note(client, self.offset)  # the run takes anything at all
             for name in dict.fromkeys(metric.key for metric in metrics):
                 try:
                     client.log_batch(self.run_id, metrics=[metric for metric in metrics if metric.key == name])
@@ -213,8 +241,8 @@ class JournalCopier:
             _log.warning("%s: a row of kind %s lacks %s and is not copied", self.journal, row["kind"], error)
         except retry_errors() as error:
             if not _is_refusal(error):
-                self._client = None
                 raise
+            self._note(client, self.offset)
             _log.warning("MLflow refuses a row of kind %s (it stays in %s): %s", row["kind"], self.journal, error)
 
     def _copy_params(self, client: MlflowClient, values: dict[str, str]) -> None:
@@ -265,14 +293,19 @@ class JournalCopier:
 
 
 def retry_errors() -> tuple[type[Exception], ...]:
-    """What an MLflow call raises when its store cannot be reached or refuses (imports MLflow)."""
+    """What an MLflow call raises when its store cannot be reached, refuses, or is not MLflow's at all (imports MLflow)."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, RequestException, SQLAlchemyError, OSError)
+    return (MlflowException, RequestException, SQLAlchemyError, OSError, JSONDecodeError)
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether sending the same again would be refused again."""
-    return getattr(error, "error_code", None) in _REFUSED
+    return _code(error) in _REFUSED
+
+
+def _code(error: BaseException) -> str:
+    """MLflow's code of an error, empty where it has none."""
+    return str(getattr(error, "error_code", ""))

@@ -26,7 +26,7 @@ TRACKING_URI, EXPERIMENT_ID, RUN_ID, COPIED_FROM = "tracking_uri", "experiment_i
 
 
 def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dict[str, str]:
-    """What ``mlflow.json`` says; made where missing.
+    """What ``mlflow.json`` says; made where missing. Another ``experiment`` counts as long as MLflow has no run yet.
 
     Raises:
         TrackingError: it is damaged.
@@ -35,11 +35,15 @@ def run_identity(run_dir: Path, experiment: str = "", run_name: str = "") -> dic
     if path.exists():
         try:
             identity = read(path)
-            return {str(name): str(value) for name, value in identity.items()} | {KEY: str(identity[KEY])}
+            found = {str(name): str(value) for name, value in identity.items()} | {KEY: str(identity[KEY])}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise TrackingError(
                 f"{path}: not readable as MLflow's identity of this run ({error!r}); remove it to start a new one"
             ) from error
+        if experiment and RUN_ID not in found and found.get(EXPERIMENT) != experiment:
+            found[EXPERIMENT] = experiment
+            save_identity(run_dir, found)
+        return found
     identity = _new(run_dir, experiment or "regionblip", run_name or run_dir.name)
     save_identity(run_dir, identity)
     return identity

@@ -49,6 +49,7 @@ PARENT_TAG = "mlflow.parentRunId"
 EXPERIMENT_KIND = {
     "mlflow.experimentKind": "custom_model_development"
 }  # the page of runs and curves, not that of GenAI traces
+NOT_MLFLOW = "what answers there is not an MLflow server"
 MAX_VALUE_CHARS = 500
 MAX_NAME_CHARS = 250
 
@@ -129,9 +130,9 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-    if experiment.lifecycle_stage != "active":
+    if _is_deleted(experiment.lifecycle_stage):
         raise TrackingError(
-            f"MLflow experiment {name!r} is deleted in {uri}; restore it there, or set tracking.experiment"
+            f"MLflow experiment {name!r} is deleted in {uri}; restore it there, or go on with --resume and another tracking.experiment"
         )
     for tag, value in EXPERIMENT_KIND.items():
         if tag not in experiment.tags:
@@ -156,12 +157,13 @@ def open_run(client: MlflowClient, uri: str, run_dir: Path, start_s: float | Non
             made[COPIED_FROM] = identity[COPIED_FROM]
         start_ms = None if start_s is None else int(start_s * 1000)
         run = found or client.create_run(experiment_id, start_ms, made, identity[RUN_NAME])
+    _check_active(client, uri, run)
     place = {TRACKING_URI: uri, EXPERIMENT_ID: run.info.experiment_id, RUN_ID: run.info.run_id}
     place |= {FOLDER: str(run_dir)}
     if not place.items() <= identity.items():
         save_identity(run_dir, identity | place)
     _join_parent(client, uri, run_dir, run)
-    return _active(run, uri)
+    return run
 
 
 def _known_run(client: MlflowClient, uri: str, identity: Mapping[str, str]) -> Run | None:
@@ -195,9 +197,20 @@ def _join_parent(client: MlflowClient, uri: str, run_dir: Path, run: Run) -> Non
         client.set_tag(run.info.run_id, "training_run_id", parent.info.run_id)
 
 
-def _active(run: Run, uri: str) -> Run:
-    if run.info.lifecycle_stage != "active":
-        raise TrackingError(
-            f"MLflow run {run.info.run_id} is deleted in {uri}; restore it there, or remove {RUN_MLFLOW} from the run folder"
-        )
-    return run
+def _check_active(client: MlflowClient, uri: str, run: Run) -> None:
+    if not _is_deleted(run.info.lifecycle_stage):
+        return
+    experiment = client.get_experiment(run.info.experiment_id)
+    what = f"run {run.info.run_id}"
+    if _is_deleted(experiment.lifecycle_stage):  # its runs are deleted with it, and come back with it
+        what = f"experiment {experiment.name!r}"
+    raise TrackingError(
+        f"MLflow {what} is deleted in {uri}; restore it there, or remove {RUN_MLFLOW} from the run folder to start a new run"
+    )
+
+
+def _is_deleted(stage: str) -> bool:
+    """Whether a run's or an experiment's stage is that of a deleted one; ``OSError`` if it is none of MLflow's."""
+    if stage not in ("active", "deleted"):
+        raise OSError(NOT_MLFLOW)
+    return stage == "deleted"

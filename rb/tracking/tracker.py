@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_JOURNAL, TRACKING_LOCK
-from rb.tracking.bad_steps import BadStep
 from rb.tracking.client_tags import client_tags
 from rb.tracking.identity import run_identity
 from rb.tracking.journal import STATUSES, PatientJournal
-from rb.tracking.mlflow_copy import MlflowCopy
+from rb.tracking.mlflow_copy import HURRIED_S, MlflowCopy
+
+END_WAIT_S = 30.0  # longest wait for MLflow at the end of a run that finished
 
 
 class Tracker:
@@ -78,11 +79,6 @@ class Tracker:
             self._hold()
             self._journal.metrics(step, values)
 
-    def bad_step(self, bad: BadStep) -> None:
-        """Record a step that was skipped, with the samples of every rank."""
-        if self._journal:
-            self._write("bad_step", **bad.row())
-
     def artifact(self, path: str | Path) -> None:
         """Have a file copied to MLflow, into the folder that it has in the run folder; relative paths are relative to that."""
         if self._journal:
@@ -110,8 +106,15 @@ class Tracker:
         if self._journal:
             self._journal.sync()
 
-    def finish(self, status: str = "FINISHED", timeout_s: float = 30.0) -> None:
-        """Set the run's end (FINISHED, FAILED or KILLED) and give MLflow ``timeout_s`` to follow; later calls do nothing."""
+    def finish(
+        self, status: str = "FINISHED", timeout_s: float = END_WAIT_S, hurry: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Set the run's end (FINISHED, FAILED or KILLED) and give MLflow some time to follow; later calls do nothing.
+
+        Args:
+            timeout_s: longest wait for MLflow, HURRIED_S where the run did not finish. What it lacks then is for ``rb track sync``.
+            hurry: asked while waiting: somebody wants this process to end.
+        """
         if status not in STATUSES:
             raise ValueError(f"status: {status!r} is not one of {', '.join(STATUSES)}")
         if self._journal is None:
@@ -120,7 +123,7 @@ class Tracker:
         self._journal.close()
         self._journal = None
         if self._copy:
-            self._copy.close(timeout_s)
+            self._copy.close(timeout_s if status == "FINISHED" else min(timeout_s, HURRIED_S), hurry)
         else:
             self._lock.release()
 

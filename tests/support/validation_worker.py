@@ -46,7 +46,7 @@ def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
     run = prepare(config, resume)
     with start_tracking(run, resumed=resume is not None) as tracker:
         code = take_steps(run, tracker, stop)
-        finish(run, tracker, code)
+        finish(run, tracker, code, stop)
     return code
 
 

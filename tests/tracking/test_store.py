@@ -17,7 +17,7 @@ from rb.tracking import ScoredSet, Tracker, log_evaluation, mlflow_store, sqlite
 from rb.tracking.commands import sync
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
-from rb.tracking.mlflow_store import clean_name, ensure_experiment
+from rb.tracking.mlflow_store import clean_name
 from rb.tracking.sqlite_store import cannot_open, prepare_store
 from tests.support.disks import small_disk
 from tests.support.mlflow_runs import client_of, run_of
@@ -194,10 +194,10 @@ def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
 
 IDENTITY, GONE = (
     "not readable as MLflow's identity of this run ({}); remove it to start a new one",
-    "restore it there, or remove {}",
+    "restore it there, or remove {} from the run folder to start a new run",
 )
 EXPERIMENT, JOURNAL = (
-    "restore it there, or set tracking.experiment",
+    "restore it there, or go on with --resume and another tracking.experiment",
     "remove mlflow.json from the run folder to start a new MLflow run",
 )
 
@@ -209,12 +209,12 @@ EXPERIMENT, JOURNAL = (
         (GONE, "restore"),
         (GONE, "remove"),
         (EXPERIMENT, "restore"),
-        (EXPERIMENT, "set"),
+        (EXPERIMENT, "another"),
         (JOURNAL, "remove"),
     ],
 )
 def test_what_is_gone_in_mlflow_or_in_the_folder(runs: Path, says: str, way: str) -> None:
-    run, name = runs / "run", ["exp"]
+    run = runs / "run"
     a_run(run)
     client, identity = client_of(runs), run_identity(run)
     experiment = client.get_experiment_by_name("exp").experiment_id
@@ -224,17 +224,14 @@ def test_what_is_gone_in_mlflow_or_in_the_folder(runs: Path, says: str, way: str
         client.delete_run(identity["run_id"])
     elif says == EXPERIMENT:
         client.delete_experiment(experiment)
+        run = runs / "started while it was gone"
+        a_run(run, mlflow=False)
     else:
         (run / "journal.jsonl").write_text("")
 
-    def work() -> object:
-        if says == EXPERIMENT:
-            return ensure_experiment(client, f"sqlite:///{runs / 'mlflow.db'}", name[0])
-        return sync(run)
-
     def follow(said: Said) -> None:
-        if way == "set":
-            name[0] = "another"
+        if way == "another":
+            Tracker(run, experiment="another", mlflow=False).finish()
         elif way == "remove":
             (run / "mlflow.json").unlink()
         elif says == GONE:
@@ -242,7 +239,7 @@ def test_what_is_gone_in_mlflow_or_in_the_folder(runs: Path, says: str, way: str
         else:
             client.restore_experiment(experiment)
 
-    helps(says, work, follow)
+    helps(says, lambda: sync(run), follow)
 
 
 covers([IDENTITY, GONE, EXPERIMENT, JOURNAL])

@@ -20,7 +20,6 @@ from rb.cli import main as rb
 from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking import Journal, ScoredSet, Tracker, log_evaluation, metric_points
-from rb.tracking.bad_steps import BadStep, RankLosses
 from rb.tracking.commands import sync
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
@@ -80,11 +79,10 @@ def test_any_other_bad_line_is_reported(tmp_path: Path) -> None:
     Journal(path).metrics(1, {"a": 1.0})
     with path.open("ab") as file:
         file.write(b'garbage\n{"kind": "surprise", "time": 1}\n')
-        file.write(b'{"kind": "bad_step", "time": 1, "step": 1, "modality": "image", "ranks": [{"terms": ["itc"]}]}\n')
     Journal(path).metrics(2, {"a": 2.0})
     problems: list[str] = []
     assert [row["step"] for row, _ in read_rows(path, on_bad=problems.append)] == [1, 2]
-    assert len(problems) == 3
+    assert len(problems) == 2
     assert all(str(path) in problem for problem in problems)
 
 
@@ -158,9 +156,6 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (run_dir / "validation").mkdir()
         (run_dir / "validation" / "step_0000001.html").write_text("<p>a red cube</p>")
         tracker.artifact(run_dir / "validation" / "step_0000001.html")
-        tracker.bad_step(
-            BadStep(1, "image", (RankLosses({"llm": math.nan}, ["a"], [0]),))
-        )  # which MLflow has no place for
         for step in range(250):
             tracker.metrics(step, {**losses(step), "train/lr": 1e-4, "bad/nan": math.nan, "bad/inf": math.inf})
     client = client_of(tmp_path / "runs")
@@ -192,14 +187,14 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert client.search_experiments(filter_string="name = 'exp'")[0].artifact_location.startswith(tmp_path.as_uri())
 
 
-def test_resume_uses_the_same_run_without_duplicates(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_resume_uses_the_same_run_without_duplicates(runs: Path) -> None:
+    run_dir = runs / "run"
     with pytest.raises(RuntimeError), Tracker(run_dir, interval_s=0.1) as tracker:
         tracker.params({"lr": 1, "seed": 0})
         for step in (10, 20, 30):
             tracker.metrics(step, losses(step))
         raise RuntimeError("a crash")
-    client = client_of(tmp_path)
+    client = client_of(runs)
     assert client.get_run(run_id_of(run_dir)).info.status == "FAILED"
     with Tracker(run_dir, interval_s=0.1) as tracker:
         tracker.resumed(10)
@@ -221,9 +216,9 @@ def closed_port() -> int:
 
 
 def test_dead_server_never_blocks_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_dir = tmp_path / "run"
+    run_dir = runs / "run"
     with monkeypatch.context() as away, caplog.at_level(logging.WARNING, "rb"):
         away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
         tracker = Tracker(run_dir, interval_s=0.05)
@@ -248,7 +243,7 @@ def test_dead_server_never_blocks_a_step(
             sync(run_dir)
     for _ in range(2):
         assert rb(["track", "sync", str(run_dir)]) == 0
-    client = client_of(tmp_path)
+    client = client_of(runs)
     assert all_points(client, run_id_of(run_dir)) == {(name, s): 1 for name in losses(0) for s in range(400)}
     assert client.get_run(run_id_of(run_dir)).info.status == "FINISHED"
 
@@ -262,20 +257,20 @@ def track_until_killed(run_dir: Path, resumed: int) -> None:
         time.sleep(0.002)
 
 
-def test_killed_while_copying_then_synced(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_killed_while_copying_then_synced(runs: Path) -> None:
+    run_dir = runs / "run"
     resumed = 0
     journal = run_dir / "journal.jsonl"
     for more in (3000, 6000):
         written_before = journal.stat().st_size if journal.exists() else 0
         process = start_function(track_until_killed, run_dir, resumed)
-        wait_for_copy(tmp_path, run_dir, written_before + more)
+        wait_for_copy(runs, run_dir, written_before + more)
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         resumed = max(p.step for p in metric_points(run_dir / "journal.jsonl")["train/m/loss_0"]) - 50
     for _ in range(2):
         sync(run_dir)
-    client = client_of(tmp_path)
+    client = client_of(runs)
     run = client.get_run(run_id_of(run_dir))
     assert run.info.status == "KILLED"
     written = {(n, p.step) for n, points in metric_points(run_dir / "journal.jsonl").items() for p in points}
@@ -347,15 +342,15 @@ def test_four_jobs_make_one_store_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_evaluation_is_a_run_and_a_point_of_its_training(tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "train"
+def test_evaluation_is_a_run_and_a_point_of_its_training(runs: Path) -> None:
+    run_dir = runs / "train"
     with Tracker(run_dir, experiment="exp", interval_s=0.1) as tracker:
         tracker.metrics(100, losses(100))
         tracker.mlflow_run_id()
     job = {"name": "refcoco+-val", "data": ScoredSet("refcoco+", "val"), "run_dir": run_dir, "step": 100}
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.1}, **job, tags={"decoding": "beam 5"})
     assert log_evaluation({"CIDEr": 0.5, "SPICE": 0.2}, **job)
-    client = client_of(tmp_path / "runs")
+    client = client_of(runs)
     training = client.get_run(run_id_of(run_dir))
     assert training.info.status == "FINISHED"
     history = client.get_metric_history(training.info.run_id, "eval/refcocoplus/val/CIDEr")
