@@ -108,8 +108,8 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
             _point(folder, BEST, target.name)
     except (OSError, SafetensorError) as error:
         raise cannot_write(target, error, needed) from error
-    kept = _pointed(folder / BEST) if (folder / BEST).is_file() else ""
-    older = [path for path in _steps(folder) if _step(path) < step and path.name != kept]
+    kept = pointed(folder / BEST) if (folder / BEST).is_file() else ""
+    older = [path for path in step_folders(folder) if step_of(path) < step and path.name != kept]
     try:
         for old in older[keep - 1 :]:
             _remove(old)
@@ -123,10 +123,10 @@ def set_aside_torn(run_dir: Path, step: int) -> None:
 
     For a resume from that step, so that a torn one never counts among those that `save` keeps.
     """
-    for path in _steps(run_dir / CHECKPOINTS):
-        if _step(path) > step:
+    for path in step_folders(run_dir / CHECKPOINTS):
+        if step_of(path) > step:
             try:
-                _verify(path)
+                verify(path)
             except CheckpointError:
                 path.rename(temporary_name(path))
 
@@ -150,13 +150,14 @@ def _point(folder: Path, file: str, name: str) -> None:
     write_whole(folder / file, name + "\n")
 
 
-def _steps(folder: Path) -> list[Path]:
+def step_folders(folder: Path) -> list[Path]:
     """Folders with the name of a checkpoint, the newest first."""
     named = (path for path in folder.glob(f"{STEP_PREFIX}*") if path.name.removeprefix(STEP_PREFIX).isdecimal())
-    return sorted(named, key=_step, reverse=True)
+    return sorted(named, key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint folder."""
     return int(path.name.removeprefix(STEP_PREFIX))
 
 
@@ -169,14 +170,19 @@ def _remove(path: Path) -> None:
 
 def _remove_left_overs(folder: Path) -> None:
     """What killed writers left. Only one process writes here: the one that holds the run folder's lock."""
-    for left_over in folder.glob(".*.tmp"):
+    for left_over in left_overs(folder):
         if left_over.is_dir():
             shutil.rmtree(left_over)
         else:
             left_over.unlink()
 
 
-def _pointed(pointer: Path) -> str:
+def left_overs(folder: Path) -> list[Path]:
+    """What killed writers left among the checkpoints, and what one writes just now."""
+    return sorted(folder.glob(".*.tmp"))
+
+
+def pointed(pointer: Path) -> str:
     """The name in a pointer file: a plain one, so that a crafted file leads nowhere else."""
     name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     if not name.startswith(STEP_PREFIX) or not name.removeprefix(STEP_PREFIX).isdecimal():
@@ -207,9 +213,9 @@ def find(path: Path) -> Checkpoint | None:
     if path.parent.name == CHECKPOINTS and path.name == LATEST:
         return _newest_whole(path.parent)
     if path.parent.name == CHECKPOINTS and path.name == BEST and path.is_file():
-        return _verify(path.parent / _pointed(path))
+        return verify(path.parent / pointed(path))
     if (path / META_FILE).is_file() or path.parent.name == CHECKPOINTS:
-        return _verify(path)
+        return verify(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such run folder or checkpoint folder")
     return _newest_whole(path / CHECKPOINTS)
@@ -221,9 +227,9 @@ def _newest_whole(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, or `latest` names one, but none is whole; the message has a line for each.
     """
-    candidates, faults, pointer = _steps(folder), list[str](), folder / LATEST
+    candidates, faults, pointer = step_folders(folder), list[str](), folder / LATEST
     try:
-        named = folder / _pointed(pointer)
+        named = folder / pointed(pointer)
         candidates = [named, *(path for path in candidates if path != named)]
     except FileNotFoundError:
         if not candidates:
@@ -233,7 +239,7 @@ def _newest_whole(folder: Path) -> Checkpoint | None:
         faults.append(str(error))
     for path in candidates:
         try:
-            found = _verify(path)
+            found = verify(path)
         except CheckpointError as error:
             faults.append(str(error))
             continue
@@ -314,7 +320,8 @@ def _listing(what: str, names: list[str]) -> str:
     return f"{what} {len(names)} parameters ({', '.join(names[:10])}{more})" if names else f"{what} nothing"
 
 
-def _verify(path: Path) -> Checkpoint:
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, all its bytes compared with their sha256; ``CheckpointError`` says what is wrong with it."""
     try:
         meta = parse_foreign(read_bytes(path / META_FILE).decode("utf-8"), str(path / META_FILE))
     except OSError as error:
