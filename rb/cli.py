@@ -98,6 +98,12 @@ COMMANDS = (
     Command("init", "write a run file for your own shards and foundation", lazy("rb.training.new_run:add_init")),
     Command("train", "start or continue a training run", lazy("rb.train:add_train")),
     Command("checkpoints", "list and verify a run's checkpoints", lazy("rb.checkpoints.commands:add_checkpoints")),
+    Command(
+        "launch",
+        "train over several nodes, watched",
+        lazy("rb.launching.commands:add_launch"),
+        {"rank_module": "rb.train"},
+    ),
     Command("track sync", "copy to MLflow what it lacks; safe to repeat", lazy("rb.tracking.commands:add_sync")),
     Command("predict", "caption every example of a data set", lazy("rb.inference.commands:add_predict")),
     Command(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rb.core.config import LimitsConfig
 from rb.core.exit_codes import FINISHED, USER_ERRORS, guarded, leave, wrong_request
 from rb.core.output import say, say_json
 from rb.core.stopping import StopRequest
@@ -46,7 +47,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """`rb train`: the ranks of this host, started by the deepspeed launcher. Returns the exit code, by the run's own end marker."""
+    """`rb train`: the ranks of this host, started and watched. Returns the exit code, by the run's own end marker."""
     if args.ranks is not None and args.ranks < 1:
         raise ValueError(f"--ranks {args.ranks}: must be at least 1")
     if args.dry_run:
@@ -55,18 +56,20 @@ def launch(args: argparse.Namespace) -> int:
         raise ValueError("--json: goes with --dry-run only")
     what = ["--run", str(args.run_file)] if args.run_file else ["--resume", str(args.resume)]
     what += [option for allowed in args.allow for option in ("--allow", allowed)]
-    from rb.core.launcher import launch_ranks
+    from rb.core.run_file import load_run
+    from rb.core.run_layout import RUN_CONFIG
     from rb.core.run_paths import open_run
-    from rb.training.run_end import ATTEMPT_VARIABLE, new_attempt, outcome
+    from rb.launching.local import run_here
 
     if args.resume:
-        run_dir = args.resume
+        run_dir, saved = args.resume, args.resume / RUN_CONFIG
+        limits = (
+            load_run(saved, args.overrides).limits if saved.is_file() else LimitsConfig()
+        )  # the ranks say what is wrong
     else:
         config = open_run(args.run_file, args.overrides)
-        run_dir = Path(config.output_dir) / config.name
-    attempt = new_attempt()
-    code = launch_ranks("rb.train", [*what, *args.overrides], args.ranks, {ATTEMPT_VARIABLE: attempt})
-    return outcome(run_dir, attempt, code)
+        run_dir, limits = Path(config.output_dir) / config.name, config.limits
+    return run_here("rb.train", run_dir, [*what, *args.overrides], args.ranks, limits)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
@@ -87,7 +90,7 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One rank of a training run; with ``--ranks N`` the launcher of N of them, as `rb train`."""
+    """One rank of a training run; with ``--ranks N`` the supervisor of N of them, as `rb train`."""
     parser = argparse.ArgumentParser(prog="rb.train")
     add_train(parser)
     add_options(parser)

@@ -71,10 +71,22 @@ NOT_RUN = {
     " and fetch the jars again": "needs an installed pycocoevalcap, or jars, whose scores are wrong",
     "gave {} where {} is right; {}": "the same",
     "gpu_check: error: not installed: {}; pip install {}": "installs from an index",
+    "open that port between the nodes, or name an open one with --control-port": "needs a firewall between hosts",
+    "look whether the node can reach port {} of this host": "the same",
+    "the launcher has not said which node this is; start it with rb launch": "tests/launching starts agents as rb launch does",
+    "{}: is of another version of this package; install the same one on every node": "needs another version of this package",
+    "{}: is not a job file of this version ({}); install the same one on every node": "the same",
+    "look whether the host runs and its sshd answers": "needs hosts: tests/drill/test_launch_faults.py",
+    "make `ssh {} true` work without a password": "the same",
+    "look at the disks that hold data and run folder there": "needs a disk that hangs",
+    "see whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name the right interface": "needs a firewall between hosts",
     "torch sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES": "needs a GPU; `or use the device cpu` of the same line is run",
 }
 # Texts that read as if they told the user to do something, and do not.
 STATEMENTS = (
+    "the controller of this job is lost; its ranks are asked to save and leave",
+    "Train over several nodes, watched. Starts the run",
+    "stopping ({}): the ranks save and leave",
     "rows with the box of another row, put together",
     "reject described objects whose proposal overlaps less (default: {})",
     "--jobs {}, --ranks {}: must be at least 1",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from rb.core import launcher
 from rb.data.formats import Prediction
 from rb.toy.demo import Demo
 from rb.toy.raw.data_sets import write_raw
@@ -99,35 +98,6 @@ def script(folder: Path, name: str, *arguments: object, **environment: str) -> s
         command, env={**os.environ, "PATH": path, "HOME": str(folder), **environment}, capture_output=True, text=True
     )
     return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("way", ["install", "slurm"])
-@pytest.mark.parametrize("says", covers(["error: pdsh not found; install it, or use launch/slurm.sbatch"]))
-def test_no_pdsh(tmp_path: Path, monkeypatch, says: str, way: str) -> None:
-    """A `pdsh` on PATH is all that the script asks for; slurm.sbatch is a script of its own, which starts without one."""
-    monkeypatch.delenv(launcher.VISIBLE, raising=False)
-    (tmp_path / "hosts").write_text("host1 slots=2\n")
-    call = [lambda: script(tmp_path, "hosts.sh", tmp_path / "hosts", "run.yaml", tmp_path / "run")]
-
-    def follow(said: Said) -> None:
-        if way == "install":
-            (tmp_path / "pdsh").write_text("#!/bin/sh\n")
-            (tmp_path / "pdsh").chmod(0o755)
-        else:
-            text = (ROOT / said.found(r"or use (\S+)")).read_text()
-            call[0] = lambda: "".join(line for line in text.splitlines() if "pdsh" in line)
-
-    helps(says, lambda: call[0](), follow)
-
-
-@remedy("is not used on several hosts; unset it")
-def test_chosen_gpus_on_several_hosts(tmp_path: Path, monkeypatch):
-    (tmp_path / "hosts").write_text("host1 slots=2\n")
-    (tmp_path / "pdsh").write_text("#!/bin/sh\n")
-    (tmp_path / "pdsh").chmod(0o755)
-    monkeypatch.setenv(launcher.VISIBLE, "2,3")
-    call = lambda: script(tmp_path, "hosts.sh", tmp_path / "hosts", "run.yaml", tmp_path / "run")  # noqa: E731
-    return call, lambda said: monkeypatch.delenv(said.found(r"error: (\w+)="))
 
 
 @remedy("error: --wheels needs a folder")

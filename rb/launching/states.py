@@ -53,4 +53,4 @@ class NodeState:
 def rank_from_tree(tree: dict[str, Any]) -> RankState:
     """A rank's state from what ``asdict`` made of it."""
     beat = tree.pop("beat")
-    return RankState(**tree, beat=Beat(**beat) if beat else None)
+    return RankState(**tree, beat=Beat(**beat | {"samples": tuple(beat["samples"])}) if beat else None)

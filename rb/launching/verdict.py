@@ -95,7 +95,10 @@ def judge(nodes: Sequence[NodeState], limits: LimitsConfig) -> Verdict | None:
     A job whose ranks have all ended with 0 or 75 has no verdict: nothing is left to do.
     """
     places = [_Place(node, state) for node in nodes for state in node.ranks]
-    return _lost(nodes, limits) or _ended(nodes, places) or _hung(places, limits) or _stop(nodes, places)
+    lost = _lost(nodes, limits)
+    if lost or _ended_badly(places):  # what hangs then, hangs because of it
+        return lost or _ended(nodes, places)
+    return _hung(places, limits) or _stop(nodes, places)
 
 
 def limit_s(phase: str, limits: LimitsConfig) -> tuple[str, float]:
@@ -127,9 +130,7 @@ def _lost(nodes: Sequence[NodeState], limits: LimitsConfig) -> Verdict | None:
 
 def _ended(nodes: Sequence[NodeState], places: list[_Place]) -> Verdict | None:
     """A rank that ended by a signal, or with a code that is no good end."""
-    bad = [place for place in places if place.state.code not in (None, FINISHED, STOPPED) and not _asked_early(place)]
-    if not bad:
-        return None
+    bad = _ended_badly(places)
     first = max(place.state.ended_s for place in bad)
     cause = min((p for p in bad if p.state.ended_s > first - TOGETHER_S), key=_how_telling)
     code, everyone = cause.state.code, all(place.state.code is not None for place in places)
@@ -144,6 +145,10 @@ def _ended(nodes: Sequence[NodeState], places: list[_Place]) -> Verdict | None:
     rest = f" while {others} of {len(places)} ranks still ran" if others else ""
     sentence = f"{cause} {how} in {cause.phase}{_of_step(cause)}{rest}"
     return Verdict(code, ENDED, sentence, (cause.culprit,), cause.phase, cause.step)
+
+
+def _ended_badly(places: list[_Place]) -> list[_Place]:
+    return [place for place in places if place.state.code not in (None, FINISHED, STOPPED) and not _asked_early(place)]
 
 
 def _how_telling(place: _Place) -> tuple[int, int]:

@@ -77,26 +77,27 @@ def read_end(run_dir: Path) -> RunEnd | None:
     return end if type(end.code) is int and type(end.step) is int else None
 
 
-def outcome(run_dir: Path, attempt: str, code: int) -> int:
+def outcome(run_dir: Path, attempt: str, code: int, how: str = "", command: str = "rb train") -> int:
     """The exit code of an attempt whose ranks have all ended; a line on stderr where the run broke off.
 
     Args:
         run_dir: the run folder.
         attempt: that started them.
-        code: of their launcher.
+        code: of who started them.
+        how: a sentence on what went wrong, where that is known.
+        command: for the line.
     """
+    how = how or _how(code)
     end = read_end(run_dir)
     if end is not None and end.attempt == attempt:
         if code not in (FINISHED, end.code):
-            note(
-                f"rb train: {_how(code)}; the run itself ended with code {end.code} at step {end.step} of {end.total_steps}"
-            )
+            note(f"{command}: {how}; the run itself ended with code {end.code} at step {end.step} of {end.total_steps}")
         return end.code
-    if code in _SAID:
+    if code in _SAID:  # after a line that says why
         return code
     begun = (run_dir / RUN_CONFIG).is_file()
     remedy = f"go on with --resume {run_dir}" if begun else "the same command starts again"
-    note(f"rb train: error: {run_dir}: the run did not finish ({_how(code)}); {remedy}")
+    note(f"{command}: error: {run_dir}: the run did not finish ({how}); {remedy}")
     return code or FAILED
 
 

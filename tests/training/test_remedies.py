@@ -172,7 +172,7 @@ def test_a_resume_of_something_else(tmp_path: Path, says: str, way: str) -> None
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
-    "says", covers(["rb train: error: {}: the run did not finish ({}); {}"], also=["go on with --resume {}"])
+    "says", covers(["{}: error: {}: the run did not finish ({}); {}"], also=["go on with --resume {}"])
 )
 def test_a_run_that_broke_off(finished: Path, tmp_path: Path, monkeypatch, says: str, begun: bool) -> None:
     """The launcher ended, the run did not: it goes on (tests of launchers do it for real), and says itself how it ended."""

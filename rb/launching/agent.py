@@ -1,0 +1,236 @@
+"""The agent of one node: `python -m rb.launching.agent --job FILE --node K`, started by a launcher, once on each node.
+
+Connects to the controller, starts and watches this node's ranks as it is told, reports what it sees four times a second. When it loses the
+controller, or the launcher that started it ends, its ranks are asked to save and leave; those that make no progress any more are ended. So nothing
+stays on a node that was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rb.core.exit_codes import NODE_LOST, guarded, leave
+from rb.core.files import write_json
+from rb.core.launcher import VISIBLE, free_port
+from rb.core.output import note
+from rb.core.stopping import LAUNCHER_ENDED, Parents
+from rb.launching.job_file import JobFile, read_job
+from rb.launching.node import Assignment, Node
+from rb.launching.wire import RefusedError, Wire, greet
+
+RESULT_VARIABLE = "RB_AGENT_RESULT"  # environment variable: a file for the exit code, where a launcher hides it
+CONNECT_S = 60.0  # for reaching the controller
+ALONE_S = 20.0  # without a controller, ranks that make no progress for so long are ended
+_REPORT_S = 0.25
+_STALL_S = 2.0
+_LOST = {"do": "lost"}
+
+
+class Agent:
+    """One node's agent, connected to its controller.
+
+    Args:
+        node: its ranks.
+        wire: the connection.
+        silence_s: the controller counts as lost after so long.
+    """
+
+    def __init__(self, node: Node, wire: Wire, silence_s: float) -> None:
+        self._node, self._wire, self._silence_s = node, wire, silence_s
+        self._parents = Parents(launched=True)
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._heard = time.monotonic()
+        self._starts = 0
+        self._stacks_sent: dict[int, str] = {}
+        self._result: dict[str, Any] = {}
+        threading.Thread(target=self._read, daemon=True, name="controller").start()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._asked)
+
+    def run(self) -> int:
+        """Serve the controller until it lets this agent go, or is lost; returns the exit code."""
+        reported = looked = time.monotonic()
+        while not self._result:
+            if (
+                time.monotonic() - looked > _STALL_S
+            ):  # this process stood still; what the controller sent meanwhile is not read yet
+                self._heard = time.monotonic()
+            looked = time.monotonic()
+            with suppress(queue.Empty):
+                self._do(self._requests.get(timeout=_REPORT_S))
+                continue  # take all that wait
+            if not self._node.asked and self._parents.gone():
+                self._node.asked = LAUNCHER_ENDED
+            if time.monotonic() - self._heard > self._silence_s:
+                self._do(_LOST)
+            elif time.monotonic() - reported > _REPORT_S:
+                reported = time.monotonic()
+                self._report()
+        return int(self._result["code"])
+
+    def _asked(self, number: int, _frame: FrameType | None) -> None:
+        self._node.asked = self._node.asked or signal.Signals(number).name
+
+    def _read(self) -> None:
+        with suppress(OSError, RefusedError):
+            while True:
+                message = self._wire.receive()
+                self._heard = time.monotonic()
+                if message.get("do") != "alive":
+                    self._requests.put(message)
+        self._requests.put(_LOST)
+
+    def _do(self, request: dict[str, Any]) -> None:
+        what = request.get("do")
+        if what == "facts":
+            # In a thread: the disk that it looks at may hang, and the controller must hear of this node all the same.
+            threading.Thread(target=self._send_facts, args=(request["request"],), daemon=True).start()
+        elif what == "start":
+            self._start(request)
+        elif what == "stop":
+            self._node.stop()
+        elif what == "signal":
+            self._node.signal(int(request["signal"]))
+        elif what == "stacks":
+            self._node.ask_stacks()
+        elif what == "kill":
+            self._node.kill()
+        elif what == "leave":
+            self._result = {"code": int(request["code"]), "again": bool(request["again"])}
+        elif what == "lost":
+            self._go_alone()
+
+    def _send_facts(self, request: dict[str, Any]) -> None:
+        from rb.launching.facts import node_facts
+
+        facts = node_facts(request | {"controller": [self._wire.peer_address, 0]})
+        self._send({"facts": facts | {"free_port": free_port()}})
+
+    def _start(self, request: dict[str, Any]) -> None:
+        self._starts = int(request["number"])
+        try:
+            self._node.start(Assignment(**request["assignment"]))
+        except (ValueError, OSError) as error:
+            self._send({"error": str(error)})
+
+    def _report(self) -> None:
+        state = self._node.poll()
+        message = {"number": self._starts, "ranks": [asdict(rank) for rank in state.ranks], "asked": state.asked}
+        stacks = self._node.stacks()
+        if stacks != self._stacks_sent:
+            message["stacks"] = self._stacks_sent = stacks
+        self._send(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._wire.send(message)
+        except OSError:
+            self._requests.put(_LOST)
+
+    def _go_alone(self) -> None:
+        """The controller is lost: the ranks save and leave, or are ended."""
+        note(f"rb launch: {self._node.host}: the controller of this job is lost; its ranks are asked to save and leave")
+        self._node.stop()
+        counts: list[int] = []
+        since = time.monotonic()
+        ranks = self._node.poll().ranks
+        while any(rank.code is None for rank in ranks):
+            if (now := [rank.beat.count if rank.beat else 0 for rank in ranks]) != counts:
+                counts, since = now, time.monotonic()
+            if time.monotonic() - since > ALONE_S:
+                note(f"rb launch: {self._node.host}: ranks that make no progress are ended")
+                self._node.kill()
+            time.sleep(_REPORT_S)
+            ranks = self._node.poll().ranks
+        self._result = {"code": NODE_LOST, "again": False}
+
+    def close(self) -> None:
+        """End what is left, and leave the exit code where a launcher hides it."""
+        self._node.close()
+        self._wire.close()
+        file = os.environ.get(RESULT_VARIABLE)
+        if file and self._result:
+            with suppress(OSError):
+                write_json(Path(file), self._result)
+
+
+def connect(job: JobFile, about: dict[str, Any]) -> Wire:
+    """A connection to the controller, at the first of its addresses that is it.
+
+    Raises:
+        ValueError: none could be reached.
+    """
+    end, reasons = time.monotonic() + CONNECT_S, dict[str, str]()
+    while time.monotonic() < end:
+        for address in job.addresses:
+            try:
+                return greet(socket.create_connection((address, job.port), 5.0), job.token, about)
+            except (OSError, RefusedError) as error:
+                reasons[address] = str(error)
+        time.sleep(0.5)
+    tried = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
+    raise ValueError(
+        f"{about['host']}: the controller cannot be reached at port {job.port} ({tried}); open that port between the nodes, "
+        "or name an open one with --control-port"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the job's file, connect, serve."""
+    parser = argparse.ArgumentParser(prog="rb.launching.agent")
+    parser.add_argument("--job", type=Path, required=True)
+    parser.add_argument("--node", type=int, help="number of this node; none: what the launcher's environment says")
+    parser.add_argument("--all-devices", action="store_true", help="the launcher has hidden GPUs from this process")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
+    args = parser.parse_args(argv)
+    job, host = read_job(args.job), socket.gethostname()
+    number = args.node if args.node is not None else node_number(os.environ)
+    # The launcher's variables are of one process a node; the ranks get their own.
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "CROSS_RANK",
+        "CROSS_SIZE",
+    ):
+        os.environ.pop(name, None)
+    if args.all_devices:
+        os.environ.pop(VISIBLE, None)
+    os.environ.update(job.environment)
+    wire = connect(job, {"node": number, "host": host, "clock": time.time(), "pid": os.getpid()})
+    agent = Agent(Node(number, host), wire, job.silence_s)
+    try:
+        return agent.run()
+    finally:
+        agent.close()
+
+
+def node_number(environ: dict[str, str] | os._Environ[str]) -> int:
+    """This node's number among the job's nodes, from the variables of the launcher that started one process on each.
+
+    Raises:
+        ValueError: no launcher has said it.
+    """
+    for name in ("SLURM_NODEID", "GROUP_RANK", "RANK"):  # srun, torchrun, deepspeed
+        if environ.get(name, "").isdecimal():
+            return int(environ[name])
+    raise ValueError("the launcher has not said which node this is; start it with rb launch")
+
+
+if __name__ == "__main__":
+    leave(guarded("rb launch: agent", main))

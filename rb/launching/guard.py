@@ -1,0 +1,67 @@
+"""The guard of a node's ranks: ends those that are left when their supervisor was killed. `python -m rb.launching.guard FOLDER`.
+
+Ranks notice the end of their supervisor and leave by themselves, but not a rank that is stopped, or that waits for another one for ever. The guard
+reads the ranks' process numbers from its supervisor, line by line; the end of that pipe without the word "done" is the supervisor's death. Then it
+waits until no rank has made progress for a while, and kills what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from rb.core import heartbeat
+from rb.launching.node import end_session
+
+NO_PROGRESS_S = 30.0  # ranks that save make progress; those that hang make none
+_POLL_S = 0.5
+
+
+def main(folder: Path) -> int:
+    """Wait for the supervisor's word or its death; returns the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its supervisor, not before
+    ranks: list[tuple[psutil.Process, Path]] = []
+    for line in sys.stdin:
+        if line == "done\n":
+            return 0
+        pid, name = line.split(maxsplit=1)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ranks.append((psutil.Process(int(pid)), folder / name.strip()))
+    last, progress = time.monotonic(), _progress(ranks)
+    while any(_lives(process) for process, _ in ranks) and time.monotonic() < last + NO_PROGRESS_S:
+        time.sleep(_POLL_S)
+        now = _progress(ranks)
+        if now != progress:
+            last, progress = time.monotonic(), now
+    for process, _ in ranks:
+        if _lives(process):
+            end_session(process.pid)
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _progress(ranks: list[tuple[psutil.Process, Path]]) -> list[int]:
+    """Beats of every rank so far."""
+    counts = []
+    for _, path in ranks:
+        with contextlib.suppress(OSError):
+            beat = heartbeat.read(path)
+            counts.append(beat.count if beat else -1)
+    return counts
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
