@@ -97,6 +97,7 @@ COMMANDS = (
     Command("runs copy", "copy a shipped run file or plan, to edit it", lazy("rb.core.commands:add_runs_copy")),
     Command("init", "write a run file for your own shards and foundation", lazy("rb.training.new_run:add_init")),
     Command("train", "start or continue a training run", lazy("rb.train:add_train")),
+    Command("extend", "let a run go on for more epochs or steps", lazy("rb.training.commands:add_extend")),
     Command("checkpoints", "list and verify a run's checkpoints", lazy("rb.checkpoints.commands:add_checkpoints")),
     Command(
         "launch",

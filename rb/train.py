@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = together(partial(read, args.overrides))
         dist.set_timeout(config.train.timeout_s)
         run = prepare(config, args.resume, args.allow)
-        with start_tracking(run, resumed=args.resume is not None) as tracker:
+        with start_tracking(run, resumed=args.resume is not None) as tracker, run.saver:
             code = take_steps(run, tracker, stop)
             finish(run, tracker, code, stop)
     except FailedElsewhereError as error:

@@ -84,7 +84,7 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
     """Write the checkpoint of a step, let `latest` name it, and delete older ones, but not the one `best` names. Rank 0 only.
 
     Args:
-        run_dir: the run folder.
+        run_dir: the run folder; it is there.
         step: optimizer steps made so far.
         state: what the engine gathered.
         meta: what else is to be known of it (configuration, identities, versions): plain JSON values.
@@ -97,7 +97,7 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
     folder = run_dir / CHECKPOINTS
     target, needed = folder / step_name(step), state.num_bytes
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         _remove_left_overs(folder)
         check_room(folder, needed)
         # One of that step may be there, of an attempt that ended before `latest` named it, so nothing refers to it.

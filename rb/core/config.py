@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses that check themselves; ``model`` is in rb/core/model_config.py.
+"""The configuration of a run: frozen dataclasses that check themselves; ``model`` is in rb/core/model_config.py, ``optim`` in optim_config.py.
 
 ``rb/core/run_file.py`` reads them from YAML. A sentence under each field says what it means; defaults are this project's choices (paper
 first, then the released code; the table in docs/architecture.md has all columns). Every check names field, value and what would be right.
@@ -22,19 +22,21 @@ from rb.core.model_config import (
     at_least,
     one_of,
 )
+from rb.core.optim_config import Extension, OptimConfig
 from rb.core.schedules import SCHEDULES
 from rb.core.step_layout import StepLayout
 
 MIRRORS = ("never", "safe", "swap", "always")  # rules of ``data.mirror``; rb/data/mirrors.py says what they do
 DROPPED_POINTS = ("first", "kept")  # ``data.dropped_points``
 
-# The ``model`` section's classes are part of this module for everyone else.
+# The classes of ``model`` and ``optim`` are part of this module for everyone else.
 __all__ = (
     "CLOUD_BOX_DIMS",
     "TEXT_BRANCHES",
     "DataConfig",
     "DataSource",
     "DecodeConfig",
+    "Extension",
     "FoundationConfig",
     "InitConfig",
     "LimitsConfig",
@@ -103,42 +105,6 @@ class DataConfig:
         one_of("data.dropped_points", self.dropped_points, DROPPED_POINTS)
         object.__setattr__(self, "raw_captions", in_table_order(self.raw_captions))
         at_least("data.num_workers", self.num_workers, 0)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and its rate, a pure function of the step."""
-
-    lr: float = 1e-4
-    """Peak rate."""
-    min_lr: float = 1e-5
-    """Rate at the last step (cosine)."""
-    warmup_steps: int = 200
-    """Linear warm-up."""
-    warmup_start_lr: float = 1e-6
-    """Rate of the first step."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's."""
-    weight_decay: float = 0.05
-    """Not on biases, norms and other parameters of fewer than two dimensions."""
-    grad_clip: float = 0.0
-    """Largest gradient norm; 0 is none."""
-    idle_groups: str = "still"
-    """Parameters that a step's modality does not use: ``still``, or ``moved`` by old momentum and decay, as DeepSpeed moves them. The
-    latter is a defect of the released code, here for the ablation that measures it only."""
-    kernel: str = "auto"
-    """``auto`` (torch's fused AdamW on a GPU, for-each on a CPU), ``torch``, ``torch_fused`` or ``deepspeed_fused``."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
-        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
-            raise ValueError(f"optim.betas: two numbers in [0, 1), got {list(self.betas)}")
-        if not 0.0 <= self.min_lr <= self.lr:
-            raise ValueError(f"optim.min_lr: must lie between 0 and optim.lr = {self.lr}, got {self.min_lr}")
-        for name in ("warmup_steps", "warmup_start_lr", "weight_decay", "grad_clip"):
-            at_least(f"optim.{name}", getattr(self, name), 0)
-        one_of("optim.idle_groups", self.idle_groups, ("still", "moved"))
-        one_of("optim.kernel", self.kernel, ("auto", "torch", "torch_fused", "deepspeed_fused"))
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,22 @@ def all_gather(local: Tensor, ranks: Group | None = None) -> Tensor:
     return torch.cat(pieces)
 
 
+def gather(local: Tensor) -> Tensor | None:
+    """[B, ...] on each rank to [W * B, ...] on rank 0, in rank order and as a new tensor; none elsewhere. Without gradient.
+
+    Shapes must be equal on all ranks. Only rank 0 holds memory for the whole.
+    """
+    if world_size() == 1:
+        return local.detach().clone()
+    local = local.detach().contiguous()
+    if not is_main():
+        torch_dist.gather(local)
+        return None
+    whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+    torch_dist.gather(local, list(whole.chunk(world_size())))
+    return whole
+
+
 def all_gather_with_grad(local: Tensor, ranks: Group | None = None) -> Tensor:
     """As ``all_gather``, with gradient to every rank's piece, so that one and two ranks compute the same gradient."""
     ranks = ranks or everyone()

@@ -2,6 +2,7 @@
 
 train/lr                               STAGE/VALUE                       of the whole run
 train/image_region/loss_itc            STAGE/MODALITY/loss_TERM          a loss term, of training or validation
+train/image_region/nonfinite_itc       STAGE/MODALITY/nonfinite_TERM     how often a term, or `grad`, the gradient, was not finite
 val/image_region/CIDEr                 STAGE/MODALITY/VALUE              a validation score, or a speed in training
 eval/refcoco/test/CIDEr                eval/DATASET/SPLIT/METRIC         a scored prediction file of the trained model
 eval/refcoco/test/crops/CIDEr          eval/DATASET/SPLIT/VARIANT/METRIC the same of another variant (base, crops, shuffled, blind)
@@ -16,7 +17,8 @@ TRAIN, VAL, EVAL = "train", "val", "eval"
 # Values of the whole run and speeds, under TRAIN.
 RATE, EPOCH, GRAD_NORM, SPEED, SKIPPED = "lr", "epoch", "grad_norm", "samples_per_s", "skipped_steps"
 TOTAL = "total"  # the weighted sum of the loss terms, logged beside them
-_LOSS = "loss_"
+GRADIENT = "grad"  # in the place of a term, where only the gradient was not finite
+_LOSS, _NONFINITE = "loss_", "nonfinite_"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class MetricName:
 def loss_name(stage: str, modality: str, term: str) -> str:
     """``train/image_region/loss_itc``."""
     return str(MetricName(stage, _LOSS + term, modality))
+
+
+def nonfinite_name(modality: str, term: str) -> str:
+    """``train/image_region/nonfinite_itc``, ``train/image_region/nonfinite_grad``."""
+    return value_name(TRAIN, _NONFINITE + term, modality)
 
 
 def value_name(stage: str, value: str, modality: str = "") -> str:

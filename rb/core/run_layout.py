@@ -33,6 +33,11 @@ RUN_METRICS = "metrics"
 RUN_REPORT = "report.html"
 
 
+def earlier_config(number: int) -> str:
+    """Name of ``config.yaml`` as it was before extension ``number``, counted from 1 (``rb extend``)."""
+    return f"config_before_extension_{number}.yaml"
+
+
 def step_name(step: int) -> str:
     """Name of the checkpoint folder of a step: ``step_0001200``."""
     return f"{STEP_PREFIX}{step:07d}"

@@ -9,6 +9,7 @@ query tokens, T text tokens, E width of the contrastive space. Row b of a rank i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,10 +152,23 @@ def token_loss(
     return (losses * weights.flatten()).sum() * num_parts / total_tokens.clamp(min=1)
 
 
+class _Given(torch.autograd.Function):
+    """A value whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients, ctx.types = gradients, [x.dtype for x in inputs]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        own = [(grad * g).to(dtype) for g, dtype in zip(ctx.gradients, ctx.types, strict=True)]
+        return (None, None, *own)
+
+
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """A 0-dim loss that is `value`, and whose gradients with respect to `inputs` are `gradients` (GradCache, arXiv 2101.06983)."""
-    surrogate = torch.stack([(x.float() * g).sum() for x, g in zip(inputs, gradients, strict=True)]).sum()
-    return value + (surrogate - surrogate.detach())
+    return _Given.apply(value, gradients, *inputs)
 
 
 def box_regression_loss(predicted: Tensor, boxes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ class CachedPart:
 
     Attributes:
         features: [B, P, V or point width], frozen: the encoder does not run again.
-        itc: 0-dim, ITC of this rank's rows of the pool; none where the run has no ITC.
+        itc: 0-dim, ITC of this micro-batch's rows against the pool; none where the run has no ITC.
         gradients: of ITC, for this micro-batch's queries [B, Q, E], texts [B, E] and for the temperature [1]; none without gradient.
         negatives: of this micro-batch; none where the run has no ITM.
     """
@@ -185,26 +186,41 @@ def cached_parts(rows: PoolRows, names: Sequence[str]) -> list[CachedPart]:
         rows: of all of them; queries, texts and temperature are leaves.
         names: the terms of the run.
     """
-    itc, gradients = _contrast(rows) if "itc" in names else (None, None)
+    ends = list(accumulate(map(len, rows.batches)))
+    slices = [slice(end - len(batch), end) for batch, end in zip(rows.batches, ends, strict=True)]
+    itc, gradients = _contrast(rows, slices) if "itc" in names else (None, None)
     negatives = rows.choose_negatives() if "itm" in names else None
-    parts, start = [], 0
-    for batch in rows.batches:
-        chosen = slice(start, start + len(batch))
-        start = chosen.stop
-        own = None if gradients is None else (gradients[0][chosen], gradients[1][chosen], gradients[2])
-        parts.append(CachedPart(rows.features[chosen], itc, own, None if negatives is None else negatives.rows(chosen)))
-    return parts
+    return [
+        CachedPart(
+            rows.features[chosen],
+            None if itc is None else itc[number],
+            None if gradients is None else (gradients[0][chosen], gradients[1][chosen], gradients[2]),
+            None if negatives is None else negatives.rows(chosen),
+        )
+        for number, chosen in enumerate(slices)
+    ]
 
 
-def _contrast(rows: PoolRows) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """ITC of the rows, and its gradients for queries, texts and temperature; none while nothing trains.
+def _contrast(rows: PoolRows, slices: Sequence[slice]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """ITC of each micro-batch's rows, [micro-batches], and the gradients of their mean for queries, texts and temperature; none while nothing trains.
 
-    The loss is reported once for each micro-batch and then averaged. A vector is in one micro-batch only, so it takes the gradient of all of
-    them there; the temperature is in each.
+    The losses of the micro-batches are averaged later. A vector is in one micro-batch only, so it takes the gradient of all of them there;
+    the temperature is in each.
     """
-    loss = losses.itc_loss(*rows.similarities, rows.row_offset, rows.duplicates)
-    if not loss.requires_grad:
-        return loss, None
-    queries, texts, temperature = torch.autograd.grad(loss, (rows.queries, rows.texts, rows.temperature))
+    (sim_i2t, sim_t2i), exclude = rows.similarities, rows.duplicates
+    itc = torch.stack(
+        [
+            losses.itc_loss(
+                sim_i2t[chosen],
+                sim_t2i[chosen],
+                rows.row_offset + chosen.start,
+                None if exclude is None else exclude[chosen],
+            )
+            for chosen in slices
+        ]
+    )
+    if not itc.requires_grad:
+        return itc, None
+    queries, texts, temperature = torch.autograd.grad(itc.mean(), (rows.queries, rows.texts, rows.temperature))
     passes = len(rows.batches)
-    return loss.detach(), (queries * passes, texts * passes, temperature)
+    return itc.detach(), (queries * passes, texts * passes, temperature)

@@ -40,11 +40,13 @@ from rb.drawing.curves import Series, chart
 from rb.drawing.page import Html, esc, facts, fold, navigation, note, path_text, section, table, write_page
 from rb.pages.gallery import gallery
 from rb.pages.report_scores import scores_section
+from rb.tracking.bad_steps import BadStep, read_bad_steps
 from rb.tracking.closing import close_if_dead
 from rb.tracking.journal import Point, metric_points, read_rows
 
 PLAIN = {RATE: "learning rate", GRAD_NORM: "gradient norm", SPEED: "samples per second"}  # of the whole run
 HIDDEN = (EPOCH,)
+MOST_BAD_STEPS = 100
 
 
 def build_report(run_dir: str | Path, examples: int = 12) -> Path:
@@ -62,9 +64,11 @@ def build_report(run_dir: str | Path, examples: int = 12) -> Path:
         close_if_dead(run_dir)
     points = metric_points(journal, on_bad=problems.append)
     events = [row for row, _ in read_rows(journal, on_bad=lambda _: None) if row["kind"] != "metrics"]
+    bad = read_bad_steps(journal)
     parts = [
         ("scores", "Scores", scores_section(run_dir)),
         ("curves", "Curves", curves_section(points)),
+        *([("bad-steps", "Skipped steps", bad_steps_section(bad))] if bad else []),
         ("gallery", "Gallery", gallery(run_dir, examples)),
         ("made-of", "Made of", _made_of(run_dir, events)),
     ]
@@ -171,6 +175,24 @@ def curves_section(points: Mapping[str, Sequence[Point]]) -> Html:
         legend
         + "".join(f"<h3>{title}</h3><div class='panels'>{''.join(drawn)}</div>" for title, drawn in parts if drawn)
     )
+
+
+def bad_steps_section(bad: Sequence[BadStep]) -> Html:
+    """The newest steps that moved nothing, because a loss or gradient was not finite: which term, on which ranks, how many samples."""
+    shown = bad[-MOST_BAD_STEPS:]
+    rows = [
+        (
+            f"{one.step:,}",
+            one.modality.replace("_", " "),
+            ", ".join(one.counts()),
+            ", ".join(str(rank) for rank, losses in enumerate(one.ranks) if losses.bad_terms) or "none",
+            f"{sum(len(losses.ids) for losses in one.ranks):,}",
+        )
+        for one in shown
+    ]
+    heads = ("step", "modality", "not finite", "ranks with such a loss", "samples")
+    left_out = note(f"The newest {len(shown)} of {len(bad):,}.") if len(shown) < len(bad) else ""
+    return Html(f"{left_out}{table('Skipped steps', heads, rows, (0, 4))}")
 
 
 def _modality_order(name: MetricName) -> tuple[int, str]:

@@ -9,6 +9,8 @@ append to the same file and a kill leaves at most one torn line, at the end. Row
     {"kind": "artifact", "time": s, "path": str}                            relative to the run folder where it lies in it
     {"kind": "status", "time": s, "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED"}
     {"kind": "resume", "time": s, "step": n}                                metrics above step n, written before this row, are superseded
+    {"kind": "bad_step", "time": s, "step": n, "modality": str, "ranks": [a rank, ...]}     a step that was skipped; ``bad_steps.py`` reads it
+        a rank: {"terms": [str], "losses": {str: float}, "ids": [str], "positions": [int]}  terms: those whose loss is not finite
 
 ``time`` is in seconds since 1970. Nothing here knows MLflow.
 """
@@ -32,8 +34,13 @@ from rb.core.strict_json import parse
 
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _LAST_TIME = 253402300800.0  # the year 10000, which no calendar of Python's has
-_TEXTS = {"input": ("name", "digest", "source"), "artifact": ("path",), "status": ("status",)}
-KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume")
+_TEXTS = {
+    "input": ("name", "digest", "source"),
+    "artifact": ("path",),
+    "status": ("status",),
+    "bad_step": ("modality",),
+}
+KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume", "bad_step")
 
 _LONGEST_ROW = 1 << 20  # bytes that surely hold the last row
 
@@ -62,7 +69,7 @@ class Journal:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step."""
-        self.write("metrics", step=int(step), values={name: _encode(float(value)) for name, value in values.items()})
+        self.write("metrics", step=int(step), values=encoded(values))
 
     def truncate_after(self, step: int) -> None:
         """Mark that the run continues from ``step``: rows of later steps will be written again."""
@@ -80,9 +87,13 @@ class Journal:
         )
 
     def sync(self) -> None:
-        """Wait until all rows are on the disk."""
+        """Wait until all rows are on the disk. Meanwhile other threads write rows."""
         with self._lock:
-            os.fsync(self._fd)
+            handle = os.dup(self._fd)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _append(self, line: bytes) -> None:
         """Append a line as it is; ``CannotWriteError`` where the disk refuses."""
@@ -139,6 +150,11 @@ class PatientJournal(Journal):
 
     def _append(self, line: bytes) -> None:
         self._waiting.add(line)
+
+
+def encoded(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Numbers as a row holds them: those that JSON does not know are texts."""
+    return {name: _encode(float(value)) for name, value in values.items()}
 
 
 def _encode(value: float) -> float | str:
@@ -199,7 +215,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     row["time"] = float(row["time"])
     if not 0 <= row["time"] < _LAST_TIME:
         raise ValueError(f"no time: {row['time']}")
-    if kind in ("metrics", "resume"):
+    if kind in ("metrics", "resume", "bad_step"):
         row["step"] = int(row["step"])
         if abs(row["step"]) >= 1 << 62:
             raise ValueError(f"no step: {row['step']}")
@@ -207,10 +223,22 @@ def _decode(line: bytes) -> dict[str, Any]:
         row["values"] = {str(name): float(value) for name, value in row["values"].items()}
     elif kind in ("params", "tags"):
         row["values"] = {str(name): str(value) for name, value in row["values"].items()}
+    elif kind == "bad_step":
+        row["ranks"] = [_decode_rank(rank) for rank in row["ranks"]]
     for name in _TEXTS.get(kind, ()):
         if not isinstance(row[name], str):
             raise TypeError(f"{name} must be a text")
     return row
+
+
+def _decode_rank(rank: dict[str, Any]) -> dict[str, Any]:
+    """What one rank had in a bad step; another form raises."""
+    return {
+        "terms": [str(term) for term in rank["terms"]],
+        "losses": {str(name): float(value) for name, value in rank["losses"].items()},
+        "ids": [str(one) for one in rank["ids"]],
+        "positions": [int(position) for position in rank["positions"]],
+    }
 
 
 def metric_points(path: str | Path, on_bad: Callable[[str], None] = warn_bad_line) -> dict[str, list[Point]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from rb.core.locks import FileLock
 from rb.core.run_layout import RUN_JOURNAL, TRACKING_LOCK
+from rb.tracking.bad_steps import BadStep
 from rb.tracking.client_tags import client_tags
 from rb.tracking.identity import run_identity
 from rb.tracking.journal import STATUSES, PatientJournal
@@ -78,6 +79,11 @@ class Tracker:
         if self._journal and values:
             self._hold()
             self._journal.metrics(step, values)
+
+    def bad_step(self, bad: BadStep) -> None:
+        """Record a step that was skipped, with the samples of every rank."""
+        if self._journal:
+            self._write("bad_step", **bad.row())
 
     def artifact(self, path: str | Path) -> None:
         """Have a file copied to MLflow, into the folder that it has in the run folder; relative paths are relative to that."""

@@ -1,4 +1,4 @@
-"""What all ranks must agree on: the outcome of rank 0's file work, and whether to stop.
+"""What all ranks must agree on: the outcome of rank 0's file work, whether to stop.
 
 A rank that fails or stops alone leaves the others waiting in a collective until its timeout. Used by the entry and the loop.
 """
@@ -12,7 +12,6 @@ import torch
 
 from rb.core import dist
 from rb.core.exit_codes import code_of
-from rb.core.stopping import StopRequest
 
 T = TypeVar("T")
 _MAIN = 1000  # above all exit codes
@@ -60,6 +59,7 @@ def _nothing() -> Any:
     return None
 
 
-def agreed_to_stop(stop: StopRequest, device: torch.device) -> bool:
-    """Whether any rank was asked to stop: the same result on all ranks. Collective."""
-    return bool(dist.all_reduce_max(torch.tensor(bool(stop.reason), dtype=torch.int32, device=device)).item())
+def agreed(*numbers: int) -> list[int]:
+    """The largest of each number over all ranks, so that all see the same; one collective for all of them."""
+    mine = torch.tensor([int(number) for number in numbers], dtype=torch.int32, device=dist.device())
+    return [int(number) for number in dist.all_reduce_max(mine).tolist()]

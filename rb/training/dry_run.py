@@ -27,6 +27,7 @@ from rb.core.run_layout import (
 )
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.model.weights.build import build_model
+from rb.training.extending import length_of
 from rb.training.loop import check_request, trainable_counts
 from rb.training.run_folder import check_continues, check_new
 from rb.training.schedule import Schedule
@@ -61,7 +62,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
     if found is not None:
         check_continues(found.meta, config, built, data)
     start = found.step if found is not None else 0
-    total = config.train.max_steps or schedule.total_steps(config.train.epochs)
+    total = length_of(config.train, config.optim, schedule)
     counts = trainable_counts(built.model.parameter_modalities(), built.model.trainable_parameters())
     num_all = sum(parameter.numel() for parameter in built.model.parameters())
     num_trainable = sum(counts.values())

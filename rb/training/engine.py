@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rb.checkpoints.checkpoint import EXP_AVG, EXP_AVG_SQ, PARAMETER, UPDATES, TrainState, check_names
-from rb.core import dist
+from rb.core import dist, heartbeat
 from rb.core.batch import Batch, LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.core.install import find_file
@@ -136,17 +136,18 @@ class Engine:
         return StepResult(terms, self._engine.was_step_applied(), norm, ids, positions)
 
     def gather_state(self) -> TrainState | None:
-        """The whole training state on rank 0, none elsewhere. Collective."""
+        """A copy of the whole training state, in rank 0's CPU memory; none elsewhere. Collective, one group of parameters after another."""
         state = TrainState() if dist.is_main() else None
         for index, group in enumerate(self.optimizer.param_groups):
+            heartbeat.beat()
             updates = groups.step_count(self.optimizer, group)
             for kind, piece in self._pieces(index).items():
-                whole = dist.all_gather(piece)  # [all of the group, padded]
-                if state is None:
+                gathered = dist.gather(piece)  # [all of the group, padded]
+                if state is None or gathered is None:
                     continue
+                whole = gathered.cpu()
                 for name, (start, shape) in self._slices[index].items():
-                    part = whole[start : start + shape.numel()].view(shape)
-                    state.tensors[kind][name] = part.to("cpu", copy=True)
+                    state.tensors[kind][name] = whole[start : start + shape.numel()].view(shape)
                     state.tensors[UPDATES][name] = torch.tensor([updates])
         return state
 

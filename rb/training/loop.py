@@ -33,7 +33,6 @@ from rb.core.run_layout import (
     RUN_WEIGHTS,
     step_name,
 )
-from rb.core.schedules import Turn
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
 from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
@@ -42,8 +41,10 @@ from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
 from rb.tracking.tracker import END_WAIT_S
-from rb.training.agree import agreed_to_stop, on_main, together
-from rb.training.engine import Engine, StepResult, choose_kernel, ds_settings
+from rb.training.agree import agreed, on_main, together
+from rb.training.bad_steps import BadSteps
+from rb.training.engine import Engine, choose_kernel, ds_settings
+from rb.training.extending import length_of
 from rb.training.metrics import Window
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environment, identities_of, package_versions
@@ -97,7 +98,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
-    total_steps = config.train.max_steps or schedule.total_steps(config.train.epochs)
+    total_steps = together(partial(length_of, config.train, config.optim, schedule))
 
     folder = RunFolder(resume or Path(config.output_dir) / config.name)
     on_main(partial(folder.claim, new=resume is None))
@@ -132,9 +133,9 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     """
     train_config, engine = run.config.train, run.engine
     batches = open_batches(run)
-    window, bad_in_a_row = Window(train_config.global_batch_size, run.device), 0
+    window, bad = Window(train_config.global_batch_size, run.device), BadSteps(run.folder.path, run.start)
     stop.start_steps()
-    if agreed_to_stop(stop, run.device):
+    if any(agreed(bool(stop.reason))):
         log.info("stopped by %s before the first step; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
         return STOPPED
     bar = progress.bar(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main())
@@ -149,24 +150,22 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
 
         if result.applied:
             window.add(turn.modality, result.terms, result.grad_norm)
-            bad_in_a_row = 0
         else:
             window.add_skipped(turn.modality)
-            bad_in_a_row += 1
-            report_bad_step(done, turn, result)
-            if bad_in_a_row >= train_config.max_bad_steps:
-                log.error("stopped: %d steps in a row with a loss or gradient that is not finite", bad_in_a_row)
-                return ABORTED
-
-        stopping, last = agreed_to_stop(stop, run.device), done == run.total_steps
+        bad.add(done, turn.modality, result, tracker)
+        aborting, last = bad.in_a_row >= train_config.max_bad_steps, done == run.total_steps
+        asked, written = agreed(bool(stop.reason), run.saver.report())
+        run.saver.settle(written)
+        stopping = bool(asked) or aborting
         if done % train_config.log_every == 0 or last or stopping:
             epoch = run.schedule.epochs_after(done)
-            values = window.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
+            values = window.values() | bad.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
             tracker.metrics(done, values)
             show(bar, done, run.total_steps, values)
         # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.
         best = False
         if run.validation.due(done, last):
+            run.saver.wait()  # so that the best so far is known: the best that is saved
             scores, best = run.validation.run(done)
             tracker.metrics(done, scores)
             if run.config.validation.num_examples:
@@ -174,7 +173,11 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             window.restart_clock()
         if run.saver.due(done) or last or stopping or best:
             run.saver.save(done, best, tracker)
-        if (last or stopping) and run.saver.missed:
+        saved = run.saver.wait() if last or stopping else True
+        if aborting:
+            bad.report_end(done)
+            return ABORTED
+        if not saved:
             log.error("step %d, the last, is not saved: %s", done, run.saver.missed)
             log.error("make room, then go on from the last checkpoint with --resume %s", run.folder.path)
             return CANNOT_WRITE
@@ -193,7 +196,7 @@ def finish(run: Run, tracker: Tracker, code: int, stop: StopRequest) -> None:
     run.engine.close()
     # The last act. All ranks wait for it: a launcher takes the first exit for the end of the run.
     end = partial(run.folder.end, code, run.done, run.total_steps)
-    on_main(partial(attempt, run.folder.path / RUN_END, end) if code == CANNOT_WRITE else end)
+    on_main(partial(attempt, run.folder.path / RUN_END, end) if code in (CANNOT_WRITE, ABORTED) else end)
 
 
 def write_samples(run: Run, tracker: Tracker, scores: dict[str, float]) -> None:
@@ -267,6 +270,7 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     tracker.tags({f"trainable_parameters.{users}": count for users, count in counts.items()})
     tracker.tags({f"foundation.{part}": fingerprint for part, fingerprint in run.built.foundation.items()})
     tracker.tags({"git_commit": place["git_commit"], "config_digest": run.meta["config_digest"]})
+    tracker.tags({f"extension_{n}": one for n, one in enumerate(config.optim.extensions, 1)})
     tracker.tags({"ranks": dist.world_size(), "optimizer_kernel": run.engine.kernel})
     readers = [reader for d in run.data.values() for reader in d.readers]
     tracker.inputs((reader.manifest.name, reader.digest, str(reader.path)) for reader in readers)
@@ -322,17 +326,6 @@ def trainable_counts(users: dict[str, tuple[str, ...]], parameters: dict[str, nn
 def device_name(device: torch.device) -> str:
     """The device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-def report_bad_step(done: int, turn: Turn, result: StepResult) -> None:
-    """Write what was in a step that was skipped, rank by rank, to the log. Collective."""
-    losses = {term: value.item() for term, value in result.terms.items()}
-    rows = dist.gather_objects((losses, result.ids, result.positions))
-    for rank, (terms, ids, positions) in enumerate(rows or []):
-        log.warning(
-            "step %d (%s): skipped, a loss or gradient is not finite; rank %d: losses %s, samples %s, positions %s",
-            *(done, turn.modality, rank, terms, ids, positions),
-        )
 
 
 def show(bar: Any, done: int, total: int, values: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rb.core import dist
-from rb.core.metric_names import GRAD_NORM, SKIPPED, SPEED, TRAIN, loss_name, value_name
+from rb.core.metric_names import GRAD_NORM, SPEED, TRAIN, loss_name, value_name
 
 
 class Window:
@@ -20,7 +20,6 @@ class Window:
 
     def __init__(self, global_batch_size: int, device: torch.device) -> None:
         self._batch, self._device = global_batch_size, device
-        self.skipped_steps = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -40,8 +39,7 @@ class Window:
         self._time(modality)
 
     def add_skipped(self, modality: str) -> None:
-        """Note one step that was skipped because something was not finite: its losses are in no average."""
-        self.skipped_steps += 1
+        """Note the time of a step that was skipped because something was not finite: its losses are in no average."""
         self._time(modality)
 
     def _time(self, modality: str) -> None:
@@ -68,6 +66,5 @@ class Window:
             values[value_name(TRAIN, SPEED)] = steps * self._batch / seconds
             for modality, count in self._steps.items():
                 values[value_name(TRAIN, SPEED, modality)] = count * self._batch / self._seconds[modality]
-        values[value_name(TRAIN, SKIPPED)] = float(self.skipped_steps)
         self._clear()
         return values

@@ -8,7 +8,7 @@ bit-identical: ZeRO gives such groups a gradient of zeros, by which plain AdamW 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,38 @@ from torch import Tensor
 
 from rb.core.config import OptimConfig
 from rb.core.modality import MODALITIES
+from rb.core.optim_config import KEEP, RESTART, STRETCH, Extension
 
 MODALITIES_KEY = "modalities"  # our own entry of a param group; torch and DeepSpeed carry it along
 NAMES_KEY = "names"
 
 
 def rate_at(step: int, optim: OptimConfig, total_steps: int) -> float:
-    """The learning rate of optimizer step `step` (from 0): a straight warm-up, then a cosine that ends at `total_steps`."""
+    """The learning rate of optimizer step `step` (from 0) of a run of `total_steps`.
+
+    A straight warm-up, then a cosine (SGDR, arXiv 1608.03983, equation 5) that ends at `total_steps`; in a run that was made longer, what
+    `optim.extensions` say (`rb/core/optim_config.py`). Steps from before an extension keep the rate that they had.
+    """
+    return _extended_rate(step, optim, optim.extensions, total_steps)
+
+
+def _extended_rate(step: int, optim: OptimConfig, extensions: Sequence[Extension], end: int) -> float:
+    """The rate with the first extensions only, the last of which ends at `end`."""
+    if not extensions:
+        return _cosine(step, optim, end)
+    *earlier, last = extensions
+    if last.rate == STRETCH and step >= last.from_step:
+        return _extended_rate(step, optim, [one for one in earlier if one.rate != KEEP], end)
+    if last.rate == RESTART and step >= last.old_steps:
+        return _cosine(step - last.old_steps, optim, end - last.old_steps)
+    return _extended_rate(step, optim, earlier, last.old_steps)
+
+
+def _cosine(step: int, optim: OptimConfig, end: int) -> float:
+    """Warm-up and cosine from step 0 to `end`; `min_lr` after it."""
     if step < optim.warmup_steps:
         return optim.warmup_start_lr + (optim.lr - optim.warmup_start_lr) * step / optim.warmup_steps
-    rest = max(1, total_steps - optim.warmup_steps)
+    rest = max(1, end - optim.warmup_steps)
     height = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - optim.warmup_steps) / rest)))
     return optim.lr * height + optim.min_lr * (1.0 - height)
 

@@ -48,6 +48,12 @@ FREE_KEYS = (
     "train.num_threads",
 )
 FREE_SECTIONS = ("tracking.", "limits.", "decode.", "model.foundation.", "validation.", "data.val")
+# Length of a run -> how it is changed; rb/training/extending.py holds that it is as the last extension left it.
+_LONGER = {
+    "train.max_steps": "; a run is made longer by `rb extend RUN_DIR --steps {} --rate RATE`",
+    "train.epochs": "; a run is made longer by `rb extend RUN_DIR --epochs {} --rate RATE`",
+}
+_EXTENSIONS = "optim.extensions"
 STEP_LOG = "rb.training.steps"  # one line every few steps: to the file only, the progress bar shows them
 
 
@@ -118,7 +124,7 @@ def saved_run(path: Path, overrides: list[str]) -> RunConfig:
     """The configuration of the run in a folder, with overrides and paths found; ValueError if there is none, or a path is gone."""
     file = path / RUN_CONFIG
     if not file.is_file():
-        raise ValueError(f"--resume {path}: no run there ({file} is missing); start it with --run FILE")
+        raise ValueError(f"{path}: no run there ({file} is missing); start it with --run FILE")
     config = load_run(file, overrides)
     return resolve_paths(config, *run_places(path.resolve(), config), init_from=False)
 
@@ -150,7 +156,14 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
     recorded = with_defaults(with_pool(meta["config"], meta.get("num_ranks")))
     before, now = (flatten(_with_its_pool(tree)) for tree in (recorded, config))
     # Losses depend on the micro-batch only where negatives are sought within it.
-    free = FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
+    free: tuple[str, ...] = (
+        FREE_KEYS if now["model.itm_negatives"] == "local" else (*FREE_KEYS, "train.micro_batch_size")
+    )
+    if _was_extended(recorded, config):
+        free += tuple(_LONGER)
+        before, now = (
+            {key: value for key, value in flat.items() if not key.startswith(_EXTENSIONS)} for flat in (before, now)
+        )
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -166,11 +179,21 @@ def check_same_run(meta: Mapping[str, Any], config: Mapping[str, Any], identitie
         if was.get(key) != are.get(key)
     ]
     if changed:
+        longer = next(
+            (how.format(now[key]) for key, how in _LONGER.items() if before.get(key) != now[key] != "None"), ""
+        )
         raise ValueError(
             "--resume continues the same run, but this changed since its checkpoint: "
             + "; ".join(changed)
             + ". Undo the change, or start a new run with init_from"
+            + longer
         )
+
+
+def _was_extended(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the run was made longer since the checkpoint: its extensions are there, and more."""
+    before, now = (list(tree["optim"]["extensions"]) for tree in (recorded, config))
+    return len(now) > len(before) and now[: len(before)] == before
 
 
 def _with_its_pool(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from tests.support.remedies import Said, covers, helps, remedy, typed
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with two small checkpoints."""
+    (tmp_path / "run").mkdir()
     for step in (1, 2):
         state = TrainState({kind: {"a": torch.ones(2)} for kind in TrainState().tensors})
         save(tmp_path / "run", step, state, {}, keep=2)

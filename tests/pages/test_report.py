@@ -23,6 +23,7 @@ from rb.evaluation.scoring import score_file
 from rb.pages.report import build_report
 from rb.pages.report_scores import _full_table
 from rb.tracking import Tracker
+from rb.tracking.bad_steps import BadStep, RankLosses
 from tests.support import small_data
 from tests.support.page_rules import check_page
 
@@ -277,6 +278,11 @@ def test_broken_scores_and_journal_are_said(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with Tracker(run, mlflow=False) as tracker:
         tracker.metrics(1, {"train/image_region/loss_itc": 1.0})
+        tracker.bad_step(
+            BadStep(
+                2, "image_region", (RankLosses({"llm": 1.0}, ["a"], [0]), RankLosses({"llm": math.nan}, ["b"], [1]))
+            )
+        )
     with (run / "journal.jsonl").open("a") as file:
         file.write("garbage\n")
     (run / "metrics").mkdir()
@@ -285,6 +291,7 @@ def test_broken_scores_and_journal_are_said(tmp_path: Path) -> None:
     assert "not a journal row" in text
     assert "x.json" in text
     assert "loss itc" in text
+    assert "2 image region llm 1 2" in text  # the skipped step: its term, the rank, the samples
 
 
 def test_command_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ def make_run(folder: Path, foundation: FoundationConfig, **changes: object) -> P
         "config": to_tree(config),
         "identities": {"foundation": built.foundation, "data": {IMAGE_REGION: ["d1ce5"]}},
     }
+    run.mkdir(parents=True, exist_ok=True)
     checkpoint.save(run, STEP, state, meta | {"versions": {"torch": "2"}}, keep=1)
     score = {
         "modality": IMAGE_REGION,

@@ -54,6 +54,7 @@ from rb.launching.secrets import read_environment_file
 from rb.model.weights.readers import read_headers, read_tensors
 from rb.sources.pixels import decode_image
 from rb.sources.points import decode_points, encode_points
+from rb.tracking.bad_steps import read_bad_steps
 from rb.tracking.journal import metric_points
 from tests.support import hostile_annotations
 from tests.support.hostile_clouds import PCD, PLY, XYZ
@@ -144,6 +145,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
     record = next(scan_shard(next((folder / "set").glob("*.tar")))).record.to_json()
     run = b"name: a\nmodel: &m {train_modalities: [image_region]}\noptim: {lr: 1e-4}\nseed: 3\n"
     row = b'{"kind": "metrics", "time": 1.0, "step": 1, "values": {"loss": 0.5, "x": "NaN"}}\n'
+    bad_step = b'{"kind": "bad_step", "time": 1, "step": 1, "modality": "a", "ranks": [{"terms": ["b"], "losses": {"b": 1}, "ids": ["c"], "positions": [0]}]}\n'
     refs = [{"ref_id": 1, "sentences": [{"sent": "a caf\xe9", "tokens": ["a"]}], "bbox": (1.0, 2, True, None)}]
 
     def labels(path: Path) -> None:
@@ -244,7 +246,11 @@ def readers(folder: Path) -> dict[str, tuple[str, Read, list[bytes]]]:
         "JSONL": ("a.jsonl", lambda p: list(parse_lines(p.read_bytes(), str(p))), [row * 3]),
         "record": ("a.json", lambda p: parse_record(p.read_bytes(), str(p)), [record]),
         "manifest": ("manifest.json", read_manifest, [manifest]),
-        "journal": ("journal.jsonl", lambda p: metric_points(p, on_bad=lambda _: None), [row * 3]),
+        "journal": (
+            "journal.jsonl",
+            lambda p: (metric_points(p, on_bad=lambda _: None), read_bad_steps(p)),
+            [row * 3, bad_step],
+        ),
         "YAML": ("a.yaml", load_run, [run]),
         "tar": ("a.tar", lambda p: list(scan_shard(p)), [shard, *TARS.values()]),
         "own tar": ("a.tar", samples_of_tar, [own_tar.getvalue(), *TARS.values()]),

@@ -18,7 +18,7 @@ PARTS = {path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests
 TITLE = """# Reliability
 
 What was done to trainings and other commands on purpose, and what held. `make drill` runs all parts and writes this page, `make drill PART=NAME` runs one.
-Results lie in `drill/PART.json`. A trial that passed is not repeated at the same commit, so a drill that was ended goes on. A part begins no new trial after 30
+Results lie in `drill/`, a JSON file a part. A trial that passed is not repeated at the same commit, so a drill that was ended goes on. A part begins no new trial after 30
 minutes. Most parts have a short form in `make test`.
 
 | part | passed | largest figures | command | commit | machine | date |

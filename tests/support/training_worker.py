@@ -120,6 +120,7 @@ def main(out: Path, start: Path | None) -> None:
             before = after
         if before is not None:
             seen["updates"] = {name: int(count) for name, count in before.tensors["updates"].items()}
+            (out / "at4").mkdir()
             checkpoint.save(out / "at4", 4, before, {}, keep=1)
 
         # A loss that is not finite, on one rank, with a gradient that is: no rank moves anything, and training goes on.
@@ -159,6 +160,7 @@ def main(out: Path, start: Path | None) -> None:
 
     final = engine.gather_state()
     if final is not None:
+        (out / "at8").mkdir()
         checkpoint.save(out / "at8", 8, final, {}, keep=1)
         (out / "seen.json").write_text(json.dumps(seen))
     engine.close()

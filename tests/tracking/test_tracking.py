@@ -20,6 +20,7 @@ from rb.cli import main as rb
 from rb.core.locks import FileLock
 from rb.core.run_layout import TRACKING_LOCK
 from rb.tracking import Journal, ScoredSet, Tracker, log_evaluation, metric_points
+from rb.tracking.bad_steps import BadStep, RankLosses
 from rb.tracking.commands import sync
 from rb.tracking.errors import TrackingError
 from rb.tracking.identity import run_identity
@@ -79,10 +80,11 @@ def test_any_other_bad_line_is_reported(tmp_path: Path) -> None:
     Journal(path).metrics(1, {"a": 1.0})
     with path.open("ab") as file:
         file.write(b'garbage\n{"kind": "surprise", "time": 1}\n')
+        file.write(b'{"kind": "bad_step", "time": 1, "step": 1, "modality": "image", "ranks": [{"terms": ["itc"]}]}\n')
     Journal(path).metrics(2, {"a": 2.0})
     problems: list[str] = []
     assert [row["step"] for row, _ in read_rows(path, on_bad=problems.append)] == [1, 2]
-    assert len(problems) == 2
+    assert len(problems) == 3
     assert all(str(path) in problem for problem in problems)
 
 
@@ -156,6 +158,9 @@ def test_everything_lands_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (run_dir / "validation").mkdir()
         (run_dir / "validation" / "step_0000001.html").write_text("<p>a red cube</p>")
         tracker.artifact(run_dir / "validation" / "step_0000001.html")
+        tracker.bad_step(
+            BadStep(1, "image", (RankLosses({"llm": math.nan}, ["a"], [0]),))
+        )  # which MLflow has no place for
         for step in range(250):
             tracker.metrics(step, {**losses(step), "train/lr": 1e-4, "bad/nan": math.nan, "bad/inf": math.inf})
     client = client_of(tmp_path / "runs")

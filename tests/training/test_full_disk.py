@@ -10,62 +10,32 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from rb.checkpoints import checkpoint
-from rb.checkpoints.checkpoint import KINDS, TrainState
 from rb.core import dist
-from rb.core.config import FoundationConfig, TrainConfig
+from rb.core.config import FoundationConfig
 from rb.core.exit_codes import CANNOT_WRITE, code_of, leave
 from rb.core.files import write_whole
 from rb.core.run_file import to_tree
-from rb.tracking import Tracker, metric_points
+from rb.tracking import metric_points
 from rb.tracking.closing import last_status
 from rb.training.agree import FailedElsewhereError, on_main
-from rb.training.run_folder import RunFolder
-from rb.training.saving import Saver
 from rb.training.validate import Best
 from tests.support import small_data, tiny
 from tests.support.disks import SmallDisk, small_disk
 from tests.support.processes import finish, start, start_function_ranks
+from tests.support.saving import SmallRun
 
 STEPS = 12
 
 
-class Parts:
-    """What a `Saver` asks of the engine and of the validation."""
-
-    def __init__(self) -> None:
-        self.best: Best | None = None
-        self.gathered = 0
-
-    def gather_state(self) -> TrainState:
-        self.gathered += 1
-        state = TrainState()
-        for kind in KINDS:
-            state.tensors[kind]["weight"] = torch.zeros(10_000)
-        return state
-
-    def record(self) -> None:
-        return None
-
-
-class Case:
-    """A saver on a small disk, with a tracker whose journal is there too."""
+class Case(SmallRun):
+    """A small run on a small disk."""
 
     def __init__(self, disk: SmallDisk) -> None:
-        self.disk, self.parts = disk, Parts()
-        self.folder = RunFolder(disk.path / "run")
-        self.folder.path.mkdir()
-        assert self.folder._lock.acquire()
-        self.tracker = Tracker(self.folder.path, mlflow=False)
-        train = TrainConfig(checkpoint_every=25, keep_checkpoints=2)
-        self.saver = Saver(self.folder, self.parts, self.parts, {"config": {}}, train)  # type: ignore[arg-type]
-
-    def newest(self) -> int:
-        found = checkpoint.find(self.folder.path)
-        return found.step if found else 0
+        super().__init__(disk.path / "run")
+        self.disk = disk
 
 
 @pytest.fixture
@@ -77,20 +47,20 @@ def case(tmp_path: Path) -> Iterator[Case]:
 def test_a_checkpoint_that_does_not_fit_is_tried_again_when_there_is_room(
     case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saver, tracker = case.saver, case.tracker
-    assert saver.save(8, False, tracker)
+    saver = case.saver
+    assert case.save(8)
     case.disk.fill(leave=100_000)
-    assert not saver.save(16, False, tracker)
+    assert not case.save(16)
     assert case.newest() == 8
     assert (
-        "step_0000016: cannot be written (No space left on device; 160,000 bytes needed, 98,304 free)" in saver.missed
+        "step_0000016: cannot be written (No space left on device; 200,000 bytes needed, 98,304 free)" in saver.missed
     )
-    tried = [step for step in range(17, 60) if saver.due(step) and not saver.save(step, False, tracker)]
+    tried = [step for step in range(17, 60) if saver.due(step) and not case.save(step)]
     assert tried == [17, 25, 35, 45, 50]
     assert case.parts.gathered == 2  # nothing is gathered where free bytes say that it does not fit
     case.disk.empty()
     assert saver.due(63)
-    assert saver.save(63, False, tracker)
+    assert case.save(63)
     assert (case.newest(), saver.missed) == (63, "")
     assert not saver.due(65)
     assert len([record for record in caplog.records if "is not saved" in record.getMessage()]) == 1
@@ -101,10 +71,10 @@ def test_a_refusal_that_free_bytes_do_not_show_leaves_the_last_one_whole(
 ) -> None:
     """As a quota: found in the middle of writing."""
     monkeypatch.setattr("rb.checkpoints.checkpoint.check_room", lambda *_: None)
-    assert case.saver.save(8, False, case.tracker)
+    assert case.save(8)
     case.disk.fill(leave=50_000)
     case.parts.best = Best("val/image_region/CIDEr", 1.0, 16)
-    assert not case.saver.save(16, True, case.tracker)
+    assert not case.save(16, best=True)
     assert "No space left on device" in case.saver.missed
     assert case.newest() == 8
     assert [found.name for found in (case.folder.path / "checkpoints").glob("step_*")] == ["step_0000008"]
@@ -127,7 +97,7 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_claims_them(
     monkeypatch.setattr(os, "fsync", fsync)
     for step in range(1, 9):
         case.tracker.metrics(step, {"train/lr": 1.0})
-    case.saver.save(8, False, case.tracker)
+    assert case.save(8)
     assert case.newest() == 8
     assert [point.step for point in metric_points(synced)["train/lr"]] == list(range(1, 9))
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,7 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     for kind in ("exp_avg", "exp_avg_sq"):
         state.tensors[kind]["parts.point_cloud.temperature"] = torch.zeros(1)
     state.tensors["updates"]["parts.point_cloud.temperature"] = torch.tensor([1])
+    warm.mkdir(parents=True)
     checkpoint.save(warm, 1, state, {"identities": {"foundation": {}}}, keep=1)
     shutil.copyfile(run_file, warm / "config.yaml")
     changes = ["name=hot", f"init_from={warm}", "optim.lr=1e30", "optim.warmup_steps=0", "train.max_bad_steps=3"]
@@ -200,7 +202,7 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     assert "1 parameters taken over" in output
     assert "3 steps in a row" in output
     log = (warm.parent / "hot" / "log.txt").read_text()
-    assert "skipped, a loss or gradient is not finite; rank 0" in log
+    assert re.search(r"skipped, not finite: .* on 1 ranks; rank 0: losses", log)
     assert "image_region/" in log  # ids of samples
     assert "newly initialised: parts.image_region.temperature" in log
 
