@@ -131,9 +131,7 @@ def wanted(args: argparse.Namespace) -> tuple[RunConfig, Path, tuple[str, ...]]:
     if args.resume:
         run_dir = Path(os.path.abspath(args.resume))  # noqa: PTH100 (links as they are)
         if not (run_dir / RUN_CONFIG).is_file():
-            raise ValueError(
-                f"--resume {args.resume}: no run there ({RUN_CONFIG} is missing); start it with --run FILE"
-            )
+            raise ValueError(f"{args.resume}: no run there ({RUN_CONFIG} is missing); start it with --run FILE")
         return saved(run_dir), run_dir, ("--resume", str(run_dir))
     config = open_run(args.run_file, args.overrides)
     run_dir = Path(config.output_dir) / config.name
