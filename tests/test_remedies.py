@@ -76,8 +76,6 @@ NOT_RUN = {
     "the launcher has not said which node this is; start it with rb launch": "tests/launching starts agents as rb launch does",
     "{}: is of another version of this package; install the same one on every node": "needs another version of this package",
     "{}: is not a job file of this version ({}); install the same one on every node": "the same",
-    "look whether the host runs and its sshd answers": "needs hosts: tests/drill/test_launch_faults.py",
-    "make `ssh {} true` work without a password": "the same",
     "look at the disks that hold data and run folder there": "needs a disk that hangs",
     "see whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name the right interface": "needs a firewall between hosts",
     "torch sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES": "needs a GPU; `or use the device cpu` of the same line is run",

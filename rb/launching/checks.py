@@ -128,7 +128,11 @@ def _ports(known: Known) -> Verdict:
     taken = [f"port {port} is not free ({why})" for port, why in known["ports"].items() if why]
     if not taken:
         return OK, f"{', '.join(known['ports'])} free", ""
-    return FAILED, "; ".join(taken), "end what listens there (`ss -ltnp` shows it), or choose another port"
+    return (
+        FAILED,
+        "; ".join(taken),
+        "end what listens there (`ss -ltnp` shows it), or choose another port",
+    )
 
 
 def _environment(known: Known) -> Verdict:
@@ -252,7 +256,7 @@ def _gpus(facts: Mapping[str, Known]) -> list[Finding]:
         if problem:
             found.append(Finding(node, "gpus", FAILED, problem))
         elif not any_gpu:
-            found.append(Finding(node, "gpus", OK, f"none{limit}; {ranks} ranks on the CPU"))
+            found.append(Finding(node, "gpus", OK, f"none{limit}; {ranks} rank(s) on the CPU"))
         elif usable < ranks:
             remedy = (
                 f"set slots={usable} for it in the hostfile"

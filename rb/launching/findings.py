@@ -34,6 +34,7 @@ CHECKS: dict[str, tuple[bool, str]] = {
     "ports": (False, "ports of the process group are free"),
     "environment": (True, "no variable of the shell that breaks the process group"),
     "batch": (False, "batch sizes divide over the ranks"),
+    "run": (False, "nothing that the dry run of a training would refuse"),
     "allreduce": (False, "a process group of the ranks computes a sum"),
 }
 ALLOWED = tuple(name for name, (allowed, _) in CHECKS.items() if allowed)

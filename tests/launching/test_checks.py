@@ -75,7 +75,7 @@ def test_facts_are_json_quick_and_without_torch(folder: Path) -> None:
 def test_equal_nodes_pass_every_check(known: Tree, folder: Path) -> None:
     found = compare(three(known), request_of(folder))
     assert {f.state for f in found} == {"ok"}
-    assert {f.check for f in found} == set(CHECKS) - {"secrets", "reach", "ports", "allreduce"}
+    assert {f.check for f in found} == set(CHECKS) - {"secrets", "reach", "ports", "run", "allreduce"}
     lines = table(found).splitlines()
     assert lines[0].split() == ["check", "n1", "n2", "n3"]
     assert all(line.split()[1:] == ["ok"] * 3 for line in lines[1:])
