@@ -140,7 +140,8 @@ def _ended(nodes: Sequence[NodeState], places: list[_Place]) -> Verdict | None:
     waits = any(node.silent_s > QUIET_S for node in nodes) or first < GRACE_S
     if waits and not killed and not everyone:
         return None
-    how = f"was ended by {_signal_name(code - 128)}" if code > 128 else f"ended with exit code {code}"
+    memory = ", as the kernel does where memory is short," if code == 128 + signal.SIGKILL else ""
+    how = f"was ended by {_signal_name(code - 128)}{memory}" if code > 128 else f"ended with exit code {code}"
     others = sum(place.state.code is None for place in places)
     rest = f" while {others} of {len(places)} ranks still ran" if others else ""
     sentence = f"{cause} {how} in {cause.phase}{_of_step(cause)}{rest}"

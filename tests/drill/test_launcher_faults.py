@@ -1,4 +1,4 @@
-"""Everything that may end ``rb train`` from outside, each with the real launcher and two ranks: its exit code, how long it takes, and who is left."""
+"""Everything that may end ``rb train`` on one host from outside, with two ranks: its exit code, how long it takes, and who is left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import small_data, tiny
 from tests.support.trials import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER, RANK = "deepspeed.launcher.launch", "--local_rank="
+GUARD, RANK = "rb.launching.guard", "rb.train"
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +46,21 @@ def run_dir(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFacto
     return folder / "run"
 
 
-Family = dict[str, list[psutil.Process]]  # "launcher", "ranks", and "all" below one `rb train`
+Family = dict[str, list[psutil.Process]]  # "guard", "ranks", and "all" below one `rb train`
 When = Callable[[Path, Family], bool]
 What = Callable[[psutil.Process, Family, Path], None]
 
 
 def family_of(process: psutil.Process) -> Family:
-    found: Family = {"launcher": [], "ranks": [], "all": process.children(recursive=True)}
+    found: Family = {"guard": [], "ranks": [], "all": process.children(recursive=True)}
     for child in found["all"]:
         try:
             words, above = child.cmdline(), child.ppid()
         except psutil.Error:
             continue
-        if above == process.pid and LAUNCHER in words:
-            found["launcher"].append(child)
-        elif any(word.startswith(RANK) for word in words) and above in {one.pid for one in found["launcher"]}:
+        if above == process.pid and GUARD in words:
+            found["guard"].append(child)
+        elif above == process.pid and RANK in words:
             found["ranks"].append(child)
     return found
 
@@ -89,8 +89,8 @@ def trial(run_dir: Path, what: list[str], when: When, fault: What) -> tuple[int,
         return code, took, Path(said.name).read_text()
 
 
-def launcher_starts(_run_dir: Path, family: Family) -> bool:
-    return bool(family["launcher"])
+def a_rank_starts(_run_dir: Path, family: Family) -> bool:
+    return bool(family["ranks"])
 
 
 def ranks_start(_run_dir: Path, family: Family) -> bool:
@@ -110,8 +110,14 @@ def kill_it(process: psutil.Process, _family: Family, _run_dir: Path) -> None:
     process.kill()
 
 
-def kill_launcher(_process: psutil.Process, family: Family, _run_dir: Path) -> None:
-    family["launcher"][0].kill()
+def kill_guard_and_it(process: psutil.Process, family: Family, _run_dir: Path) -> None:
+    family["guard"][0].kill()
+    process.kill()
+
+
+def freeze_a_rank_and_kill_it(process: psutil.Process, family: Family, _run_dir: Path) -> None:
+    family["ranks"][1].suspend()
+    process.kill()
 
 
 def kill_a_rank(_process: psutil.Process, family: Family, _run_dir: Path) -> None:
@@ -126,15 +132,15 @@ def remove_folder(_process: psutil.Process, _family: Family, run_dir: Path) -> N
 @pytest.mark.parametrize(
     ("when", "fault", "code", "words"),
     [
-        (launcher_starts, stop_it, 75, ""),
+        (a_rank_starts, stop_it, 75, ""),
         (ranks_start, stop_it, 75, ""),
         (takes_steps, stop_it, 75, "stopped by SIGTERM; go on with --resume"),
         (ranks_start, kill_it, -9, ""),
         (takes_steps, kill_it, -9, "; go on with --resume"),
-        (ranks_start, kill_launcher, 137, "the run did not finish"),
-        (takes_steps, kill_launcher, 75, "the run itself ended with code 75"),
+        (takes_steps, kill_guard_and_it, -9, "; go on with --resume"),
+        (takes_steps, freeze_a_rank_and_kill_it, -9, ""),
         (ranks_start, kill_a_rank, 137, "the run did not finish"),
-        (takes_steps, kill_a_rank, 137, "ended by signal 9, as the kernel does where memory is short"),
+        (takes_steps, kill_a_rank, 137, "ended by SIGKILL, as the kernel does where memory is short"),
         (takes_steps, remove_folder, 2, "was removed, moved or replaced"),
     ],
 )
