@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rb.core.exit_codes import NODE_LOST, guarded, leave
+from rb.core.exit_codes import FINISHED, NODE_LOST, guarded, leave
 from rb.core.files import write_json
 from rb.core.launcher import VISIBLE, free_port
 from rb.core.output import note
@@ -193,6 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--node", type=int, help="number of this node; none: what the launcher's environment says")
     parser.add_argument("--all-devices", action="store_true", help="the launcher has hidden GPUs from this process")
+    parser.add_argument(
+        "--end-well", action="store_true", help="end with 0; the code is in the file that RB_AGENT_RESULT names"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     args = parser.parse_args(argv)
     job, host = read_job(args.job), socket.gethostname()
@@ -215,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wire = connect(job, {"node": number, "host": host, "clock": time.time(), "pid": os.getpid()})
     agent = Agent(Node(number, host), wire, job.silence_s)
     try:
-        return agent.run()
+        code = agent.run()
+        return FINISHED if args.end_well else code
     finally:
         agent.close()
 

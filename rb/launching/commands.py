@@ -58,7 +58,11 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
         "--restart", type=int, default=0, metavar="N", help="start again by itself, at most N times, where it broke off"
     )
     parser.add_argument(
-        "--min-nodes", type=int, default=0, metavar="M", help="a restart may go on with M nodes or more"
+        "--min-nodes",
+        type=int,
+        default=0,
+        metavar="M",
+        help="with --hostfile: a restart may go on with M nodes or more",
     )
     parser.add_argument(
         "--allow",
@@ -176,6 +180,8 @@ def launcher_of(args: argparse.Namespace) -> str:
         )
     if args.restart < 0 or args.min_nodes < 0:
         raise ValueError(f"--restart {args.restart} and --min-nodes {args.min_nodes}: must not be negative")
+    if args.min_nodes and not args.hostfile:
+        raise ValueError("--min-nodes: goes with --hostfile; Slurm and torchrun give a job its nodes")
     if args.slurm or args.torchrun:
         return "slurm" if args.slurm else "torchrun"
     return args.launcher or ("pdsh" if shutil.which("pdsh") else "ssh")

@@ -25,8 +25,10 @@ def follow(run_dir: Path, num_nodes: int, node: int, meeting: tuple[str, int], w
             result.unlink(missing_ok=True)
             environment = launcher_environment(os.environ) | {RESULT_VARIABLE: str(result)}
             launched = Launched(torchrun_commands(job_path(run_dir, "job"), num_nodes, node, *meeting), environment)
+            asked = False
             while not launched.ended():
-                if wish.look():
+                if wish.look() and not asked:
+                    asked = True
                     launched.ask()
                 time.sleep(0.2)
             launched.end()

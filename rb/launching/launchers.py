@@ -16,13 +16,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from rb.core.install import import_path
 
 PDSH, SSH, SLURM, TORCHRUN = LAUNCHERS = ("pdsh", "ssh", "slurm", "torchrun")
+AGENT = "rb.launching.agent"
 # A host that does not answer is told apart before (`reach.py`); here nothing may ask for a password or wait for ever.
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=10", "-T")
 NO_ENV_FILE = ".no_deepspeed_env"  # DeepSpeed's runner puts its file on a command line; the job file carries it instead
@@ -39,7 +43,7 @@ class Place:
 
 def agent_command(job_file: Path) -> list[str]:
     """What runs on every node."""
-    return [sys.executable, "-u", "-m", "rb.launching.agent", "--job", str(job_file)]
+    return [sys.executable, "-u", "-m", AGENT, "--job", str(job_file)]
 
 
 def deepspeed_commands(job_file: Path, places: Sequence[Place], port: int) -> list[list[str]]:
@@ -57,7 +61,7 @@ def deepspeed_commands(job_file: Path, places: Sequence[Place], port: int) -> li
     ]
     runner += ["--master_addr", places[0].host, "--master_port", str(port)]
     # It gives its one process the first GPU alone.
-    return [[*runner, "--module", "rb.launching.agent", "--job", str(job_file), "--all-devices"]]
+    return [[*runner, "--module", AGENT, "--job", str(job_file), "--all-devices"]]
 
 
 def ssh_commands(job_file: Path, places: Sequence[Place]) -> list[list[str]]:
@@ -83,7 +87,8 @@ def torchrun_commands(job_file: Path, num_nodes: int, node: int, address: str, p
     """Torch's launcher on this node, which waits for those on the other nodes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num_nodes), "--node-rank", str(node)]
     torchrun += ["--nproc-per-node", "1", "--master-addr", address, "--master-port", str(port), "--max-restarts", "0"]
-    return [[*torchrun, "-m", "rb.launching.agent", "--job", str(job_file)]]
+    # It prints a page about every exit code but 0.
+    return [[*torchrun, "-m", AGENT, "--job", str(job_file), "--end-well"]]
 
 
 class Launched:
@@ -108,16 +113,19 @@ class Launched:
         return ""
 
     def ask(self) -> None:
-        """SIGTERM to them, for the agents that they have started here."""
+        """SIGTERM to the agents that they have started here: torchrun would end its own after 30 seconds."""
         for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    if AGENT in child.cmdline():
+                        child.terminate()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for their end; whether all have ended."""
+        """Wait for their end, so long in all; whether all have ended."""
+        end = time.monotonic() + seconds
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
+                process.wait(max(0.0, end - time.monotonic()))
         return all(process.poll() is not None for process in self._processes)
 
     def end(self) -> None:

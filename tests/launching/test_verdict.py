@@ -62,7 +62,10 @@ def test_a_killed_rank_is_judged_at_once_and_is_the_cause_of_what_follows() -> N
     found = certain(running(0), running(1), ended(2, 128 + 9, 0.2), running(3))
     assert (found.code, found.kind, found.culprits) == (137, ENDED, (Culprit(1, "two", 2),))
     assert (found.phase, found.step) == (TRAINING, 7)
-    assert found.sentence == "rank 2 on two was ended by SIGKILL, as the kernel does where memory is short, in training, 7 steps made while 3 of 4 ranks still ran"
+    assert (
+        found.sentence
+        == "rank 2 on two was ended by SIGKILL, as the kernel does where memory is short, in training, 7 steps made while 3 of 4 ranks still ran"
+    )
     # The others lost their connection to it, and were seen to end in the same look.
     found = certain(ended(0, 1, 0.4), ended(1, 128 + 6, 0.4), ended(2, 137, 0.4), running(3))
     assert (found.code, found.culprits[0].rank) == (137, 2)
