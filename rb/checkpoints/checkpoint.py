@@ -251,6 +251,17 @@ def _newest_whole(folder: Path) -> Checkpoint | None:
     )
 
 
+def find_until(run_dir: Path, step: int) -> Checkpoint | None:
+    """The newest whole checkpoint of a run's first ``step`` steps; none where there is none. One that is not whole is passed over, with a warning."""
+    for path in step_folders(run_dir / CHECKPOINTS):
+        if step_of(path) <= step:
+            try:
+                return verify(path)
+            except CheckpointError as error:
+                log.warning("passed over: %s", error)
+    return None
+
+
 def require(path: Path) -> Checkpoint:
     """As `find`, but a run folder without a checkpoint is an error too."""
     found = find(path)

@@ -6,11 +6,13 @@ Shape letters: B micro-batch, N points, C point columns, T text tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rb.core.metric_names import TOTAL
 
@@ -76,6 +78,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def rows(self, chosen: slice) -> Batch:
+        """Those of some samples only."""
+        own: dict[str, Any] = {name: value[chosen] for name, value in _of_samples(self).items()}
+        return dataclasses.replace(self, **own)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """Batches of one modality one behind the other; shorter texts are padded with ids that do not count."""
+        fields: dict[str, Any] = {}
+        for name, value in _of_samples(batches[0]).items():
+            values = [getattr(batch, name) for batch in batches]
+            if name in ("llm_ids", "llm_mask"):
+                longest = max(part.shape[1] for part in values)
+                values = [functional.pad(part, (0, longest - part.shape[1])) for part in values]
+            fields[name] = torch.cat(values) if isinstance(value, Tensor) else [one for part in values for one in part]
+        return dataclasses.replace(batches[0], **fields)
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy whose tensors live on ``device``."""
         moved: dict[str, Any] = {
@@ -93,6 +112,13 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **pinned)
+
+
+def _of_samples(batch: Batch) -> dict[str, Any]:
+    """The fields of a batch that have a row for each sample."""
+    shared = ("modality", "prompt_ids")
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass

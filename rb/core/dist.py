@@ -88,6 +88,13 @@ def init(timeout_s: float = 1800.0) -> None:
     torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
+def init_alone() -> None:
+    """A process group of this process only, for libraries that ask for one; nothing to do where there is one. Opens no port."""
+    if not active():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+
+
 def _check_environment() -> None:
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}

@@ -200,6 +200,33 @@ class RegionBLIP(nn.Module):
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return LossTerms(terms, total)
 
+    @torch.no_grad()
+    def stages(self, batch: Batch) -> dict[str, Tensor]:
+        """What a micro-batch of a modality that trains becomes on its way to the losses, in order, each [B, ...].
+
+        No sample has a part in the row of another, so a number that is not finite tells whose it is.
+        """
+        self.adapters.activate(batch.modality)
+        reads_text = any(LOSS_TERMS[name].reads_text for name in self.config.terms_of(batch.modality))
+        with self._autocast():
+            encoded = Encoded.of(
+                self.of(batch.modality), batch, StepShare(1, {}, dist.group(1), 1), reads_text=reads_text
+            )
+            found: dict[str, Tensor | None] = {
+                "input": batch.inputs,
+                "box": batch.boxes,
+                "features of the frozen encoder": encoded.features,
+                "projected features": encoded.image_embeds,
+                "query tokens": encoded.queries,
+                "output of the Q-Former": encoded.query_output,
+            }
+            if reads_text:
+                found |= {"text state": encoded.text_cls}
+                found |= dict(
+                    zip(("ITC vectors of the input", "ITC vector of the caption"), encoded.itc_vectors, strict=True)
+                )
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def encode(self, modality: str, inputs: Tensor) -> Tensor:

@@ -56,9 +56,13 @@ class BadSteps:
         """Counts since the run's first step, over all ranks, by metric name. For rank 0."""
         return self._counts.values()
 
-    def report_end(self, done: int) -> None:
-        """Say that there were too many in a row."""
+    def report_end(self, run_dir: Path, done: int) -> None:
+        """Say that there were too many in a row, and what to do."""
         log.error(
             "stopped: %d steps in a row with a loss or gradient that is not finite; no parameter has moved since step %d",
             *(self.in_a_row, done - self.in_a_row),
+        )
+        log.error(
+            "`rb replay %s %d` says which sample and which term it was, and --resume %s goes on after them",
+            *(run_dir, done, run_dir),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,15 @@ from rb.core.run_layout import (
 )
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
-from rb.data.pipeline import TrainDataset, TrainingData, open_training_data, train_loader
-from rb.inference.load import check_foundation, example_transform, read_trained
+from rb.data.pipeline import TrainingData, open_training_data
+from rb.inference.load import check_foundation, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
 from rb.tracking.tracker import END_WAIT_S
 from rb.training.agree import agreed, on_main, together
 from rb.training.bad_steps import BadSteps
+from rb.training.batches import training_batches
 from rb.training.engine import Engine, choose_kernel, ds_settings
 from rb.training.extending import length_of
 from rb.training.metrics import Window
@@ -175,7 +176,7 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             run.saver.save(done, best, tracker)
         saved = run.saver.wait() if last or stopping else True
         if aborting:
-            bad.report_end(done)
+            bad.report_end(run.folder.path, done)
             return ABORTED
         if not saved:
             log.error("step %d, the last, is not saved: %s", done, run.saver.missed)
@@ -210,27 +211,8 @@ def write_samples(run: Run, tracker: Tracker, scores: dict[str, float]) -> None:
 
 def open_batches(run: Run) -> Iterator[Batch]:
     """This rank's micro-batches from the run's first step on, on its device."""
-    transform = example_transform(run.built, run.config.seed)
-    settings = run.config.data
-    transform = replace(
-        transform,
-        augment=settings.augment,
-        raw_captions=settings.raw_captions,
-        mirror=settings.mirror,
-        dropped_points=settings.dropped_points,
-    )
-    dataset = TrainDataset(
-        run.data,
-        run.schedule.at,
-        transform,
-        run.built.text,
-        total_steps=run.total_steps,
-        layout=run.engine.layout,
-        rank=dist.rank(),
-    )
-    num_workers, pinned = settings.num_workers, run.device.type == "cuda"
-    loader = train_loader(dataset, run.start, num_workers, pinned, run.config.train.loader_timeout_s)
-    return (batch.to(run.device) for batch in loader)
+    steps = range(run.start, run.total_steps)
+    return training_batches(run.config, run.built, run.data, run.schedule, run.engine.layout, dist.rank(), steps)
 
 
 def restore_best(run_dir: Path, validation: Validation) -> None:

@@ -57,8 +57,8 @@ def poisoned(plan: Plan) -> Iterator[None]:
         factor[rows(encoded.batch, "itc")] = torch.inf
         return queries * factor, texts
 
-    def with_bad_gradient(_: type[Encoded], model: Any, batch: Batch, *rest: Any) -> Encoded:
-        encoded = of.__func__(Encoded, model, batch, *rest)
+    def with_bad_gradient(_: type[Encoded], model: Any, batch: Batch, *rest: Any, **named: Any) -> Encoded:
+        encoded = of.__func__(Encoded, model, batch, *rest, **named)
         bad = rows(batch, GRADIENT)
         if bad and encoded.query_output.requires_grad:
             factor = torch.ones(len(batch), 1, 1)
