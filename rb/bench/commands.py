@@ -1,4 +1,4 @@
-"""``rb bench captions``: the speed of captions, many boxes in one call against one call for each box."""
+"""``rb bench captions``: many boxes in one call against one call for each box; ``rb bench steps``: what watching a run costs."""
 
 from __future__ import annotations
 
@@ -29,5 +29,22 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
 def run_captions(args: argparse.Namespace) -> int:
     """Measure and print; FAILED if the two ways give different captions."""
     from rb.bench.caption_speed import run
+
+    return run(args)
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """``rb bench steps``."""
+    parser.description = "Train some steps in one process, and say how much of their processor time goes into beats, counters and journal."
+    parser.add_argument("--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file")
+    parser.add_argument("--steps", type=int, default=100, help="steps that are measured (100), after ten others")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.log_every=1")
+    parser.set_defaults(run=run_steps)
+
+
+def run_steps(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.step_costs import run
 
     return run(args)

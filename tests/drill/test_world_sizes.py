@@ -52,9 +52,10 @@ def train(run_file: Path, resume: Path | None) -> None:
         return result
 
     run.engine.train_step = train_step  # type: ignore[method-assign]
-    with start_tracking(run, resumed=resume is not None) as tracker:
-        code = take_steps(run, tracker, StopRequest())
-        finish(run, tracker, code)
+    stop = StopRequest()
+    with start_tracking(run, resumed=resume is not None) as tracker, run.saver:
+        code = take_steps(run, tracker, stop)
+        finish(run, tracker, code, stop)
     if dist.is_main():
         (run.folder.path / SEEN).write_text(json.dumps(seen))
     dist.shutdown()
