@@ -88,7 +88,8 @@ def begin() -> None:
     path = os.environ.get(VARIABLE, "")
     if path and _writer is None:
         _writer = _Writer(path)
-        beat()
+        _writer.count += 1
+        _writer.write(_writer.detail)
 
 
 def watched() -> bool:

@@ -13,9 +13,12 @@ import pytest
 from rb.core import heartbeat
 
 RANK = """
-import sys, time
+import os, sys, time
+from pathlib import Path
 from rb.core import heartbeat
 heartbeat.begin()
+first = heartbeat.read(Path(os.environ[heartbeat.VARIABLE]))
+assert first is not None and (first.count, first.phase) == (1, "start")
 heartbeat.phase(heartbeat.TRAINING)
 heartbeat.step(7)
 heartbeat.samples(["coco/%d" % i for i in range(300)])
