@@ -63,6 +63,7 @@ setup(
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13
+            "Flask-WTF>=1.2,<2",  # `mlflow server --app-name basic-auth`, in make drill
             "hypothesis>=6.100",
             "mypy>=1.15",
             "ninja",

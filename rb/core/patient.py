@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from rb.core.files import CannotWriteError, why_not_written
+from rb.core.files import CannotWriteError, naming, why_not_written
 
 T = TypeVar("T")
 MOST_KEPT = 64 << 20  # bytes of lines in memory; later ones are lost, and counted
@@ -92,8 +92,9 @@ class PatientLogFile(logging.Handler):
     """A log file that never stops the program: as ``logging.FileHandler``, but lines wait in memory for room."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = path.open("ab", buffering=0)
+        with naming(path, path):
+            self._file = path.open("ab", buffering=0)
+        super().__init__()  # registers it, so last: at the end of the process all registered handlers are closed
         self._lines = PatientLines(path, self._append)
 
     def emit(self, record: logging.LogRecord) -> None:

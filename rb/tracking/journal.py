@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rb.core.files import cannot_write, sync
+from rb.core.files import cannot_write, naming, sync
 from rb.core.locks import locked
 from rb.core.patient import PatientLines, append_whole
 from rb.core.strict_json import parse
@@ -56,14 +56,18 @@ class Point(NamedTuple):
 
 
 class Journal:
-    """Writes rows to ``path`` (made with its folder where missing). Thread-safe; several processes may write one file."""
+    """Writes rows to ``path`` (made with its folder where missing). Thread-safe; several processes may write one file.
+
+    ``CannotWriteError`` where the file cannot be opened for writing.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        new = not self.path.exists()
-        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        with naming(self.path, self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = not self.path.exists()
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         if new:
             sync(self.path.parent)  # or the file may be gone after a power failure, whatever was synced of its rows
 

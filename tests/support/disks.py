@@ -31,6 +31,10 @@ class SmallDisk:
         """Give the room back."""
         (self.path / "filler").unlink()
 
+    def read_only(self, on: bool) -> None:
+        """Let it be read only, or written again; no file on it may be open for writing."""
+        subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", self.path], check=True)
+
     def resize(self, size: str) -> None:
         """Change how large it is, e.g. "64m"; "0" is no limit."""
         subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
@@ -46,3 +50,16 @@ def small_disk(path: Path, size: str = "1m") -> Iterator[SmallDisk]:
         yield SmallDisk(path)
     finally:
         subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@contextmanager
+def mounted_at(source: Path, target: Path) -> Iterator[None]:
+    """A file of a small disk under another path, where an empty file is made for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.touch()
+    source.touch()
+    subprocess.run(["mount", "--bind", source, target], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", target], check=True)

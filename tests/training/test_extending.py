@@ -136,6 +136,7 @@ def begun(foundation: FoundationConfig, tmp_path: Path) -> Path:
         train=TrainConfig(2, 1, max_steps=4, ds_config="ds_configs/zero2_cpu.json"),
     )
     run = tmp_path / "run"
+    run.mkdir()
     identities = identities_of(build_model(config.model, 0, "meta"), open_training_data(config.data.train, 0))
     checkpoint.save(run, 2, checkpoint.TrainState(), {"config": to_tree(config), "identities": identities}, keep=1)
     (run / RUN_CONFIG).write_text(dump_run(config))
