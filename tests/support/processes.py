@@ -98,7 +98,7 @@ class Forked:
 
 def start(module: str, *arguments: object, **environment: str) -> Started:
     """``python -m module arguments``, in the repository's root."""
-    return Started(_run_module, (module, [str(argument) for argument in arguments]), environment)
+    return Started(run_module, (module, [str(argument) for argument in arguments]), environment)
 
 
 def start_function(function: Callable[..., object], *arguments: object, **environment: str) -> Started:
@@ -167,6 +167,7 @@ def _run(target: Callable[..., object], arguments: tuple[Any, ...], environment:
     target(*arguments)
 
 
-def _run_module(module: str, arguments: list[str]) -> None:
+def run_module(module: str, arguments: list[str]) -> None:
+    """``python -m module arguments``, in this process."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -73,6 +73,13 @@ class SmallRun:
         """Save the state of a step, and wait until it is written."""
         return self.begin(step, best) and self.saver.wait()
 
+    def close(self) -> None:
+        """End it as a run ends: what is written becomes whole, another process may come."""
+        with self.saver:
+            pass
+        self.tracker.finish()
+        self.folder._lock.release()
+
     def newest(self) -> int:
         """Step of the newest checkpoint; its state is the one of that step."""
         found = checkpoint.find(self.folder.path)
