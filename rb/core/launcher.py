@@ -1,4 +1,4 @@
-"""Starts ranks on this host by DeepSpeed's launcher and forwards signals to them: `rb train` and `rb predict --ranks N`.
+"""Starts ranks on this host by DeepSpeed's launcher and forwards signals to them: `rb predict --ranks N`. Training has `rb/launching/`.
 
 `deepspeed.launcher.launch` starts one host's ranks. `deepspeed`, the command above it, is left out: it drops CUDA_VISIBLE_DEVICES where a number of
 GPUs is given, sorts the list, cannot read UUIDs or MIG names, and ends with 0 where a signal ended what it started.

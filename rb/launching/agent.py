@@ -36,6 +36,7 @@ ALONE_S = 20.0  # without a controller, ranks that make no progress for so long 
 _REPORT_S = 0.25
 _STALL_S = 2.0
 _LOST = {"do": "lost"}
+_OF_THE_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Agent:
@@ -200,18 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     job, host = read_job(args.job), socket.gethostname()
     number = args.node if args.node is not None else node_number(os.environ)
-    # The launcher's variables are of one process a node; the ranks get their own.
-    for name in (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "CROSS_RANK",
-        "CROSS_SIZE",
-    ):
-        os.environ.pop(name, None)
+    # The launcher's variables are of one process a node; the ranks get their own. Torchrun's would have them look for its store.
+    for name in list(os.environ):
+        if name in _OF_THE_LAUNCHER or name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_", "CROSS_")):
+            del os.environ[name]
     if args.all_devices:
         os.environ.pop(VISIBLE, None)
     os.environ.update(job.environment)

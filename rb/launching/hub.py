@@ -97,7 +97,7 @@ class RemoteNode:
         try:
             while True:
                 self._take(self._wire.receive())
-        except (OSError, RefusedError, TypeError, KeyError, ValueError) as error:
+        except (OSError, RefusedError, AttributeError, TypeError, KeyError, ValueError) as error:
             self._lost(f"its agent ended or cannot be understood ({error})")
 
     def close(self) -> None:
