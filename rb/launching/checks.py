@@ -144,11 +144,15 @@ def _environment(known: Known) -> Verdict:
 
 
 def _manifests(known: Known) -> Verdict:
-    wrong = [f"{name}: {row['problem']}" for name, row in known["data"].items() if row.get("problem")]
+    wrong = [_named(name, row["problem"]) for name, row in known["data"].items() if row.get("problem")]
     if wrong:
         remedy = "copy the set there whole, or mount it under the same path; `rb data verify` reads every byte"
         return FAILED, _first(wrong), remedy
     return OK, f"{len(known['data'])} manifests, their shards in full size", ""
+
+
+def _named(name: str, problem: str) -> str:
+    return problem if problem.startswith(name) else f"{name}: {problem}"
 
 
 def _weights(known: Known) -> Verdict:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rb.core.files import file_sha256
-from rb.core.install import import_path
+from rb.core.install import PACKAGE, import_path
 from rb.core.text import one_line
 from rb.launching.findings import FAILED, OK, Finding
 from rb.launching.machine import python_version
@@ -28,12 +28,14 @@ _MARK = "rb-reach:"
 # What runs on the node; each line that begins with the mark is an answer.
 _SHELL = """cd {checkout} 2>/dev/null || {{ echo {mark} no folder; exit 0; }}
 [ -x {python} ] || {{ echo {mark} no python; exit 0; }}
-PYTHONPATH={path} exec {python} -c {code} {file} {digest} {seconds}"""
+PYTHONPATH={path} exec {python} -c {code} {file} {digest} {seconds} {package}"""
 _CODE = f"""
-import hashlib, sys, time
+import hashlib, os, sys, time
 print("{_MARK} python", ".".join(map(str, sys.version_info[:3])))
 try:
     import rb.launching.facts
+    if not os.path.samefile(sys.argv[4], rb.__file__):
+        raise ImportError("another one is imported: " + rb.__file__)
 except Exception as error:
     print("{_MARK} no package", type(error).__name__, " ".join(str(error).split()))
     sys.exit()
@@ -103,6 +105,7 @@ def remote_command(checkout: Path, python: str, shared_file: Path) -> str:
     """The line for the shell of a node, whatever shell its user has."""
     words = {"checkout": str(checkout), "python": python, "path": import_path()["PYTHONPATH"], "code": _CODE}
     words |= {"file": str(shared_file), "digest": file_sha256(shared_file), "seconds": str(SHARED_S)}
+    words["package"] = str(PACKAGE / "__init__.py")
     script = _SHELL.format(mark=_MARK, **{name: shlex.quote(word) for name, word in words.items()})
     return f"exec sh -c {shlex.quote(script)}"
 

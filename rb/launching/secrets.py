@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.strict_json import FormatError, read_bytes
-from rb.launching.findings import EVERYWHERE, FAILED, OK, Finding
+from rb.launching.findings import EVERYWHERE, FAILED, OK, WARNING, Finding
 
 ENVIRONMENT_FILE = ".deepspeed_env"
 MAX_BYTES = 1 << 16
@@ -126,8 +126,11 @@ def _check_file(path: Path) -> list[Finding]:
     except (ValueError, OSError) as error:
         return [Finding(EVERYWHERE, "secrets", FAILED, str(error))]
     return [
-        _failed(
-            f"{path}: {name} is a secret, and DeepSpeed's launcher puts this file on command lines",
+        Finding(
+            EVERYWHERE,
+            "secrets",
+            WARNING,  # `rb launch` hands the file over itself
+            f"{path}: {name} is a secret, and DeepSpeed's own launcher puts this file on command lines",
             f"remove the line; `export {name}=...` in the shell that starts the run, which hands it over by a file",
         )
         for name, value in variables.items()
