@@ -26,7 +26,7 @@ from rb.launching.ending import Ending
 from rb.launching.environment import launcher_environment, node_variables, shared_variables
 from rb.launching.findings import Finding, accept, failures, table
 from rb.launching.hub import Hub, RemoteNode
-from rb.launching.job import Ended, Job, Wish
+from rb.launching.job import Ended, Job, Wish, who_asked
 from rb.launching.job_file import FOLDER, JobFile, job_path, write_job
 from rb.launching.launchers import Launched, Place
 from rb.launching.request import Launch
@@ -63,6 +63,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 class NotUpError(ValueError):
     """The nodes of a job do not come up; a restart may find them."""
+
+
+class NoAgentError(NotUpError):
+    """No agent came up on a node."""
 
 
 class Controller:
@@ -109,7 +113,9 @@ class Controller:
         try:
             return self._try(first=restarts == 0)
         except NotUpError as error:
-            if self._launch.restart == 0 or restarts == 0:
+            # At first it is a wrong request; but nodes that Slurm has chosen may be just failing, or coming back.
+            chosen = self._launch.launcher == launchers.SLURM and isinstance(error, NoAgentError)
+            if self._launch.restart == 0 or (restarts == 0 and not chosen):
                 raise
             note(f"rb launch: {error}")
             return NODE_LOST, None
@@ -120,6 +126,8 @@ class Controller:
         addresses = controller_addresses([launch.meeting[0]] if launch.meeting[0] else [p.host for p in self._places])
         hub, launched, nodes, code = Hub(token, addresses, launch.control_port), None, list[RemoteNode](), NODE_LOST
         again = launch.restart > 0
+        # Slurm asks the agents of a job that is preempted, not this process; they may be told before there are ranks.
+        self._wish.elsewhere = lambda: who_asked([node.poll() for node in list(hub.nodes.values())])
         try:
             environment = shared_variables(os.environ)
             job_file = JobFile(
@@ -199,7 +207,7 @@ class Controller:
         """The nodes; an empty list where the user wants the end before they are there.
 
         Raises:
-            NotUpError: one does not come.
+            NoAgentError: one does not come.
         """
         end = time.monotonic() + COME_UP_S
 
@@ -210,11 +218,13 @@ class Controller:
             if self._wish.look():
                 return []
             if reason := launched.ended():
+                if launched.ended_by_request():
+                    return []
                 time.sleep(1.0)  # the last agent may just have connected
                 if len(hub.nodes) < len(self._places):
-                    raise NotUpError(f"{missing()}: no agent came up, {reason}; its lines above say why")
+                    raise NoAgentError(f"{missing()}: no agent came up, {reason}; its lines above say why")
             if time.monotonic() > end:
-                raise NotUpError(
+                raise NoAgentError(
                     f"{missing()}: no agent came up in {COME_UP_S:.0f} s; look whether the node can reach port {hub.port} of this host"
                 )
             time.sleep(0.1)

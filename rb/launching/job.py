@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Protocol
@@ -16,7 +16,7 @@ from typing import Protocol
 from rb.core.config import LimitsConfig
 from rb.core.exit_codes import FAILED, FINISHED, STOPPED
 from rb.core.output import note
-from rb.core.stopping import Parents
+from rb.core.stopping import LAUNCHER_ENDED, Parents
 from rb.launching.node import Assignment
 from rb.launching.states import NodeState, RankState
 from rb.launching.verdict import HANG, LOST, STOP, Verdict, judge
@@ -58,12 +58,14 @@ class Wish:
     def __init__(self) -> None:
         self.reason = ""
         """Why; empty while nobody asked."""
+        self.elsewhere: Callable[[], str] = lambda: ""
+        """Asked at every look: why somebody told an agent; empty while nobody did."""
         self._parents = Parents(launched=False)
 
     def look(self) -> str:
-        """``reason``, after a look at the process that started this one."""
-        if not self.reason and self._parents.gone():
-            self.reason = "the end of the process that started it"
+        """``reason``, after a look at the process that started this one, and elsewhere."""
+        if not self.reason:
+            self.reason = "the end of the process that started it" if self._parents.gone() else self.elsewhere()
         return self.reason
 
     def __enter__(self) -> Wish:
@@ -158,6 +160,7 @@ class Job:
             nodes = [member.poll() for member in self._members]
             self._check_started()
             if self._all_ended(nodes):
+                self._asked = self._asked or self._why(nodes)
                 break
             self._ask_to_stop(nodes)
             found = judge(nodes, self._limits)
@@ -188,14 +191,14 @@ class Job:
 
     def _ask_to_stop(self, nodes: Sequence[NodeState]) -> None:
         """Pass on the wish of the user, and of whoever told an agent."""
-        why = self._wish.look()
-        if not why:
-            why = next((f"{node.asked} of {node.host}" for node in nodes if node.asked), "")
-        if why:
+        if why := self._why(nodes):
             self._asked = why
             self._tell(why)
         elif not self._told and (gone := self._still_there()):
             self._tell(gone)
+
+    def _why(self, nodes: Sequence[NodeState]) -> str:
+        return self._wish.look() or who_asked(nodes)
 
     def _tell(self, why: str) -> None:
         """Ask all ranks to stop, once."""
@@ -226,6 +229,12 @@ class Job:
             return FINISHED
         # What was asked to stop before Python had started in it dies of SIGTERM.
         return STOPPED if self._told and set(codes) <= {FINISHED, STOPPED, 128 + signal.SIGTERM} else _first_bad(nodes)
+
+
+def who_asked(nodes: Iterable[NodeState]) -> str:
+    """Who told which agent that the job should end: ``SIGTERM of node1``; empty where nobody did. The end of its launcher is a fault, no wish."""
+    told = (node for node in nodes if node.asked and node.asked != LAUNCHER_ENDED)
+    return next((f"{node.asked} of {node.host}" for node in told), "")
 
 
 def _first_bad(nodes: Sequence[NodeState]) -> int:

@@ -76,10 +76,14 @@ def ssh_commands(job_file: Path, places: Sequence[Place]) -> list[list[str]]:
 
 
 def srun_commands(job_file: Path, places: Sequence[Place]) -> list[list[str]]:
-    """Slurm's srun, with one task a node that sees all of the node's share."""
+    """Slurm's srun, with one task a node that sees all of the node's share (without --exact a step has all of the job's cores, memory and GPUs).
+
+    srun must not get SIGTERM while agents run: it answers with SIGKILL to all of them (tried: 22.05). Slurm itself sends SIGTERM to every process
+    of the step when a job is preempted or cancelled.
+    """
     nodes = ["--nodes", str(len(places)), "--ntasks", str(len(places)), "--ntasks-per-node", "1"]
     names = ["--nodelist", ",".join(place.host for place in places)]
-    calm = ["--kill-on-bad-exit=0", "--wait=0", "--input=none", "--unbuffered"]
+    calm = ["--kill-on-bad-exit=0", "--wait=0", "--input=none", "--unbuffered", "--mpi=none", "--export=ALL"]
     return [["srun", *nodes, *names, *calm, *agent_command(job_file)]]
 
 
@@ -119,6 +123,10 @@ class Launched:
                 for child in psutil.Process(process.pid).children(recursive=True):
                     if AGENT in child.cmdline():
                         child.terminate()
+
+    def ended_by_request(self) -> bool:
+        """Whether one was ended by SIGTERM, or ended as srun does where SIGTERM met an agent before Python had started in it."""
+        return any(process.poll() in (-signal.SIGTERM, 128 + signal.SIGTERM) for process in self._processes)
 
     def wait(self, seconds: float) -> bool:
         """Wait for their end, so long in all; whether all have ended."""
