@@ -65,6 +65,7 @@ class Replay:
         state: path of the checkpoint; none for the run's beginning.
         state_step: steps that this state had made.
         made: steps that were made from there; with ``left_out`` those that were not, 0 unless ``--from-checkpoint``.
+        read: of each rank, the samples that it read: (id, position in the modality's stream).
         losses: of each rank, every term and ``total``, its mean over its micro-batches.
         grad_norm: of the whole gradient, before clipping.
         bad_parameters: names, in the state itself. bad_gradients: those with a gradient that is not finite.
@@ -79,6 +80,7 @@ class Replay:
     state_step: int
     made: int
     left_out: int
+    read: list[list[tuple[str, int]]]
     losses: list[dict[str, float]]
     grad_norm: float
     bad_parameters: tuple[str, ...]
@@ -140,6 +142,7 @@ def replay(run_dir: Path, step: int, overrides: Sequence[str] = (), from_checkpo
         state_step=start,
         made=len(between),
         left_out=step - 1 - start - len(between),
+        read=_read(parts, layout),
         losses=losses,
         grad_norm=float(torch.stack([grad.float().norm() for grad in grads.values()]).norm()),
         bad_parameters=not_finite(dict(built.model.trainable_parameters())),
@@ -187,6 +190,14 @@ def _places(layout: StepLayout) -> list[tuple[int, int]]:
     """For each micro-batch, in the order of the step, the rank that had it and its number there."""
     of_ranks = [(rank, micro) for rank in range(layout.world_size) for micro in range(layout.grad_accum_steps)]
     return sorted(of_ranks, key=lambda place: layout.start(*place))
+
+
+def _read(parts: Sequence[Batch], layout: StepLayout) -> list[list[tuple[str, int]]]:
+    """(id, position) of the samples of each rank, in the order in which it read them."""
+    read: list[list[tuple[str, int]]] = [[] for _ in range(layout.world_size)]
+    for (rank, _), part in zip(_places(layout), parts, strict=True):
+        read[rank] += zip(part.ids, part.positions, strict=True)
+    return read
 
 
 def _take_over(

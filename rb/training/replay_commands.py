@@ -72,6 +72,7 @@ def as_json(result: Replay) -> dict[str, Any]:
             "steps_left_out": result.left_out,
             "parameters_not_finite": list(result.bad_parameters),
         },
+        "read": [[{"id": one, "position": position} for one, position in rank] for rank in result.read],
         "losses": [encoded(rank) for rank in result.losses],
         "grad_norm": encoded({"": result.grad_norm})[""],
         "journal": [encoded(row) for row in result.recorded if row],
@@ -127,7 +128,7 @@ def as_text(result: Replay) -> list[str]:
         lines.append("no single sample is at fault")
     elif len(result.suspects) == layout.global_batch_size > 1:
         lines.append(
-            f"all {len(result.suspects)} samples of the step are at fault, so look at the parameters, not at them"
+            f"all {len(result.suspects)} samples of the step are at fault: the parameters are the likely cause, not the samples"
         )
     else:
         lines += [line for one in result.suspects for line in _lines(one)]

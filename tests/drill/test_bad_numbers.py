@@ -110,6 +110,32 @@ def test_counts_and_the_steps_between(run_dir: Path) -> None:
     assert apart(found) < 1e-6
 
 
+@pytest.mark.parametrize(("ranks", "pool"), [(1, 4), (2, 4), (4, 2), (4, 4)])
+@pytest.mark.parametrize("negatives", ["global", "local"])
+def test_other_layouts(
+    foundation: FoundationConfig, tmp_path: Path, ranks: int, pool: int, negatives: str, figures: Figures
+) -> None:
+    """Pools of one rank's or two ranks' several micro-batches, of half of the ranks, and of all: a sample that spoils ITC, one that spoils gradients."""
+    run_dir, _ = bad_run(
+        foundation,
+        tmp_path,
+        {(IMAGE_REGION, 5): "itc", (IMAGE_REGION, 13): GRADIENT},
+        (IMAGE_REGION,),
+        model={"itm_negatives": negatives},
+        ranks=ranks,
+        contrastive_batch_size=pool,
+        max_steps=5,
+    )
+    with poison.poisoned({(IMAGE_REGION, 5): "itc", (IMAGE_REGION, 13): GRADIENT}):
+        found = {step: replay(run_dir, step) for step in range(1, 6)}
+    assert [step for step, one in found.items() if not one.finite] == [2, 4]
+    assert [suspect.position for one in found.values() for suspect in one.suspects] == [5, 13]
+    assert [one.step for one in read_bad_steps(run_dir / "journal.jsonl")] == [2, 4]
+    assert read_bad_steps(run_dir / "journal.jsonl")[1].counts() == {GRADIENT: 1}
+    figures["relative difference of losses"] = max(map(apart, found.values()))
+    assert figures["relative difference of losses"] < 1e-6
+
+
 def test_a_cloud_that_is_too_large(
     foundation: FoundationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:

@@ -20,6 +20,7 @@ from rb.model.losses import (
     own_column,
     similarities,
     token_loss,
+    with_gradients,
 )
 from tests.support.host_waits import host_waits
 
@@ -287,3 +288,13 @@ def test_no_loss_makes_the_host_wait() -> None:
 
     assert host_waits(step) == []
     assert all(t.grad is not None for t in (temperature, head, logits, predicted, queries, texts))
+
+
+def test_given_gradients_leave_the_value_alone() -> None:
+    """One that is not finite too: else it would look like a loss that is not."""
+    x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    loss = with_gradients(torch.tensor(1.5), (x, y), (torch.tensor([1.0, torch.inf]), torch.tensor([2.0, 3.0])))
+    assert loss.item() == 1.5
+    (2 * loss).backward()
+    assert torch.equal(x.grad, torch.tensor([2.0, torch.inf]))  # type: ignore[arg-type]
+    assert torch.equal(y.grad, torch.tensor([4.0, 6.0]))  # type: ignore[arg-type]

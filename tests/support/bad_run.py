@@ -25,6 +25,7 @@ def bad_run(
     modalities: Sequence[str],
     code: int = 0,
     model: Mapping[str, object] | None = None,
+    ranks: int = RANKS,
     **train: object,
 ) -> tuple[Path, str]:
     """The run folder, and what the ranks said, which all end with ``code``. Every step is logged and saved; 4 samples a step, in micro-batches of 1 and pools of 2.
@@ -55,10 +56,10 @@ def bad_run(
         "tracking": {"mlflow": False},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
-    ranks = start_ranks(
-        RANKS, "tests.support.poison", poison.write(plan, folder / "plan.json"), "--run", folder / "run.yaml"
+    started = start_ranks(
+        ranks, "tests.support.poison", poison.write(plan, folder / "plan.json"), "--run", folder / "run.yaml"
     )
-    return folder / "runs" / "run", finish(*ranks, code=code)
+    return folder / "runs" / "run", finish(*started, code=code)
 
 
 def state_at(run_dir: Path, step: int) -> checkpoint.TrainState:

@@ -166,6 +166,8 @@ def test_a_bad_step_names_sample_and_term(aborted: Path, step: int) -> None:
     assert not found.finite
     assert apart(found) < 1e-6  # of what was finite on each rank
     assert [rank for rank, terms in enumerate(found.bad_terms) if term in terms] == ranks
+    (bad,) = [one for one in read_bad_steps(aborted / "journal.jsonl") if one.step == step]
+    assert found.read == [list(zip(one.ids, one.positions, strict=True)) for one in bad.ranks]
     (suspect,) = found.suspects
     assert (modality, suspect.position) in PLAN
     assert PLAN[modality, suspect.position] == term

@@ -29,6 +29,7 @@ from rb.training.loop import check_request
 from rb.training.run_folder import RunFolder, check_same_run, saved_run
 from tests.support import small_data, tiny
 from tests.support.processes import Started, finish, start, start_ranks
+from tests.support.remedies import typed
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "rb.train"
@@ -205,6 +206,8 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     assert re.search(r"skipped, not finite: .* on 1 ranks; rank 0: losses", log)
     assert "image_region/" in log  # ids of samples
     assert "newly initialised: parts.image_region.temperature" in log
+    step = checkpoint.require(warm.parent / "hot").step  # the step that ended the run is saved
+    assert "all 4 samples of the step are at fault: the parameters" in typed("replay", warm.parent / "hot", step)
 
 
 def test_a_request_that_cannot_work_is_said_before_anything_is_made(run_file: Path) -> None:
