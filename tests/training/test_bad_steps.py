@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rb.cli import main as cli
-from rb.core import dist
 from rb.core.config import FoundationConfig
 from rb.core.files import file_sha256
 from rb.core.metric_names import GRADIENT
@@ -25,7 +25,7 @@ from rb.training.replay import Replay, replay
 from rb.training.suspects import POOL_STAGE, find_suspects
 from tests.support import poison, tiny
 from tests.support.bad_run import apart, bad_run, moved, state_at
-from tests.support.processes import finish, start_ranks
+from tests.support.processes import finish, start_function, start_ranks
 from tests.support.remedies import Said, remedy, typed
 
 REGION, CLOUD, OUTPUT = "image_region", "point_cloud", "output.txt"
@@ -192,12 +192,17 @@ def test_what_a_person_reads(aborted: Path, capsys: pytest.CaptureFixture[str]) 
     assert "not finite from its ITC vectors of the input on" in text
 
 
+def again_into(file: Path, run_dir: Path, step: int) -> None:
+    """``again`` in a process that DeepSpeed may have: it keeps its process group for life."""
+    file.write_bytes(pickle.dumps(again(run_dir, step)))
+
+
 @pytest.mark.dist
 def test_steps_between_checkpoint_and_step_are_made_first(aborted: Path, tmp_path: Path) -> None:
     """Steps 1 and 2, of which the second is a bad one, from the run's beginning; then without them."""
     shutil.copytree(aborted, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    found = again(tmp_path / "run", 3)
-    dist.shutdown()
+    finish(start_function(again_into, tmp_path / "found", tmp_path / "run", 3))
+    found: Replay = pickle.loads((tmp_path / "found").read_bytes())
     assert (found.state, found.made, found.left_out) == (None, 2, 0)
     assert apart(found) < 1e-5
     older = again(tmp_path / "run", 3, from_checkpoint=True)

@@ -199,6 +199,7 @@ def test_a_warm_start_that_blows_up_is_stopped_and_says_on_what(run_file: Path) 
     checkpoint.save(warm, 1, state, {"identities": {"foundation": {}}}, keep=1)
     shutil.copyfile(run_file, warm / "config.yaml")
     changes = ["name=hot", f"init_from={warm}", "optim.lr=1e30", "optim.warmup_steps=0", "train.max_bad_steps=3"]
+    changes += ["train.checkpoint_every=1"]
     output = finish(start(ENTRY, "--run", run_file, *changes, "train.micro_batch_size=2"), code=3)
     assert "1 parameters taken over" in output
     assert "3 steps in a row" in output
