@@ -131,7 +131,8 @@ def replay(run_dir: Path, step: int, overrides: Sequence[str] = (), from_checkpo
     start = found.step if found else 0
     between = range(start, start if from_checkpoint else step - 1)
     _take_over(config, built, data, schedule, total, found, between)
-    parts = list(training_batches(config, built, data, schedule, _alone(layout), 0, range(step - 1, step)))
+    here = replace(config, data=replace(config.data, num_workers=0))  # one step is not worth loader processes
+    parts = list(training_batches(here, built, data, schedule, _alone(layout), 0, range(step - 1, step)))
     losses, grads = make_step(built.model, parts, layout, (config.seed, step - 1))
     bad = bad_step_of(run_dir, step)
     result = Replay(
