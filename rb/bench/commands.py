@@ -1,4 +1,4 @@
-"""``rb bench captions``: many boxes in one call against one call for each box; ``rb bench steps``: what watching a run costs."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `rb bench saving`, `rb bench steps`."""
 
 from __future__ import annotations
 
@@ -46,5 +46,26 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
 def run_steps(args: argparse.Namespace) -> int:
     """Measure and print."""
     from rb.bench.step_costs import run
+
+    return run(args)
+
+
+def add_saving(parser: argparse.ArgumentParser) -> None:
+    """``rb bench saving``."""
+    parser.description = "Train in one process and save checkpoints: how long a step waits for one, beside the copy and a synchronous save."
+    parser.add_argument(
+        "--run", type=Path, dest="run_file", metavar="FILE", help="run file; without it the model is made up"
+    )
+    parser.add_argument("--parameters", type=int, default=60_000_000, help="of the made-up model (60 million)")
+    parser.add_argument("--saves", type=int, default=5, help="how often it saves each way (5)")
+    parser.add_argument("--folder", type=Path, help="where the temporary run folder is made, to choose the disk")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --run: e.g. train.micro_batch_size=4")
+    parser.set_defaults(run=run_saving)
+
+
+def run_saving(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.saving_cost import run
 
     return run(args)

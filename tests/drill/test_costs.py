@@ -101,3 +101,11 @@ def used_at(step: int, run: Path, started: subprocess.Popen[bytes]) -> tuple[flo
         seconds[watches] += times.user + times.system
     assert len(family) >= 5  # two ranks, each with a loader
     return seconds[True], seconds[False]
+
+
+def test_a_step_waits_for_the_copy_of_a_save_and_not_for_its_writing(figures: Figures) -> None:
+    words = rb(Path(), "bench", "saving", "--parameters", 60_000_000, "--saves", 5, "--json")
+    found = json.loads(subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    figures.update({name: round(found[name], 1) for name in ("step_ms", "copy_ms", "waits_ms", "synchronous_ms")})
+    assert found["bytes"] > 3 * 4 * 60_000_000
+    assert found["waits_ms"] < max(1.5 * found["copy_ms"], found["copy_ms"] + 50)

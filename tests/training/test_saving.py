@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ from rb.core.exit_codes import leave
 from rb.training import saving
 from rb.training.agree import FailedElsewhereError, agreed
 from rb.training.validate import Best
-from tests.support.processes import finish, start_function_ranks
+from tests.support.processes import finish, start, start_function_ranks
 from tests.support.saving import SmallRun
 
 LIMIT_S = 60
@@ -134,3 +135,13 @@ def refuse(*_: object) -> None:
 def test_both_ranks_learn_of_the_outcome_from_the_numbers_of_a_step(tmp_path: Path) -> None:
     finish(*start_function_ranks(2, one_of_two_ranks, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.dist
+def test_the_benchmark_of_saving_runs(tmp_path: Path) -> None:
+    output = finish(
+        start("rb.cli", "bench", "saving", "--parameters", 1000, "--saves", 1, "--json", "--folder", tmp_path)
+    )
+    found = json.loads(output[output.index("{") :])
+    assert found["bytes"] > 12_000
+    assert min(found.values()) > 0
