@@ -46,7 +46,9 @@ def test_hangs(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
             draw, kind = random.Random(f"{SEED} {name}"), name.rpartition(" ")[0]
             with trials.trial(name) as figures:
                 run = name.replace(" ", "-")
-                job = runs.launch(run, "--launcher", "ssh", "--no-sum", "limits.training_s=10", "train.checkpoint_every=1000")
+                job = runs.launch(
+                    run, "--launcher", "ssh", "--no-sum", "limits.training_s=10", "train.checkpoint_every=1000"
+                )
                 ranks = wait_for(two, job, 2, TRAINING, draw.randint(1, 20))
                 rank = draw.randint(0, 1)
                 time.sleep(draw.uniform(0, 0.5))
