@@ -185,7 +185,7 @@ class Host:
         fake = {"LD_PRELOAD": FAKETIME, "FAKETIME": f"{offset_s:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         for name, value in fake.items():
             self.environment[name] = value
-        self._reload_sshd()
+        self.reload()
 
     def authorise(self, yes: bool) -> None:
         """Whether its sshd takes the key of the others."""
@@ -208,7 +208,8 @@ class Host:
             time.sleep(0.01)
         self._sshd = 0
 
-    def _reload_sshd(self) -> None:
+    def reload(self) -> None:
+        """Let its sshd take over a changed ``environment``."""
         self._write_sshd_config()
         self._await_sshd(lambda: os.kill(self._sshd, signal.SIGHUP))
 
@@ -266,6 +267,12 @@ class Hosts(list[Host]):
     def processes(self, word: str = "") -> list[psutil.Process]:
         """What runs on any of them."""
         return [process for host in self for process in host.processes(word)]
+
+    def end_all(self) -> None:
+        """SIGKILL to all that is left of a trial."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
 
     def hostfile(self, path: Path, slots: int = 1) -> Path:
         """Write the host file of all of them."""
