@@ -18,6 +18,7 @@ from tests.support.hosts import hosts
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.dist
 def test_two_hosts_hang_are_killed_and_finish_as_one(foundation: FoundationConfig, tmp_path: Path) -> None:
     with hosts(2, tmp_path / "hosts", own_name="127.0.1.1") as two:
