@@ -210,15 +210,18 @@ class Job:
 
     def _end_all(self, verdict: Verdict) -> list[NodeState]:
         """Write down what is known, where that helps, and end every rank; the last states."""
+        # A lost node hears nothing: its agent ends its ranks by itself, and nobody waits for its word.
+        lost = {culprit.node for culprit in verdict.culprits} if verdict.kind == LOST else set[int]()
+        heard = [member for number, member in enumerate(self._members) if number not in lost]
         if verdict.kind in (HANG, LOST):
             for member in self._members:
                 member.ask_stacks()
-            _wait(lambda: all(_answered(member) for member in self._members), STACKS_S)
+            _wait(lambda: all(_answered(member) for member in heard), STACKS_S)
             if self._report is not None:
                 self._report(verdict, [replace(member.poll(), stacks=member.stacks()) for member in self._members])
         for member in self._members:
             member.kill()
-        _wait(lambda: all(_over(member.poll()) for member in self._members), END_S)
+        _wait(lambda: all(_over(member.poll()) for member in heard), END_S)
         return [member.poll() for member in self._members]
 
     def _code(self, verdict: Verdict | None, nodes: Sequence[NodeState]) -> int:
