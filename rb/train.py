@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rb.core import heartbeat
 from rb.core.config import LimitsConfig
 from rb.core.exit_codes import FINISHED, USER_ERRORS, guarded, leave, wrong_request
 from rb.core.output import say, say_json
@@ -91,6 +92,7 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """One rank of a training run; with ``--ranks N`` the supervisor of N of them, as `rb train`."""
+    heartbeat.begin()
     parser = argparse.ArgumentParser(prog="rb.train")
     add_train(parser)
     add_options(parser)
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ranks is not None or args.dry_run:
         return guarded("rb train", partial(launch, args))
     stop = StopRequest()  # before torch is imported, which takes seconds
-    from rb.training.agree import FailedElsewhereError, together
+    from rb.training.agree import FailedElsewhereError, collective_timeout_s, together
 
     _complete_environment(args.local_rank)
     from rb.core import dist
@@ -108,11 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rb.training.loop import finish, prepare, start_tracking, take_steps
     from rb.training.run_folder import saved_run
 
+    stop.describe = lambda: "\n".join(["", "newest collectives:", *dist.recent_collectives(), ""])
     try:
         dist.init()
         read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run_file)
         config = together(partial(read, args.overrides))
-        dist.set_timeout(config.train.timeout_s)
+        stop.patience_s = config.train.timeout_s
+        dist.set_timeout(collective_timeout_s(config))
         run = prepare(config, args.resume, args.allow)
         with start_tracking(run, resumed=args.resume is not None) as tracker, run.saver:
             code = take_steps(run, tracker, stop)

@@ -108,14 +108,35 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
             _point(folder, BEST, target.name)
     except (OSError, SafetensorError) as error:
         raise cannot_write(target, error, needed) from error
-    kept = pointed(folder / BEST) if (folder / BEST).is_file() else ""
-    older = [path for path in step_folders(folder) if step_of(path) < step and path.name != kept]
-    try:
-        for old in older[keep - 1 :]:
-            _remove(old)
-    except OSError as error:  # the new one is there; the next save tries again
-        log.warning("%s: an older checkpoint cannot be deleted (%s)", folder, error)
+    _delete_older(folder, step, keep)
     return target
+
+
+def amend(run_dir: Path, step: int, changes: Mapping[str, Any], keep: int, best: bool = False) -> None:
+    """Change what the checkpoint of a step records beside its state; it is whole at every moment. Rank 0 only.
+
+    Args:
+        run_dir: the run folder.
+        step: of the checkpoint.
+        changes: what ``save`` was given as ``meta``, as far as it changes.
+        keep: as ``save``.
+        best: let `best` name it.
+
+    Raises:
+        CheckpointError: it is missing, incomplete or altered.
+        CannotWriteError: the disk refuses.
+    """
+    folder = run_dir / CHECKPOINTS
+    found = verify(folder / step_name(step))
+    content = found.meta | dict(changes)
+    content["digest"] = _digest(content)
+    try:
+        write_whole(found.path / META_FILE, _as_text(content))
+        if best:
+            _point(folder, BEST, found.path.name)
+    except OSError as error:
+        raise cannot_write(found.path / META_FILE, error) from error
+    _delete_older(folder, step, keep)
 
 
 def set_aside_torn(run_dir: Path, step: int) -> None:
@@ -143,6 +164,17 @@ def set_best(run_dir: Path, step: int | None) -> bool:
         return True
     (folder / BEST).unlink(missing_ok=True)
     return False
+
+
+def _delete_older(folder: Path, step: int, keep: int) -> None:
+    """Of the checkpoints before a step all but the newest ``keep - 1`` go, and not the one that `best` names."""
+    kept = pointed(folder / BEST) if (folder / BEST).is_file() else ""
+    older = [path for path in step_folders(folder) if step_of(path) < step and path.name != kept]
+    try:
+        for old in older[keep - 1 :]:
+            _remove(old)
+    except OSError as error:  # the new one is there; the next save tries again
+        log.warning("%s: an older checkpoint cannot be deleted (%s)", folder, error)
 
 
 def _point(folder: Path, file: str, name: str) -> None:
@@ -198,7 +230,11 @@ def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) 
     save_file(flat, folder / STATE_FILE, metadata={"format": str(FORMAT)})
     content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: file_sha256(folder / STATE_FILE)}}
     content["digest"] = _digest(content)
-    (folder / META_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / META_FILE).write_text(_as_text(content), encoding="utf-8")
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def find(path: Path) -> Checkpoint | None:

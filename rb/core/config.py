@@ -138,7 +138,8 @@ class TrainConfig:
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's file; its batch numbers are "auto"."""
     timeout_s: float = 600.0
-    """How long a rank waits for another in a collective; half of it for a batch of its loader processes, which then say what is wrong."""
+    """How long a rank waits for another in a collective; a third of it for a batch of its loader processes, which then say what is wrong.
+    Under `rb train` and `rb launch` a collective waits longer than any of ``limits``, whose supervisor can say which rank is to blame."""
     num_threads: int = 0
     """CPU threads of one rank; 0 leaves torch's choice."""
 
@@ -174,7 +175,7 @@ class TrainConfig:
     @property
     def loader_timeout_s(self) -> float:
         """How long a rank waits for a batch."""
-        return self.timeout_s / 2
+        return self.timeout_s / 3
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,11 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         for name in ("start_s", "training_s", "validation_s", "saving_s", "node_s"):
             at_least(f"limits.{name}", getattr(self, name), 1)
+
+    @property
+    def longest_s(self) -> float:
+        """The longest silence of a rank that any phase allows."""
+        return max(self.start_s, self.training_s, self.validation_s, self.saving_s)
 
 
 @dataclass(frozen=True)

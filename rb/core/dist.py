@@ -7,6 +7,8 @@ collective; never call one under a rank condition.
 from __future__ import annotations
 
 import os
+import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from rb.core import heartbeat
 from rb.core.device import usable_device
+from rb.core.strict_json import parse
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Group:
     handle: Any = None
 
 
+_RECORDER = "TORCH_FR_BUFFER_SIZE"  # environment variable: how many collectives torch remembers, for reports of hangs
 _groups: dict[int, Any] = {}  # size -> torch's group that this rank is in; made once, since each costs connections
 
 
@@ -84,8 +89,11 @@ def init(timeout_s: float = 1800.0) -> None:
     if active() or "RANK" not in os.environ:
         return
     _check_environment()
+    if heartbeat.watched():
+        os.environ.setdefault(_RECORDER, "256")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    with heartbeat.waiting("joining the process group"):
+        torch_dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def init_alone() -> None:
@@ -107,6 +115,25 @@ def _check_environment() -> None:
         raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: must be whole numbers, RANK below WORLD_SIZE; {remedy}")
 
 
+def recent_collectives(most: int = 12) -> list[str]:
+    """The newest collectives of this rank as torch's flight recorder has them, the newest last, one line each: DeepSpeed's are among them.
+
+    Empty where the recorder is off (no supervisor), or this torch has none for its backend.
+    """
+    if not active() or not os.environ.get(_RECORDER):
+        return []
+    kind = "nccl" if torch_dist.get_backend() == "nccl" else "fr"
+    dump = getattr(torch._C._distributed_c10d, f"_dump_{kind}_trace_json", None)  # noqa: SLF001 (torch has no public way)
+    entries = parse(dump(), "torch's record of collectives").get("entries", []) if dump else []
+    now = time.time_ns()
+    return [
+        f"{entry['profiling_name']} of group {' '.join(entry['process_group'])}, its number {entry['collective_seq_id']}, "
+        f"{entry['input_dtypes']} {entry['input_sizes']}: {'done' if entry['retired'] else entry['state']}, "
+        f"begun {(now - entry['time_created_ns']) / 1e9:.1f} s ago"
+        for entry in entries[-most:]
+    ]
+
+
 def set_timeout(timeout_s: float) -> None:
     """How long a collective of any existing group may wait. DeepSpeed makes its own groups with torch's default of 30 minutes."""
     if active():
@@ -121,7 +148,8 @@ def group(size: int) -> Group:
     if size in (1, world_size()):
         return Group(size, place, number)
     if size not in _groups:
-        made = [torch_dist.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
+        with heartbeat.waiting("making groups"):
+            made = [torch_dist.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
         _groups[size] = made[number]
     return Group(size, place, number, _groups[size])
 
@@ -135,13 +163,20 @@ def shutdown() -> None:
     """Leave the process group."""
     if active():
         _groups.clear()
-        torch_dist.destroy_process_group()
+        with heartbeat.waiting("leaving the process group"):
+            torch_dist.destroy_process_group()
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        torch_dist.barrier()
+        with heartbeat.waiting("barrier"):
+            torch_dist.barrier()
+
+
+def _waiting(name: str, ranks: Group) -> AbstractContextManager[None]:
+    """A collective of a group, as this rank's supervisor sees it."""
+    return heartbeat.waiting(name, counted=ranks.size == world_size())
 
 
 class _AllGather(torch.autograd.Function):
@@ -155,7 +190,8 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
-        torch_dist.all_reduce(grad, group=ctx.ranks.handle)
+        with _waiting("all_reduce", ctx.ranks):
+            torch_dist.all_reduce(grad, group=ctx.ranks.handle)
         start = ctx.ranks.rank * ctx.rows
         return grad[start : start + ctx.rows], None
 
@@ -170,7 +206,8 @@ def all_gather(local: Tensor, ranks: Group | None = None) -> Tensor:
         return local.detach()
     local = local.detach().contiguous()
     pieces = [torch.empty_like(local) for _ in range(ranks.size)]
-    torch_dist.all_gather(pieces, local, group=ranks.handle)
+    with _waiting("all_gather", ranks):
+        torch_dist.all_gather(pieces, local, group=ranks.handle)
     return torch.cat(pieces)
 
 
@@ -182,12 +219,13 @@ def gather(local: Tensor) -> Tensor | None:
     if world_size() == 1:
         return local.detach().clone()
     local = local.detach().contiguous()
-    if not is_main():
-        torch_dist.gather(local)
-        return None
-    whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
-    torch_dist.gather(local, list(whole.chunk(world_size())))
-    return whole
+    with heartbeat.waiting("gather"):
+        if not is_main():
+            torch_dist.gather(local)
+            return None
+        whole = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+        torch_dist.gather(local, list(whole.chunk(world_size())))
+        return whole
 
 
 def all_gather_with_grad(local: Tensor, ranks: Group | None = None) -> Tensor:
@@ -201,16 +239,19 @@ def all_reduce_sum(value: Tensor, ranks: Group | None = None) -> Tensor:
     ranks = ranks or everyone()
     value = value.detach().clone()
     if ranks.size > 1:
-        torch_dist.all_reduce(value, group=ranks.handle)
+        with _waiting("all_reduce", ranks):
+            torch_dist.all_reduce(value, group=ranks.handle)
     return value
 
 
 def all_reduce_max(value: Tensor) -> Tensor:
-    """The maximum over ranks, as a new tensor without gradient."""
+    """The maximum over ranks, as a new tensor on the CPU without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
-        torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
-    return value
+        with heartbeat.waiting("all_reduce"):
+            torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
+            return value.cpu()  # on a GPU the wait is here
+    return value.cpu()
 
 
 def gather_objects(value: object) -> list[Any] | None:
@@ -218,7 +259,8 @@ def gather_objects(value: object) -> list[Any] | None:
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_main() else None
-    torch_dist.gather_object(value, gathered)
+    with heartbeat.waiting("gather_object"):
+        torch_dist.gather_object(value, gathered)
     return gathered
 
 
@@ -227,5 +269,6 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box)
+    with heartbeat.waiting("broadcast_object"):
+        torch_dist.broadcast_object_list(box)
     return box[0]

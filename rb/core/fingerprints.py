@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rb.core import heartbeat
 from rb.core.files import file_sha256, sha256, write_whole
 from rb.core.locks import locked
 from rb.core.strict_json import read
@@ -34,7 +35,10 @@ def fingerprint(paths: Sequence[Path]) -> str:
     """The identity of files: the sha256 of their names and contents, whatever their folder. Files are read in parallel."""
     ordered = sorted(paths)
     with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, os.cpu_count() or 1, len(ordered)))) as pool:
-        digests = list(pool.map(cached_sha256, ordered))
+        digests = []
+        for digest in pool.map(cached_sha256, ordered):
+            digests.append(digest)
+            heartbeat.beat()
     return PREFIX + sha256("".join(f"{path.name}:{digest};" for path, digest in zip(ordered, digests, strict=True)))
 
 

@@ -4,7 +4,8 @@ A rank beats where it gets somewhere: a micro-batch, a batch of validation, a te
 work, so a rank that is stopped, loops for ever or waits for another one is silent. Writing one costs no system call. Where nobody watches (no
 RB_HEARTBEAT in the environment) every function here does nothing.
 
-On SIGUSR1 the rank's Python stacks go to a file beside it, also while Python waits in a library.
+On SIGUSR1 the rank's Python stacks go to a file beside it, also while Python waits in a library. The signal's number also goes to whoever reads
+Python's wakeup pipe (`rb/core/stopping.py`), which may add what it knows (`add_to_stacks`).
 """
 
 from __future__ import annotations
@@ -59,10 +60,17 @@ class _Writer:
         with open(path, "r+b") as file:  # noqa: PTH123 (kept simple: before anything else is imported)
             self._map = mmap.mmap(file.fileno(), SIZE)
         self.version = self.count = self.collectives = 0
-        self.step, self.phase, self.inside = -1, 0, False
+        self.step, self.phase, self.inside = -1, 0, ""
         self.detail = b"{}"
+        self.when = 0.0
+        self.samples = b"[]"  # JSON
         self._stacks = open(path + STACKS_SUFFIX, "wb", buffering=0)  # noqa: PTH123, SIM115 (open as long as the process lives)
-        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+        # Behind faulthandler's own handler comes Python's, which writes the number into the wakeup pipe.
+        signal.signal(signal.SIGUSR1, _do_nothing)
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True, chain=True)
+
+    def add(self, text: str) -> None:
+        self._stacks.write(text.encode())
 
     def write(self, detail: bytes | None = None) -> None:
         self.version += 1
@@ -74,12 +82,12 @@ class _Writer:
         self._head()
 
     def _head(self) -> None:
-        values = (self.version, self.count, time.monotonic(), self.step, self.phase, self.collectives)
-        _HEAD.pack_into(self._map, 0, *values, int(self.inside), len(self.detail))
+        self.when = time.monotonic()
+        values = (self.version, self.count, self.when, self.step, self.phase, self.collectives)
+        _HEAD.pack_into(self._map, 0, *values, int(bool(self.inside)), len(self.detail))
 
 
 _writer: _Writer | None = None
-_names: tuple[str, ...] = ()  # samples of the step
 
 
 def begin() -> None:
@@ -95,6 +103,17 @@ def begin() -> None:
 def watched() -> bool:
     """Whether somebody reads this rank's beats."""
     return _writer is not None
+
+
+def silent_s() -> float:
+    """Seconds since this rank's last beat; 0 where nobody watches."""
+    return time.monotonic() - _writer.when if _writer is not None else 0.0
+
+
+def add_to_stacks(text: str) -> None:
+    """Write behind the stacks that were asked for."""
+    if _writer is not None:
+        _writer.add(text)
 
 
 def beat() -> None:
@@ -136,35 +155,47 @@ def step(number: int) -> None:
 
 def samples(ids: Sequence[str]) -> None:
     """Progress: the samples of the step are here."""
-    global _names
     if _writer is not None:
-        _names = tuple(ids[:_MOST_SAMPLES])
+        _writer.samples = _fitting(ids[:_MOST_SAMPLES])
         _writer.count += 1
-        _writer.write(_detail(""))
+        _writer.write(_detail())
 
 
 @contextmanager
-def waiting(name: str) -> Iterator[None]:
-    """A collective: progress when it begins and when it has ended."""
+def waiting(name: str, counted: bool = True) -> Iterator[None]:
+    """A collective, or work that holds some: progress when it begins and when it has ended. May be nested.
+
+    Args:
+        name: of it, for people.
+        counted: whether all ranks make it. Those of some ranks only are named, but a rank that makes fewer of them is not behind.
+    """
     if _writer is None:
         yield
         return
-    _writer.collectives += 1
+    _writer.collectives += counted
     _writer.count += 1
-    _writer.inside = True
-    _writer.write(_detail(name))
+    around, _writer.inside = _writer.inside, name
+    _writer.write(_detail())
     yield  # a collective that fails ends the rank: it stays named
-    _writer.inside = False
-    beat()
+    _writer.inside = around
+    _writer.count += 1
+    _writer.write(_detail() if around else None)
 
 
-def _detail(inside: str) -> bytes:
-    names = _names
-    while True:
-        text = json.dumps({"in": inside, "samples": names}).encode()
-        if len(text) <= SIZE - _HEAD.size:
-            return text
-        names = names[: len(names) // 2]
+def _detail() -> bytes:
+    assert _writer is not None
+    return b'{"in": %s, "samples": %s}' % (json.dumps(_writer.inside).encode(), _writer.samples)
+
+
+def _fitting(ids: Sequence[str]) -> bytes:
+    """JSON of as many ids as have room."""
+    while len(text := json.dumps(ids).encode()) > SIZE - _HEAD.size - 1024:
+        ids = ids[: len(ids) // 2]
+    return text
+
+
+def _do_nothing(*_: object) -> None:
+    """Python's handler: only its number in the wakeup pipe matters."""
 
 
 def make(path: Path) -> None:

@@ -14,6 +14,7 @@ RUN_LOG = "log.txt"
 RUN_VALIDATION = "validation"
 TRAINING_LOCK = "training.lock"
 RUN_END = "end.json"
+RUN_HANGS = "hangs"  # written by the supervisor of a run
 
 # Checkpoints: RUN_DIR/checkpoints/step_0001200/, and two files beside them that name one.
 CHECKPOINTS = "checkpoints"

@@ -1,7 +1,8 @@
 """A wish to end this process: SIGTERM, SIGINT, or the end of the process that started it. Both are seen even while Python waits in a library.
 
 In start-up there is nothing to save, so the process leaves at once, with the exit code STOPPED. Once it takes steps, the wish is only noted, and
-granted between two steps (`rb/training/loop.py`). So nobody outlives their launcher, holding a run folder's lock.
+granted between two steps (`rb/training/loop.py`). One that gets nowhere after its launcher has ended, since it waits for a rank that is gone, is
+ended here. So nobody outlives their launcher, holding a run folder's lock.
 
 Imports nothing heavy: the ranks make a `StopRequest` before they import torch.
 """
@@ -9,20 +10,25 @@ Imports nothing heavy: the ranks make a `StopRequest` before they import torch.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 import psutil
 
-from rb.core.exit_codes import STOPPED
+from rb.core import heartbeat
+from rb.core.exit_codes import HUNG, STOPPED
 
 PARENT_VARIABLE = "RB_PARENT_PID"  # environment variable of what we start: the process whose end is a request to stop
 LAUNCHER_ENDED = "the end of its launcher"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.5
+ORPHAN_S = 60.0  # without progress after the launcher's end
 
 
 class Parents:
@@ -56,7 +62,12 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason = ""
         """Why, for the log: "SIGTERM"; empty while nobody asked."""
+        self.patience_s = 600.0
+        """How long it may live on after its launcher's end where progress cannot be seen: nobody watches, or a checkpoint is being saved."""
+        self.describe: Callable[[], str] = str
+        """What to write behind the Python stacks when a supervisor asks for them."""
         self._starting = True
+        self._alone_since = 0.0
         self._parents = Parents(launched="RANK" in os.environ)
         self._lock = threading.Lock()
         # C code writes a signal's number into this pipe even while the main thread waits in a collective or a read.
@@ -74,15 +85,32 @@ class StopRequest:
             self._starting = False
 
     def _watch(self) -> None:
-        while not self.reason:
+        while True:
             ready, _, _ = select.select([self._numbers], [], [], _POLL_S)
-            if ready:
-                asked = [number for number in os.read(self._numbers, 64) if number in _SIGNALS]
-                reason = signal.Signals(asked[0]).name if asked else ""
-            else:
-                reason = LAUNCHER_ENDED if self._parents.gone() else ""
-            if reason:
-                self._note(reason)
+            numbers = os.read(self._numbers, 64) if ready else b""
+            if signal.SIGUSR1 in numbers:
+                with contextlib.suppress(
+                    Exception
+                ):  # whatever goes wrong in a rank that hangs: this thread must live on
+                    heartbeat.add_to_stacks(self.describe())
+            asked = [number for number in numbers if number in _SIGNALS]
+            gone = self._parents.gone()
+            if not self.reason and (asked or gone):
+                self._note(signal.Signals(asked[0]).name if asked else LAUNCHER_ENDED)
+            if gone:
+                self._end_if_stuck()
+
+    def _end_if_stuck(self) -> None:
+        """End this process if it makes no progress after its launcher's end: nobody else would."""
+        self._alone_since = self._alone_since or time.monotonic()
+        alone_s = time.monotonic() - self._alone_since
+        seen = heartbeat.watched() and heartbeat.current_phase() != heartbeat.SAVING
+        if (min(alone_s, heartbeat.silent_s()) if seen else alone_s) > (ORPHAN_S if seen else self.patience_s):
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"no progress since {LAUNCHER_ENDED}; this process ends with code {HUNG}\n")
+                faulthandler.dump_traceback(sys.stderr)
+                sys.stderr.flush()
+            os._exit(HUNG)
 
     def _note(self, reason: str) -> None:
         # One wish is enough: a launcher may send several signals, and none of them may cut a checkpoint short.

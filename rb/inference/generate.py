@@ -5,10 +5,10 @@ Used by prediction jobs (`rb/inference/predicting.py`) and by validation while t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from rb.core import dist, progress
+from rb.core import dist, heartbeat, progress
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.data.pipeline import PredictDataset, predict_loader
@@ -26,7 +26,14 @@ def caption_examples(
     num_workers: int = 0,
     bar_stays: bool = True,
 ) -> list[Prediction]:
-    """Captions of this rank's examples, in the dataset's order. No collective; progress is shown on rank 0.
+    """Captions of this rank's examples, in the dataset's order. No collective; progress is shown on rank 0. Arguments as `caption_batches`."""
+    return [row for rows in caption_batches(loaded, dataset, read_as, num_workers, bar_stays) for row in rows]
+
+
+def caption_batches(
+    loaded: Loaded, dataset: PredictDataset, read_as: str, num_workers: int = 0, bar_stays: bool = True
+) -> Iterator[list[Prediction]]:
+    """Captions of this rank's examples, batch by batch. No collective; progress is shown on rank 0.
 
     Args:
         read_as: the modality whose parts read the inputs (the base model reads a region as ``image``).
@@ -34,7 +41,6 @@ def caption_examples(
     """
     model, text, device = loaded.model, loaded.text, loaded.model.device
     how = Generation.of(text, read_as, loaded.generation, device)
-    rows: list[Prediction] = []
     for batch in progress.bar(
         predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),
         desc=f"{dataset.modality} captions",
@@ -50,8 +56,8 @@ def caption_examples(
             how,
         )
         captions = text.decode_llm(ids.cpu())
-        rows += [_row(sample, caption) for sample, caption in zip(batch.samples, captions, strict=True)]
-    return rows
+        heartbeat.beat()
+        yield [_row(sample, caption) for sample, caption in zip(batch.samples, captions, strict=True)]
 
 
 def in_manifest_order(gathered: Sequence[Sequence[Row]]) -> list[Row]:

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from rb.core import dist
+from rb.core import dist, heartbeat
+from rb.core.config import RunConfig
 from rb.core.exit_codes import code_of
 
 T = TypeVar("T")
 _MAIN = 1000  # above all exit codes
+_MARGIN_S = 60.0
 
 
 class FailedElsewhereError(Exception):
@@ -57,6 +59,16 @@ def on_main(work: Callable[[], T]) -> T:
 
 def _nothing() -> Any:
     return None
+
+
+def collective_timeout_s(config: RunConfig) -> float:
+    """How long a collective of a run may wait.
+
+    Where a supervisor watches (`rb train`, `rb launch`), longer than any of its limits: it can tell which rank is to blame and keeps stacks.
+    """
+    if not heartbeat.watched():
+        return config.train.timeout_s
+    return max(config.train.timeout_s, config.limits.longest_s + _MARGIN_S)
 
 
 def agreed(*numbers: int) -> list[int]:

@@ -81,14 +81,20 @@ class Engine:
             parameters that train are float32 and require gradients.
         modalities_of: for every parameter that trains, the modalities that use it.
         optim: rate (its peak), betas, decay, clipping, kernel.
-        train: batch sizes, DeepSpeed's file, timeout.
+        train: batch sizes, DeepSpeed's file.
+        timeout_s: how long a collective may wait; none is ``train.timeout_s``.
 
     Raises:
         ValueError: batch sizes do not divide; the settings file is missing or asks for what is not supported; the kernel cannot run.
     """
 
     def __init__(
-        self, model: Any, modalities_of: Mapping[str, Iterable[str]], optim: OptimConfig, train: TrainConfig
+        self,
+        model: Any,
+        modalities_of: Mapping[str, Iterable[str]],
+        optim: OptimConfig,
+        train: TrainConfig,
+        timeout_s: float | None = None,
     ) -> None:
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -105,9 +111,9 @@ class Engine:
         self.optimizer = _build_optimizer(self.kernel, param_groups, optim)
         self.optimizer.idle_groups_move = optim.idle_groups == "moved"
         self._loss = _TotalLoss(model)
-        with _quiet():
+        with _quiet(), heartbeat.waiting("the start of DeepSpeed"):
             self._engine, *_ = deepspeed.initialize(model=self._loss, optimizer=self.optimizer, config=settings)
-        dist.set_timeout(train.timeout_s)
+        dist.set_timeout(timeout_s or train.timeout_s)
         self._zero = self._engine.optimizer
         _check_contract(self._zero, deepspeed.__version__)
         groups.prefill(self.optimizer)
@@ -123,15 +129,18 @@ class Engine:
         self.optimizer.set_active(modality)
         self.optimizer.set_rate(rate)
         taken = [next(batches) for _ in range(self.layout.grad_accum_steps)]
+        ids = [one for batch in taken for one in batch.ids]
+        heartbeat.samples(ids)
         for batch, share in self.model.shares(taken, self.layout):
             assert batch.modality == modality, f"the schedule says {modality}, the data are {batch.modality}"
-            self._engine.backward(self._engine(batch, share))
-            for name, value in self._loss.terms.items():
-                sums[name] = sums[name] + value if name in sums else value
-            self._engine.step()  # DeepSpeed wants one a micro-batch; it moves parameters at the last of them
+            loss = self._engine(batch, share)
+            with heartbeat.waiting("backward and the reduction of gradients"):
+                self._engine.backward(loss)
+                for name, value in self._loss.terms.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                self._engine.step()  # DeepSpeed wants one a micro-batch; it moves parameters at the last of them
         norm = self._engine.get_global_grad_norm()
         terms = {name: value / len(taken) for name, value in sums.items()}
-        ids = [one for batch in taken for one in batch.ids]
         positions = [position for batch in taken for position in batch.positions]
         return StepResult(terms, self._engine.was_step_applied(), norm, ids, positions)
 

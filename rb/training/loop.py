@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rb.checkpoints import checkpoint
-from rb.core import dist, progress
+from rb.core import dist, heartbeat, progress
 from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.exit_codes import ABORTED, CANNOT_WRITE, FINISHED, STOPPED
@@ -29,9 +29,7 @@ from rb.core.run_layout import (
     RUN_END,
     RUN_ENVIRONMENT,
     RUN_TEXT_HEAD,
-    RUN_VALIDATION,
     RUN_WEIGHTS,
-    step_name,
 )
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
@@ -41,7 +39,7 @@ from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
 from rb.tracking.tracker import END_WAIT_S
-from rb.training.agree import agreed, on_main, together
+from rb.training.agree import agreed, collective_timeout_s, on_main, together
 from rb.training.bad_steps import BadSteps
 from rb.training.batches import training_batches
 from rb.training.engine import Engine, choose_kernel, ds_settings
@@ -52,6 +50,7 @@ from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environ
 from rb.training.saving import Saver
 from rb.training.schedule import Schedule
 from rb.training.validate import Validation, open_validation_data
+from rb.training.validating import make_up, validate
 
 log = logging.getLogger(__name__)
 step_log = logging.getLogger(STEP_LOG)
@@ -114,11 +113,12 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     elif config.init_from:
         accepted = together(partial(warm_start, built, config.init_from, allow))
         meta |= {"allowed": accepted} if accepted else {}
-    engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train)
+    timeout_s = collective_timeout_s(config)
+    engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train, timeout_s)
     if found:
         engine.scatter_state(checkpoint.load_state(found), str(found.path))
     start = found.step if found else 0
-    validation = Validation(config, held_out, built, found.meta.get("best") if found else None)
+    validation = Validation(config, held_out, built, found.meta if found else None)
     if config.validation.keep_best:
         restore_best(folder.path, validation)
     saver = Saver(folder, engine, validation, meta, config.train)
@@ -136,11 +136,12 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
     batches = open_batches(run)
     window, bad = Window(train_config.global_batch_size, run.device), BadSteps(run.folder.path, run.start)
     stop.start_steps()
-    if any(agreed(bool(stop.reason))):
-        log.info("stopped by %s before the first step; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
+    if stopped_at_start(run, tracker, stop):
         return STOPPED
+    heartbeat.phase(heartbeat.TRAINING)
     bar = progress.bar(total=run.total_steps, initial=run.start, unit="step", disable=not dist.is_main())
     for step in range(run.start, run.total_steps):
+        heartbeat.step(step)
         turn = run.schedule.at(step)
         rate = rate_at(step, run.config.optim, run.total_steps)
         # Nothing draws from torch's global generator today; if something does, it is the same after a resume.
@@ -158,20 +159,18 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
         asked, written = agreed(bool(stop.reason), run.saver.report())
         run.saver.settle(written)
         stopping = bool(asked) or aborting
-        if done % train_config.log_every == 0 or last or stopping:
-            epoch = run.schedule.epochs_after(done)
-            values = window.values() | bad.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
-            tracker.metrics(done, values)
-            show(bar, done, run.total_steps, values)
+        logged = done % train_config.log_every == 0 or last or stopping
+        if logged:
+            log_window(run, tracker, bar, rate, window, bad)
         # Before the checkpoint of the same step: a run that is killed while validating makes this step, and validates, again.
         best = False
         if run.validation.due(done, last):
             run.saver.wait()  # so that the best so far is known: the best that is saved
-            scores, best = run.validation.run(done)
-            tracker.metrics(done, scores)
-            if run.config.validation.num_examples:
-                write_samples(run, tracker, scores)
+            best = validate(run.validation, run.folder.path, done, tracker, stop)
+            if run.validation.owed and not logged:
+                log_window(run, tracker, bar, rate, window, bad)
             window.restart_clock()
+            stopping |= run.validation.owed
         if run.saver.due(done) or last or stopping or best:
             run.saver.save(done, best, tracker)
         saved = run.saver.wait() if last or stopping else True
@@ -182,15 +181,35 @@ def take_steps(run: Run, tracker: Tracker, stop: StopRequest) -> int:
             log.error("step %d, the last, is not saved: %s", done, run.saver.missed)
             log.error("make room, then go on from the last checkpoint with --resume %s", run.folder.path)
             return CANNOT_WRITE
-        if stopping and not last:
+        if stopping and (not last or run.validation.owed):
             log.info("stopped by %s; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
             return STOPPED
     bar.close()
     return FINISHED
 
 
+def stopped_at_start(run: Run, tracker: Tracker, stop: StopRequest) -> bool:
+    """Whether somebody asked to stop before the first step, or while a validation was made that is owed. Collective."""
+    stopped = any(agreed(bool(stop.reason)))
+    if not stopped and run.validation.owed:
+        make_up(run.validation, run.saver, run.folder.path, run.start, tracker, stop)
+        stopped = run.validation.owed
+    if stopped:
+        log.info("stopped by %s before the first step; go on with --resume %s", stop.reason or ANOTHER, run.folder.path)
+    return stopped
+
+
+def log_window(run: Run, tracker: Tracker, bar: Any, rate: float, window: Window, bad: BadSteps) -> None:
+    """The metrics of the steps since the last time, to the journal, the log and the bar. Collective."""
+    epoch = run.schedule.epochs_after(run.done)
+    values = window.values() | bad.values() | {value_name(TRAIN, RATE): rate, value_name(TRAIN, EPOCH): epoch}
+    tracker.metrics(run.done, values)
+    show(bar, run.done, run.total_steps, values)
+
+
 def finish(run: Run, tracker: Tracker, code: int, stop: StopRequest) -> None:
     """Close what ``prepare`` and ``start_tracking`` opened, once the loop has returned its exit code. Collective."""
+    heartbeat.phase(heartbeat.END)
     status = {FINISHED: "FINISHED", STOPPED: "KILLED"}.get(code, "FAILED")
     # The other ranks wait for this one meanwhile, and give up after timeout_s.
     tracker.finish(status, min(END_WAIT_S, run.config.train.timeout_s / 2), lambda: bool(stop.reason))
@@ -198,15 +217,6 @@ def finish(run: Run, tracker: Tracker, code: int, stop: StopRequest) -> None:
     # The last act. All ranks wait for it: a launcher takes the first exit for the end of the run.
     end = partial(run.folder.end, code, run.done, run.total_steps)
     on_main(partial(attempt, run.folder.path / RUN_END, end) if code in (CANNOT_WRITE, ABORTED) else end)
-
-
-def write_samples(run: Run, tracker: Tracker, scores: dict[str, float]) -> None:
-    """The page of the validation just made, in the run folder and in MLflow; left out where the disk is full. Collective."""
-    folder = run.folder.path
-    write = partial(run.validation.write_samples, folder, run.done, scores)
-    page = on_main(partial(attempt, folder / RUN_VALIDATION / step_name(run.done), write))
-    if page is not None:
-        tracker.artifact(page)
 
 
 def open_batches(run: Run) -> Iterator[Batch]:

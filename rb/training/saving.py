@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rb.checkpoints import checkpoint
@@ -97,10 +98,15 @@ class Saver:
                 self._put_off(done, best, LOOK_EVERY)
                 return False
             state = self._engine.gather_state()
-        meta = self._meta | {"best": self._validation.record()}
+        meta = self._meta | self._validation.record()
         work = None if state is None else self._thread.submit(self._write, state, meta, done, best, tracker)
         self._writing = _Writing(done, best, self._validation.best, work)
         return True
+
+    def amend(self, step: int, best: bool) -> None:
+        """Note in the checkpoint of a step what validation has found of it since. Collective; raises as `checkpoint.amend`."""
+        on_main(partial(checkpoint.amend, self._folder.path, step, self._validation.record(), self._keep, best))
+        self._best_saved = self._validation.best
 
     def wait(self) -> bool:
         """Wait for the checkpoint that is being written, if there is one; whether the newest attempt was successful. Collective.

@@ -3,13 +3,16 @@
 Nothing about training changes by it: it draws from no generator that training uses, leaves no gradient, and puts the active adapter
 back. All ranks take part: losses are of whole contrastive batches, spread over ranks as in training, and captions are shared out. What is
 shown is the same at every validation, on any number of ranks and for every seed. The loop decides when, and writes checkpoints; `validation_page.py` shows a few of the captions.
+
+A wish to stop is looked at before every batch: at full size a validation takes minutes, and a machine that is taken away gives seconds. It is then
+given up and owed: the checkpoint of its step says so, and the run makes it first when it goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rb.core import dist, progress
+from rb.core import dist, heartbeat, progress
 from rb.core.batch import Batch
 from rb.core.config import DataSource, RunConfig
 from rb.core.metric_names import TOTAL, VAL, loss_name, parse_name, shown_values, value_name
@@ -28,11 +31,12 @@ from rb.data.loading import Batches
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.caption_metrics import remark_on
 from rb.evaluation.simple_cider import simple_scores
-from rb.inference.generate import caption_examples
+from rb.inference.generate import caption_batches
 from rb.inference.load import Loaded, example_transform
 from rb.model.weights.build import Built
 from rb.pages.validation_page import Shown, choose_examples, write_samples_page
 
+OWED = "validation_owed"  # in a checkpoint's meta file
 SEED = 0  # of validation's own draws (which captions, which points, which negatives): the same in runs of any seed
 
 log = logging.getLogger(__name__)
@@ -66,14 +70,19 @@ class Validation:
         config: of the run.
         data: from ``open_validation_data``; unused, and may be empty, where ``validation.every`` is 0.
         built: the model that trains, and what was read with it.
-        best: what ``record`` gave when the checkpoint was written that this run continues from.
+        recorded: what ``record`` gave when the checkpoint was written that this run continues from.
+
+    Attributes:
+        owed: the validation of the newest step was given up for a stop.
     """
 
     def __init__(
-        self, config: RunConfig, data: dict[str, TrainingData], built: Built, best: dict[str, Any] | None = None
+        self, config: RunConfig, data: dict[str, TrainingData], built: Built, recorded: Mapping[str, Any] | None = None
     ) -> None:
         self.settings, self._config, self._data, self._model = config.validation, config, data, built.model
-        found = Best(**best) if best else None
+        recorded = recorded or {}
+        found = Best(**recorded["best"]) if recorded.get("best") else None
+        self.owed = bool(recorded.get(OWED)) and config.validation.every > 0
         self.best = found if found and found.name == self.settings.keep_best else None
         # By modality, on rank 0: which examples (manifest, number) were captioned, predictions by (manifest, id), what is shown of them.
         self._captioned: dict[str, list[tuple[int, int]]] = {}
@@ -89,9 +98,9 @@ class Validation:
         """Whether to validate after so many steps."""
         return self.settings.every > 0 and (last or done % self.settings.every == 0)
 
-    def record(self) -> dict[str, Any] | None:
-        """The best so far, for a checkpoint's meta file."""
-        return asdict(self.best) if self.best else None
+    def record(self) -> dict[str, Any]:
+        """The best so far, and whether a validation is owed, for a checkpoint's meta file."""
+        return {"best": asdict(self.best) if self.best else None, OWED: self.owed}
 
     def inputs(self) -> list[tuple[str, str, str]]:
         """(name, digest, source) of every manifest."""
@@ -108,18 +117,27 @@ class Validation:
         }
         return write_samples_page(run_dir, done, samples, scores)
 
-    def run(self, done: int) -> tuple[dict[str, float], bool]:
+    def run(self, done: int, to_stop: Callable[[], bool] = lambda: False) -> tuple[dict[str, float], bool] | None:
         """Validate after ``done`` steps. Collective; the same result on all ranks.
 
+        Args:
+            to_stop: whether to give it up; collective.
+
         Returns:
+            None where it was given up. Else:
             Values by metric name (``val/image_region/loss_itc``, ``val/image_region/CIDEr``), and whether this step is the best so far by
             ``keep_best``. A value that is not finite is never the best.
         """
         values: dict[str, float] = {}
-        with self._untouched():
+        self.owed = True
+        with self._untouched(), heartbeat.during(heartbeat.VALIDATION):
             for modality in self._data:
-                values |= self._losses(modality)
-                values |= self._caption_scores(modality)
+                for part in (self._losses, self._caption_scores):
+                    found = part(modality, to_stop)
+                    if found is None:
+                        return None
+                    values |= found
+        self.owed = False
         name = self.settings.keep_best
         improved = False
         if (
@@ -140,7 +158,7 @@ class Validation:
             yield
         self._model.adapters.activate(active)
 
-    def _losses(self, modality: str) -> dict[str, float]:
+    def _losses(self, modality: str, to_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Mean of every loss term over the first contrastive batches of the held-out stream, each taken as a training step of its own."""
         train, terms = self._config.train, self._model.config.terms_of(modality)
         layout = train.layout(dist.world_size()).of_one_pool()
@@ -149,11 +167,18 @@ class Validation:
             return {}
         # A group of ranks takes every so-manieth contrastive batch; no collective within them is of all ranks.
         group = dist.group(layout.world_size)
-        own = range(group.number, count, dist.world_size() // group.size)
+        num_groups = dist.world_size() // group.size
+        own = range(group.number, count, num_groups)
         batches = iter(self._loss_batches(modality, own, layout))
         sums = {term: torch.zeros((), device=self._model.device) for term in (*terms, TOTAL)}
-        bar = progress.bar(own, desc=f"{modality} validation", unit="batch", disable=not dist.is_main(), leave=False)
-        for _ in bar:
+        rounds = range(0, count, num_groups)  # the same on all ranks, who look together whether to stop
+        bar = progress.bar(rounds, desc=f"{modality} validation", unit="batch", disable=not dist.is_main(), leave=False)
+        for first in bar:
+            heartbeat.beat()
+            if to_stop():
+                return None
+            if first + group.number not in own:
+                continue
             taken = [next(batches).to(self._model.device) for _ in range(layout.grad_accum_steps)]
             for batch, share in self._model.shares(taken, layout):
                 for term, value in self._model(batch, share).with_total().items():
@@ -176,7 +201,7 @@ class Validation:
         num_workers, pinned = self._config.data.num_workers, self._model.device.type == "cuda"
         return train_loader(dataset, 0, num_workers, pinned, self._config.train.loader_timeout_s)
 
-    def _caption_scores(self, modality: str) -> dict[str, float]:
+    def _caption_scores(self, modality: str, to_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Scores of the captions of ``num_examples`` examples, shared out over the manifests by their size and over the ranks."""
         readers = self._data[modality].readers
         total = sum(reader.num_examples for reader in readers)
@@ -199,9 +224,13 @@ class Validation:
                 world_size=dist.world_size(),
                 limit=chosen,
             )
-            made = caption_examples(self._loaded, dataset, modality, self._config.data.num_workers, bar_stays=False)
-            # The same region may stand in two manifests (RefCOCO and RefCOCO+): both count.
-            rows += [(number, row.id, row.prediction, row.references) for row in made]
+            made = caption_batches(self._loaded, dataset, modality, self._config.data.num_workers, bar_stays=False)
+            # As many rounds as the rank with the most batches has, on all ranks, who look together whether to stop.
+            for _ in range(0, count, dist.world_size() * self._config.train.micro_batch_size):
+                if to_stop():
+                    return None
+                # The same region may stand in two manifests (RefCOCO and RefCOCO+): both count.
+                rows += [(number, row.id, row.prediction, row.references) for row in next(made, [])]
             before = after
         gathered = dist.gather_objects(rows)
         scores: dict[str, float] = {}

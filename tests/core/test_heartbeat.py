@@ -70,3 +70,39 @@ def test_nothing_happens_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -
     with heartbeat.waiting("barrier"), heartbeat.during(heartbeat.SAVING):
         heartbeat.samples(["a"])
     assert not heartbeat.watched()
+
+
+NESTED = """
+from rb.core import heartbeat
+heartbeat.begin()
+with heartbeat.waiting("backward"):
+    with heartbeat.waiting("all_reduce", counted=False):
+        pass
+    print("ready", flush=True)
+    input()
+heartbeat.samples(["x" * 4000] * 200)
+print("done", flush=True)
+input()
+"""
+
+
+def test_collectives_may_be_nested_and_samples_that_have_no_room_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rank0"
+    heartbeat.make(path)
+    environment = os.environ | {heartbeat.VARIABLE: str(path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", NESTED], env=environment, **pipes) as rank:
+        assert rank.stdout is not None
+        assert rank.stdin is not None
+        assert rank.stdout.readline() == b"ready\n"
+        beat = heartbeat.read(path)
+        assert beat is not None
+        assert (beat.waits_in, beat.collectives) == ("backward", 1)
+        rank.stdin.write(b"\n")
+        rank.stdin.flush()
+        assert rank.stdout.readline() == b"done\n"
+        beat = heartbeat.read(path)
+        assert beat is not None
+        assert (beat.waits_in, len(beat.samples)) == ("", 12)
+        rank.stdin.write(b"\n")
+        rank.stdin.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,8 +49,8 @@ class Parts:
         self.gathered += 1
         return state_of(self.step) if dist.is_main() else None
 
-    def record(self) -> None:
-        return None
+    def record(self) -> dict[str, Any]:
+        return {}
 
 
 class SmallRun:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,16 @@ from rb.core.run_file import load_run
 from rb.core.stopping import StopRequest
 from rb.training.loop import FINISHED, STOPPED, finish, prepare, start_tracking, take_steps
 from rb.training.run_folder import saved_run
+from rb.training.validate import Validation
 
 ON = ("validation.every=3",)
 
 
 class StopAfter(StopRequest):
-    """A stop request that comes in step `step` of this process: the loop looks before the first step and after each."""
+    """A stop request that comes when it was looked at so often: the loop looks before the first step, after each, and before a batch of validation."""
 
-    def __init__(self, step: int) -> None:
-        self.left = step + 1
+    def __init__(self, looks: int) -> None:
+        self.left = looks + 1
         super().__init__()
 
     @property
@@ -39,6 +41,20 @@ class StopAfter(StopRequest):
     @reason.setter
     def reason(self, value: str) -> None:
         """Nobody else asks."""
+
+
+class StopInValidation(StopAfter):
+    """A stop request that comes in the validation of one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(sys.maxsize)
+        validate = Validation.run
+
+        def run(validation: Validation, done: int, to_stop: Callable[[], bool]) -> object:
+            self.left = 0 if done == step else self.left
+            return validate(validation, done, to_stop)
+
+        Validation.run = run  # type: ignore[assignment,method-assign]
 
 
 def train(config: RunConfig, resume: Path | None, stop: StopRequest) -> int:
@@ -70,9 +86,13 @@ def main(run_file: Path, held_out: Path) -> None:
     for path, content in shards.items():
         path.write_bytes(content)
     dist.barrier()
-    # It goes on, is asked to stop, and goes on.
-    assert train(saved_run(broken, []), broken, StopAfter(2)) == STOPPED
+    # It goes on, and is asked to stop before a batch of losses, before one of captions of the same validation, and in its last validation.
+    for stop, step in ((StopAfter(2), 3), (StopAfter(2), 3), (StopInValidation(8), 8)):
+        assert train(saved_run(broken, []), broken, stop) == STOPPED
+        found = checkpoint.require(broken)
+        assert (found.step, found.meta["validation_owed"]) == (step, True)
     assert train(saved_run(broken, []), broken, StopRequest()) == FINISHED
+    assert not checkpoint.require(broken).meta["validation_owed"]
     dist.shutdown()
     leave(0)
 
