@@ -113,18 +113,9 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
 
 
 def amend(run_dir: Path, step: int, changes: Mapping[str, Any], keep: int, best: bool = False) -> None:
-    """Change what the checkpoint of a step records beside its state; it is whole at every moment. Rank 0 only.
+    """Change what the checkpoint of a step records beside its state (``changes`` of ``save``'s ``meta``); whole at every moment. Rank 0 only.
 
-    Args:
-        run_dir: the run folder.
-        step: of the checkpoint.
-        changes: what ``save`` was given as ``meta``, as far as it changes.
-        keep: as ``save``.
-        best: let `best` name it.
-
-    Raises:
-        CheckpointError: it is missing, incomplete or altered.
-        CannotWriteError: the disk refuses.
+    ``CheckpointError`` where it is missing, incomplete or altered, ``CannotWriteError`` where the disk refuses.
     """
     folder = run_dir / CHECKPOINTS
     found = verify(folder / step_name(step))
