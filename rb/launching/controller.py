@@ -142,6 +142,9 @@ class Controller:
                 code, again = STOPPED, False
                 return STOPPED, None
             findings += survey(nodes, self._places, launch, self._wish)
+            if self._wish.look():  # the checks were broken off
+                code, again = STOPPED, False
+                return STOPPED, None
             self._judge(findings, first)
             port = launch.master_port or int((nodes[0].facts or {}).get("free_port", 29500))
             address = nodes[0].address
