@@ -119,10 +119,10 @@ def visible_devices() -> list[str]:
 
     CUDA ends the list at the first device that it does not find; where that leaves some out, one line says so. DS_ACCELERATOR=cpu asks for none.
     """
-    import torch
-
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return []
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if VISIBLE not in os.environ:
         return [str(number) for number in range(count)]

@@ -54,6 +54,7 @@ class Agent:
         self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._heard = time.monotonic()
         self._starts = 0
+        self._starting = threading.Lock()
         self._stacks_sent: dict[int, str] = {}
         self._result: dict[str, Any] = {}
         threading.Thread(target=self._read, daemon=True, name="controller").start()
@@ -64,9 +65,8 @@ class Agent:
         """Serve the controller until it lets this agent go, or is lost; returns the exit code."""
         reported = looked = time.monotonic()
         while not self._result:
-            if (
-                time.monotonic() - looked > _STALL_S
-            ):  # this process stood still; what the controller sent meanwhile is not read yet
+            # This process stood still; what the controller sent meanwhile is not read yet.
+            if time.monotonic() - looked > _STALL_S:
                 self._heard = time.monotonic()
             looked = time.monotonic()
             with suppress(queue.Empty):
@@ -99,19 +99,25 @@ class Agent:
             # In a thread: the disk that it looks at may hang, and the controller must hear of this node all the same.
             threading.Thread(target=self._send_facts, args=(request["request"],), daemon=True).start()
         elif what == "start":
-            self._start(request)
-        elif what == "stop":
+            # In a thread too: looking for GPUs imports torch, and a slow disk under it must not make this node seem lost.
+            threading.Thread(target=self._start, args=(request,), daemon=True).start()
+        elif what in ("stop", "signal", "stacks", "kill"):
+            with self._starting:  # no rank may start behind it
+                self._act(what, request)
+        elif what == "leave":
+            self._result = {"code": int(request["code"]), "again": bool(request["again"])}
+        elif what == "lost":
+            self._go_alone()
+
+    def _act(self, what: str, request: dict[str, Any]) -> None:
+        if what == "stop":
             self._node.stop()
         elif what == "signal":
             self._node.signal(int(request["signal"]))
         elif what == "stacks":
             self._node.ask_stacks()
-        elif what == "kill":
+        else:
             self._node.kill()
-        elif what == "leave":
-            self._result = {"code": int(request["code"]), "again": bool(request["again"])}
-        elif what == "lost":
-            self._go_alone()
 
     def _send_facts(self, request: dict[str, Any]) -> None:
         from rb.launching.facts import node_facts
@@ -120,9 +126,10 @@ class Agent:
         self._send({"facts": facts | {"free_port": free_port()}})
 
     def _start(self, request: dict[str, Any]) -> None:
-        self._starts = int(request["number"])
         try:
-            self._node.start(Assignment(**request["assignment"]))
+            with self._starting:
+                self._node.start(Assignment(**request["assignment"]))
+                self._starts = int(request["number"])
         except (ValueError, OSError) as error:
             self._send({"error": str(error)})
 
@@ -143,7 +150,8 @@ class Agent:
     def _go_alone(self) -> None:
         """The controller is lost: the ranks save and leave, or are ended."""
         note(f"rb launch: {self._node.host}: the controller of this job is lost; its ranks are asked to save and leave")
-        self._node.stop()
+        with self._starting:
+            self._node.stop()
         counts: list[int] = []
         since = time.monotonic()
         ranks = self._node.poll().ranks

@@ -141,6 +141,8 @@ class Controller:
             if not nodes:
                 code, again = STOPPED, False
                 return STOPPED, None
+            if launch.launcher == launchers.TORCHRUN:  # only now it is known who they are
+                self._places = [replace(place, host=node.host) for place, node in zip(self._places, nodes, strict=True)]
             findings += survey(nodes, self._places, launch, self._wish)
             if self._wish.look():  # the checks were broken off
                 code, again = STOPPED, False

@@ -194,6 +194,8 @@ class Job:
         if why := self._why(nodes):
             self._asked = why
             self._tell(why)
+        elif not self._told and any(node.asked for node in nodes):  # its launcher was killed: the job may start again
+            self._tell(LAUNCHER_ENDED)
         elif not self._told and (gone := self._still_there()):
             self._tell(gone)
 

@@ -18,6 +18,7 @@ import pytest
 
 from rb.core.config import LimitsConfig
 from rb.core.exit_codes import FINISHED, HUNG, NODE_LOST, STOPPED
+from rb.core.stopping import LAUNCHER_ENDED
 from rb.launching.hub import Hub
 from rb.launching.job import Ended, Job, Member, Wish
 from rb.launching.job_file import JobFile, write_job
@@ -158,9 +159,13 @@ def test_a_hang_is_named_with_stacks_and_ended(trial: Trial, fault: str) -> None
     assert not alive(trial)
 
 
-def test_a_lost_launcher_makes_the_ranks_save_and_leave(trial: Trial) -> None:
+@pytest.mark.parametrize("seen_by", ["controller", "agent"])
+def test_a_lost_launcher_makes_the_ranks_save_and_leave(trial: Trial, seen_by: str) -> None:
     def lose() -> None:
-        trial.lost_launcher = "the launcher (ssh) ended by signal 9"
+        if seen_by == "controller":
+            trial.lost_launcher = "the launcher (ssh) ended by signal 9"
+        else:
+            trial.members[1].asked = LAUNCHER_ENDED  # type: ignore[attr-defined]
 
     ended = trial.run(during=lose)
     assert (ended.code, ended.asked) == (STOPPED, "")  # nobody asked: a restart goes on
