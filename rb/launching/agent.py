@@ -32,7 +32,7 @@ from rb.launching.wire import RefusedError, Wire, greet
 
 RESULT_VARIABLE = "RB_AGENT_RESULT"  # environment variable: a file for the exit code, where a launcher hides it
 CONNECT_S = 60.0  # for reaching the controller
-ALONE_S = 20.0  # without a controller, ranks that make no progress for so long are ended
+ALONE_S = 8.0  # without a controller, ranks that make no progress for so long are ended
 _REPORT_S = 0.25
 _STALL_S = 2.0
 _LOST = {"do": "lost"}
