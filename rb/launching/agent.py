@@ -28,6 +28,7 @@ from rb.core.output import note
 from rb.core.stopping import LAUNCHER_ENDED, Parents
 from rb.launching.job_file import JobFile, read_job
 from rb.launching.node import Assignment, Node
+from rb.launching.patience import Patience
 from rb.launching.wire import RefusedError, Wire, greet
 
 RESULT_VARIABLE = "RB_AGENT_RESULT"  # environment variable: a file for the exit code, where a launcher hides it
@@ -152,17 +153,12 @@ class Agent:
         note(f"rb launch: {self._node.host}: the controller of this job is lost; its ranks are asked to save and leave")
         with self._starting:
             self._node.stop()
-        counts: list[int] = []
-        since = time.monotonic()
-        ranks = self._node.poll().ranks
-        while any(rank.code is None for rank in ranks):
-            if (now := [rank.beat.count if rank.beat else 0 for rank in ranks]) != counts:
-                counts, since = now, time.monotonic()
-            if time.monotonic() - since > ALONE_S:
+        patience = Patience(ALONE_S)
+        while running := [rank.beat for rank in self._node.poll().ranks if rank.code is None]:
+            if patience.over(running):
                 note(f"rb launch: {self._node.host}: ranks that make no progress are ended")
                 self._node.kill()
             time.sleep(_REPORT_S)
-            ranks = self._node.poll().ranks
         self._result = {"code": NODE_LOST, "again": False}
 
     def close(self) -> None:

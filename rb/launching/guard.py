@@ -18,6 +18,7 @@ import psutil
 
 from rb.core import heartbeat
 from rb.launching.node import end_session
+from rb.launching.patience import Patience
 
 NO_PROGRESS_S = 30.0  # ranks that save make progress; those that hang make none
 _POLL_S = 0.5
@@ -34,12 +35,9 @@ def main(folder: Path) -> int:
         pid, name = line.split(maxsplit=1)
         with contextlib.suppress(psutil.NoSuchProcess):
             ranks.append((psutil.Process(int(pid)), folder / name.strip()))
-    last, progress = time.monotonic(), _progress(ranks)
-    while any(_lives(process) for process, _ in ranks) and time.monotonic() < last + NO_PROGRESS_S:
+    patience = Patience(NO_PROGRESS_S)
+    while (running := [path for process, path in ranks if _lives(process)]) and not patience.over(_beats(running)):
         time.sleep(_POLL_S)
-        now = _progress(ranks)
-        if now != progress:
-            last, progress = time.monotonic(), now
     for process, _ in ranks:
         if _lives(process):
             end_session(process.pid)
@@ -53,14 +51,15 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
-def _progress(ranks: list[tuple[psutil.Process, Path]]) -> list[int]:
-    """Beats of every rank so far."""
-    counts = []
-    for _, path in ranks:
-        with contextlib.suppress(OSError):
-            beat = heartbeat.read(path)
-            counts.append(beat.count if beat else -1)
-    return counts
+def _beats(paths: list[Path]) -> list[heartbeat.Beat | None]:
+    """The newest beat of every rank."""
+    beats: list[heartbeat.Beat | None] = []
+    for path in paths:
+        try:
+            beats.append(heartbeat.read(path))
+        except OSError:
+            beats.append(None)
+    return beats
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rb.launching.verdict import HANG, LOST, STOP, Verdict, judge
 POLL_S = 0.2
 STALL_S = 2.0  # between two looks
 STACKS_S = 5.0  # for ranks to write their stacks
+REST_S = 0.5  # for the end of what they have begun to write
 END_S = 15.0  # after ranks were killed: an agent that does not report their end by then is lost
 
 
@@ -219,6 +220,7 @@ class Job:
             for member in self._members:
                 member.ask_stacks()
             _wait(lambda: all(_answered(member) for member in heard), STACKS_S)
+            time.sleep(REST_S)
             if self._report is not None:
                 self._report(verdict, [replace(member.poll(), stacks=member.stacks()) for member in self._members])
         for member in self._members:
