@@ -83,8 +83,9 @@ class NoValidation:
 
     best = None
 
-    def record(self) -> None:
-        """No best score."""
+    def record(self) -> dict[str, Any]:
+        """No best score, nothing owed."""
+        return {}
 
 
 def measure(saver: Saver, engine: Engine, tracker: Tracker, step: Callable[[int], object], saves: int) -> SavingCosts:

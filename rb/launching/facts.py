@@ -109,14 +109,13 @@ def source_digest(package: Path = PACKAGE) -> str:
 
 def batch_bytes(config: RunConfig) -> int:
     """Bytes of the largest micro-batch's inputs (float32); its texts are small beside them."""
+    sides = 3 * _image_side(Path(config.model.foundation.blip2)) ** 2
     sizes = [0]
     for modality in config.data.train:
         spec = modality_spec(modality)
-        if spec.source == "points":
-            points = config.model.num_scene_points if spec.regional else None
-            sizes.append((points or config.model.num_points) * 6)
-        else:
-            sizes.append(3 * _image_side(Path(config.model.foundation.blip2)) ** 2)
+        points = (config.model.num_scene_points if spec.regional else None) or config.model.num_points
+        # A source of another kind counts nothing: its loaders say themselves where there is no room.
+        sizes.append({"image": sides, "points": points * 6}.get(spec.source, 0))
     return max(sizes) * 4 * config.train.micro_batch_size
 
 

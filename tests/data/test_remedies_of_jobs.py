@@ -103,7 +103,7 @@ def test_loader_processes_that_die_or_are_slow(says: str) -> None:
 
 @remedy("give the container more (docker run --shm-size=8g, or --ipc=host)")
 def test_little_shared_memory(monkeypatch):
-    monkeypatch.setattr(loading, "_size", lambda: (3_000_000, 3_000_000))
+    monkeypatch.setattr(loading, "size", lambda: (3_000_000, 3_000_000))
     workers = [2]
     read = lambda: list(Batches(test_loading.Items(), range(2), workers[0], False))  # noqa: E731
     return read, lambda said: workers.append(workers.pop() and 1) if "use fewer loader processes" in said else None
