@@ -21,6 +21,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +31,16 @@ import torch
 
 from rb.core.config import FoundationConfig
 from tests.support import tiny
+
+OURS = (
+    "CUDA_",
+    "DS_",
+    "RB_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_",
+    "MASTER_",
+)  # beginnings of variables that our processes read
 
 torch.set_num_threads(1)
 # The same examples every time, and no verdict that depends on how busy the machine is.
@@ -62,6 +73,17 @@ def seeded() -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries under test may draw from it)
     torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_environment() -> Iterator[None]:
+    """A file of tests leaves no variable behind that the next one, or its processes, would read. Made before a file's own fixtures."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if name.startswith(OURS):
+            del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name.startswith(OURS)})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,8 +98,9 @@ class PatientLogFile(logging.Handler):
         self._lines = PatientLines(path, self._append)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a record."""
-        self._lines.add((self.format(record) + "\n").encode("utf-8", "replace"))
+        """Append a record; after ``close``, as `logging.shutdown` does it at the end, nothing."""
+        if not self._file.closed:
+            self._lines.add((self.format(record) + "\n").encode("utf-8", "replace"))
 
     def close(self) -> None:
         """Write what is kept, if that goes."""

@@ -53,6 +53,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout={silence_s}
+MinJobAge=3600
 KillWait={kill_wait_s}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
