@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder rb/
@@ -57,6 +59,17 @@ def import_path() -> dict[str, str]:
     """The environment of this process, with which a Python that it starts imports this very package."""
     paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package, without importing it; "not installed" where it is not there."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 def git_commit() -> str:

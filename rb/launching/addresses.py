@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 
 import psutil
 
@@ -15,7 +16,10 @@ def controller_addresses(hosts: Iterable[str]) -> tuple[str, ...]:
         hosts: names or addresses; one that only ssh can resolve (an alias) is left out.
     """
     known = list(hosts)
-    routes = [address for host in known if (address := route_to(host))]
+    routes = []
+    for host in known:
+        with suppress(OSError):
+            routes.append(route_to(host, family=socket.AF_INET))
     found = [address for address in dict.fromkeys(routes) if not address.startswith("127.")]
     if found:
         return tuple(found)
@@ -26,20 +30,9 @@ def controller_addresses(hosts: Iterable[str]) -> tuple[str, ...]:
     return tuple(others) or ("127.0.0.1",)
 
 
-def route_to(host: str) -> str:
-    """The address of this host from which packets to another one would leave; empty where the name is not known here. Sends nothing."""
-    try:
-        address = socket.getaddrinfo(host, 9, socket.AF_INET, socket.SOCK_DGRAM)[0][4]
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return ""
-
-
-def interface_of(address: str) -> str:
-    """Name of the interface that has an address of this host; empty where none has."""
-    for name, each in psutil.net_if_addrs().items():
-        if any(one.address == address for one in each):
-            return name
-    return ""
+def route_to(host: str, port: int = 9, family: int = socket.AF_UNSPEC) -> str:
+    """The address of this host from which packets to another one would leave; sends nothing. ``OSError`` where no way is known."""
+    found, _, _, _, address = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0]
+    with socket.socket(found, socket.SOCK_DGRAM) as probe:  # of a datagram socket "connect" only chooses a route
+        probe.connect(address)
+        return str(probe.getsockname()[0])

@@ -102,19 +102,17 @@ class Agent:
         elif what == "start":
             # In a thread too: looking for GPUs imports torch, and a slow disk under it must not make this node seem lost.
             threading.Thread(target=self._start, args=(request,), daemon=True).start()
-        elif what in ("stop", "signal", "stacks", "kill"):
+        elif what in ("stop", "stacks", "kill"):
             with self._starting:  # no rank may start behind it
-                self._act(what, request)
+                self._act(what)
         elif what == "leave":
             self._result = {"code": int(request["code"]), "again": bool(request["again"])}
         elif what == "lost":
             self._go_alone()
 
-    def _act(self, what: str, request: dict[str, Any]) -> None:
+    def _act(self, what: str) -> None:
         if what == "stop":
             self._node.stop()
-        elif what == "signal":
-            self._node.signal(int(request["signal"]))
         elif what == "stacks":
             self._node.ask_stacks()
         else:
@@ -212,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.all_devices:
         os.environ.pop(VISIBLE, None)
     os.environ.update(job.environment)
-    wire = connect(job, {"node": number, "host": host, "clock": time.time(), "pid": os.getpid()})
+    wire = connect(job, {"node": number, "host": host, "pid": os.getpid()})
     agent = Agent(Node(number, host), wire, job.silence_s)
     try:
         code = agent.run()

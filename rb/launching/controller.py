@@ -130,12 +130,8 @@ class Controller:
         self._wish.elsewhere = lambda: who_asked([node.poll() for node in list(hub.nodes.values())])
         try:
             environment = shared_variables(os.environ)
-            job_file = JobFile(
-                attempt, token, len(self._places), hub.port, addresses, launch.config.limits.node_s, environment
-            )
-            write_job(file, job_file)
+            write_job(file, JobFile(attempt, token, hub.port, addresses, launch.config.limits.node_s, environment))
             findings = self._reach(file, first)
-            write_job(file, replace(job_file, num_nodes=len(self._places)))  # those that answer
             launched = self._start(file)
             nodes = self._wait_for_agents(hub, launched)
             if not nodes:

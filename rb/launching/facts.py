@@ -9,14 +9,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import rb
 from rb.core.config import RunConfig
 from rb.core.files import sha256
-from rb.core.install import PACKAGE, git_commit
+from rb.core.install import PACKAGE, git_commit, installed_versions
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree, to_tree
 from rb.core.strict_json import parse_foreign, read_bytes
@@ -92,13 +91,7 @@ def node_facts(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on, and of this one."""
-    found = {"regionblip": rb.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"regionblip": rb.__version__} | installed_versions(PACKAGES)
 
 
 def source_digest(package: Path = PACKAGE) -> str:

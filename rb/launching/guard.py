@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from rb.core import heartbeat
+from rb.core.stopping import lives
 from rb.launching.node import end_session
 from rb.launching.patience import Patience
 
@@ -36,19 +37,13 @@ def main(folder: Path) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             ranks.append((psutil.Process(int(pid)), folder / name.strip()))
     patience = Patience(NO_PROGRESS_S)
-    while (running := [path for process, path in ranks if _lives(process)]) and not patience.over(_beats(running)):
+    while (running := [path for process, path in ranks if lives(process)]) and not patience.over(_beats(running)):
         time.sleep(_POLL_S)
     for process, _ in ranks:
-        if _lives(process):
+        if lives(process):
             end_session(process.pid)
     shutil.rmtree(folder, ignore_errors=True)
     return 0
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def _beats(paths: list[Path]) -> list[heartbeat.Beat | None]:

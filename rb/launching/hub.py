@@ -32,8 +32,6 @@ class RemoteNode:
         self.address = wire.peer_address
         self.facts: dict[str, Any] | None = None
         """What the agent found on its node, once it was asked."""
-        self.clock_s = 0.0
-        """How far the agent's clock was ahead of this process's, by its first message."""
         self.error = ""
         """Why the agent could not do what it was asked."""
         self._wire, self._lock = wire, threading.Lock()
@@ -54,10 +52,6 @@ class RemoteNode:
         """The newest state."""
         with self._lock:
             return replace(self._state, silent_s=time.monotonic() - self._heard, gone=self._gone)
-
-    def signal(self, number: int) -> None:
-        """Send a signal to every rank."""
-        self.request("signal", signal=int(number))
 
     def stop(self) -> None:
         """Ask every rank to save and leave."""
@@ -156,13 +150,6 @@ class Hub:
             self._start(self._accept, listener)
         self._start(self._tell_alive)
 
-    def wait(self, num_nodes: int, on_wait: Callable[[], None], poll_s: float = 0.1) -> list[RemoteNode]:
-        """The nodes in order, once all have connected; ``on_wait`` is called in between and raises to give up."""
-        while len(self.nodes) < num_nodes:
-            on_wait()
-            time.sleep(poll_s)
-        return [self.nodes[number] for number in range(num_nodes)]
-
     def close(self) -> None:
         """Close all connections."""
         self._closed.set()
@@ -189,7 +176,6 @@ class Hub:
             wire, hello = welcome(connection, self._token)
             number, host = int(hello["node"]), str(hello["host"])
             node = RemoteNode(number, host, wire)
-            node.clock_s = float(hello["clock"]) - time.time()
         except (OSError, RefusedError, KeyError, TypeError, ValueError) as error:
             log.warning("a connection from elsewhere is refused: %s", error)
             connection.close()

@@ -24,7 +24,6 @@ class JobFile:
     """Name of this start of the run."""
     token: str
     """What controller and agents know of each other (`wire.py`)."""
-    num_nodes: int
     port: int
     """The controller's."""
     addresses: tuple[str, ...]

@@ -17,6 +17,7 @@ import psutil
 
 from rb.core.files import check_writable
 from rb.core.launcher import NO_DEVICE, VISIBLE
+from rb.launching.addresses import route_to
 
 SMI_TIMEOUT_S = 20.0
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -108,10 +109,7 @@ def open_files() -> dict[str, int]:
 def interface(controller: Sequence[Any]) -> dict[str, str]:
     """Name and address of the interface that leads to the controller; a text "problem" where none does."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(controller[0], int(controller[1]) or 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # of a datagram socket "connect" only chooses a route
-            probe.connect(address)
-            own = str(probe.getsockname()[0])
+        own = route_to(controller[0], int(controller[1]) or 9)
     except OSError as error:
         return {"problem": f"no route to the controller {controller[0]} ({error.strerror or error})"}
     for name, addresses in psutil.net_if_addrs().items():

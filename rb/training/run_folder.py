@@ -11,14 +11,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rb.core.config import RunConfig
 from rb.core.files import write_json, write_whole
 from rb.core.fingerprints import PREFIX
-from rb.core.install import git_commit
+from rb.core.install import git_commit, installed_versions
 from rb.core.locks import FileLock
 from rb.core.patient import PatientLogFile
 from rb.core.run_file import load_run, to_tree, with_defaults, with_pool
@@ -209,13 +208,7 @@ def _short(digest: object) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that results may depend on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    return installed_versions(PACKAGES)
 
 
 def environment(extra: Mapping[str, Any]) -> dict[str, Any]:

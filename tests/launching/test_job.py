@@ -78,7 +78,7 @@ class Agents:
     def __init__(self, folder: Path) -> None:
         token = secrets.token_hex(16)
         self.hub, path = Hub(token, ("127.0.0.1",)), folder / "launch" / "job.json"
-        write_job(path, JobFile("a", token, 2, self.hub.port, ("127.0.0.1",), LIMITS.node_s))
+        write_job(path, JobFile("a", token, self.hub.port, ("127.0.0.1",), LIMITS.node_s))
         command = [sys.executable, "-m", "rb.launching.agent", "--job", str(path), "--node"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.processes = [
@@ -90,7 +90,10 @@ class Agents:
             assert time.monotonic() < end
             assert not any(process.poll() for process in self.processes)
 
-        self.nodes = self.hub.wait(2, check)
+        while len(self.hub.nodes) < 2:
+            check()
+            time.sleep(0.05)
+        self.nodes = [self.hub.nodes[number] for number in range(2)]
 
 
 @pytest.fixture(scope="module")

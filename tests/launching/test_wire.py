@@ -109,7 +109,7 @@ def test_secrets_are_in_a_file_for_one_user_and_in_no_command(tmp_path: Path, mo
     assert launcher_environment(environ) == {"OMP_NUM_THREADS": "2", "EDITOR": "vi"}
 
     path = job_path(tmp_path / "run", "job")
-    job = JobFile("a", "token", 2, 4000, ("10.0.0.1",), 20.0, shared)
+    job = JobFile("a", "token", 4000, ("10.0.0.1",), 20.0, shared)
     write_job(path, job)
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_job(path) == job
