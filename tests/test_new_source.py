@@ -90,7 +90,7 @@ class VideoSource(Source[VideoTransform]):
 
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> VideoTransform:
         """The image processor's settings."""
-        return VideoTransform(ImageTransform(settings.image_side, settings.image_mean, settings.image_std))
+        return VideoTransform(ImageTransform(settings.image_side))
 
     def read(
         self,
@@ -122,9 +122,9 @@ class VideoSource(Source[VideoTransform]):
     def random_inputs(
         self, transform: VideoTransform, rows: int, regional: bool, device: torch.device, draws: torch.Generator
     ) -> Tensor:
-        """Normal."""
-        side = transform.image.size
-        return torch.randn(rows, FRAMES, 3, side, side, device=device, generator=draws)
+        """Any bytes."""
+        shape = (rows, FRAMES, 3, transform.image.size, transform.image.size)
+        return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=draws)
 
 
 # -- its rows ---------------------------------------------------------------------------------------------------------

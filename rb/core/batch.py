@@ -23,7 +23,7 @@ class Sample:
 
     Attributes:
         id: the sample's identity in prediction files: ``source_id`` or ``source_id#object_id``.
-        inputs: image [3, H, W] float32, normalised, or points [N, C] float32 in the cloud's frame.
+        inputs: image [3, H, W] uint8, or points [N, C] float32 in the cloud's frame.
         box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2 (or [24], ``model.box3d``); none for whole
             sources.
         caption: the training text; empty when predicting.
@@ -51,7 +51,7 @@ class Batch:
     """One micro-batch of one modality on one rank.
 
     Attributes:
-        inputs: images [B, 3, H, W] or points [B, N, C].
+        inputs: images [B, 3, H, W], uint8 (or float32, normalised already), or points [B, N, C] float32.
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.

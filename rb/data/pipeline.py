@@ -123,7 +123,7 @@ class InputView:
     Attributes:
         crop: of an image only the inside of the example's box, widened by this share of the box on every side.
         box_of: example to the object of its record whose box is given instead of its own (``rb/data/shuffled_boxes.py``).
-        blind: inputs of zeros, the same for every example: a grey image, or a cloud of one point.
+        blind: numbers of 0 in place of the input, the same for every example: a grey image (the mean of all), or a cloud of one point.
     """
 
     crop: float | None = None
@@ -176,7 +176,7 @@ class PredictDataset(Dataset[PredictionBatch]):
         boxes = [sample.box for sample in samples if sample.box is not None]
         inputs = torch.stack([sample.inputs for sample in samples])
         if self.view.blind:
-            inputs = torch.zeros_like(inputs)
+            inputs = torch.zeros(inputs.shape)  # bytes of 0 would be black: these numbers are normalised already
         return PredictionBatch(samples, inputs, torch.stack(boxes) if boxes else None)
 
 

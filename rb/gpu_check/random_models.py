@@ -23,7 +23,6 @@ from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
-from rb.sources.images import CLIP_MEAN, CLIP_STD
 from rb.sources.source import EncoderSettings
 from rb.sources.table import source_of
 
@@ -142,7 +141,7 @@ def random_batch(size: Size, modality: str, rows: int, device: torch.device, see
     kind = "encoder_decoder" if size.llm.get("is_encoder_decoder") else "decoder"
     source = source_of(modality)
     side = int(size.vision.get("image_size", 224))  # type: ignore[call-overload]
-    settings = EncoderSettings(side, CLIP_MEAN, CLIP_STD, size.points.in_channels)
+    settings = EncoderSettings(side, size.points.in_channels)
     config = ModelConfig(num_points=size.cloud_points, num_scene_points=size.scene_points)
     inputs = source.random_inputs(source.transform(config, settings), rows, spec.regional, device, draws)
     low = torch.rand(rows, max(spec.box_dim, 2) // 2, device=device, generator=draws) * 0.5

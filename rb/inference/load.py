@@ -253,8 +253,8 @@ def check_foundation(
 
 def example_transform(built: Built, seed: int, image_size: int | None = None) -> SampleTransform:
     """How stored rows become inputs of this model, not augmented; ``image_size`` if it is not the encoder's own."""
-    image, points = built.images, built.model.point_encoder
+    points = built.model.point_encoder
     channels = points.config.in_channels if points is not None else 3
-    settings = EncoderSettings(image_size or image["size"], image["mean"], image["std"], channels)
+    settings = EncoderSettings(image_size or built.image_side, channels)
     of_source = {name: source.transform(built.config, settings) for name, source in SOURCES.items()}
     return SampleTransform(of_source, augment=False, seed=seed)

@@ -101,15 +101,15 @@ def source_digest(package: Path = PACKAGE) -> str:
 
 
 def batch_bytes(config: RunConfig) -> int:
-    """Bytes of the largest micro-batch's inputs (float32); its texts are small beside them."""
+    """Bytes of the largest micro-batch's inputs (uint8 images, float32 clouds); its texts are small beside them."""
     sides = 3 * _image_side(Path(config.model.foundation.blip2)) ** 2
     sizes = [0]
     for modality in config.data.train:
         spec = modality_spec(modality)
         points = (config.model.num_scene_points if spec.regional else None) or config.model.num_points
         # A source of another kind counts nothing: its loaders say themselves where there is no room.
-        sizes.append({"image": sides, "points": points * 6}.get(spec.source, 0))
-    return max(sizes) * 4 * config.train.micro_batch_size
+        sizes.append({"image": sides, "points": points * 6 * 4}.get(spec.source, 0))
+    return max(sizes) * config.train.micro_batch_size
 
 
 def _image_side(folder: Path) -> int:

@@ -24,6 +24,7 @@ from rb.model.parts import ModalityParts, SharedHeads
 from rb.model.point_encoder import PointBert
 from rb.model.pool import CachedPart, Negatives, PoolRows
 from rb.model.qformer import TextBranch, TextPass, query_and_text_pass, query_pass
+from rb.sources.images import normalised
 from rb.sources.source import Source
 
 
@@ -35,6 +36,7 @@ class ModalityModel:
         spec: the modality's row; source: the row of its source.
         config: of the whole model.
         blip2: the frozen foundation.
+        pixel_table: the numbers of an image's bytes, [3, 256] (``rb/sources/images.py``).
         qformer, text_branch: the Q-Former that reads this modality, and its text branch.
         point_encoder, point_projection: none where the model reads no points.
         own: the modality's trained parts; none for plain BLIP-2.
@@ -45,6 +47,7 @@ class ModalityModel:
     source: Source[Any]
     config: ModelConfig
     blip2: Blip2ForConditionalGeneration
+    pixel_table: Tensor
     qformer: Blip2QFormerModel
     text_branch: TextBranch
     point_encoder: PointBert | None
@@ -69,10 +72,11 @@ class ModalityModel:
         return self.source.encode(self, inputs)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """BLIP-2's vision encoder, [B, 3, H, W] to [B, P, V]; another size than its own by interpolated positions."""
+        """BLIP-2's vision encoder: [B, 3, H, W], bytes or normalised numbers, to [B, P, V]; another size than its own by interpolated positions."""
         dtype = self.blip2.vision_model.embeddings.patch_embedding.weight.dtype
         interpolate = images.shape[-1] != vision_config_of(self.blip2.config).image_size
-        return self.blip2.vision_model(images.to(dtype), interpolate_pos_encoding=interpolate).last_hidden_state
+        pixels = normalised(images, self.pixel_table).to(dtype)
+        return self.blip2.vision_model(pixels, interpolate_pos_encoding=interpolate).last_hidden_state
 
     def encode_points(self, points: Tensor) -> Tensor:
         """The point encoder, [B, N, C] to [B, 1 + G, point width]."""

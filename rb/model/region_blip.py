@@ -29,6 +29,7 @@ from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
 from rb.model.qformer import TextBranch
+from rb.sources.images import Normalisation
 from rb.sources.table import source_of
 
 
@@ -41,6 +42,7 @@ class RegionBLIP(nn.Module):
         point_encoder: Point-BERT; none where no point modality is used.
         itc_width: width of the ITC space (256).
         seed: keys the adapters' initialisation and the ITM draws.
+        normalisation: of images; none: CLIP's, as of every BLIP-2.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class RegionBLIP(nn.Module):
         config: ModelConfig,
         itc_width: int,
         seed: int = 0,
+        normalisation: Normalisation | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.blip2 = blip2
         self.text_branch = text_branch
         self.point_encoder = point_encoder
+        self.register_buffer("pixel_table", (normalisation or Normalisation()).table(), persistent=False)
         for frozen in (blip2, text_branch, point_encoder):
             if frozen is not None:
                 frozen.requires_grad_(requires_grad=False)
@@ -121,6 +125,7 @@ class RegionBLIP(nn.Module):
             source=source,
             config=self.config,
             blip2=self.blip2,
+            pixel_table=cast("Tensor", self.pixel_table),
             qformer=cast("Blip2QFormerModel", self.point_qformer) if separate else self.blip2.qformer,
             text_branch=cast("TextBranch", self.point_text_branch) if separate else self.text_branch,
             point_encoder=self.point_encoder,

@@ -1,6 +1,7 @@
-"""The source ``image``: decoded safely, cut to a box where asked, squashed to the ViT's size, normalised; read by BLIP-2's vision encoder.
+"""The source ``image``: decoded safely, cut to a box where asked, squashed to the ViT's size; read by BLIP-2's vision encoder.
 
-Equal number by number to transformers' PIL image processor of BLIP-2 for the same settings. Pixels of shards are taken as stored: COCO's
+Images travel as bytes, [3, side, side] uint8, and become the encoder's numbers on its device (``Normalisation``). These are equal, number by
+number, to those of transformers' PIL image processor of BLIP-2 for the same settings. Pixels of shards are taken as stored: COCO's
 boxes refer to them, so an EXIF orientation is applied only where a manifest says so (``rb.api`` turns photos upright; see ``pixels.py``).
 
 Pillow is imported where an image is read: models are built, and checked by ``launch/gpu_check.sh``, on machines without it.
@@ -47,29 +48,48 @@ def crop_to_box(image: Image.Image, box: Sequence[float], context: float = 0.0) 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """RGB image -> [3, size, size] float32: squashed (no aspect kept, no crop), bicubic, (v / 255 - mean) / std."""
+    """RGB image -> [3, size, size] uint8: squashed (no aspect kept, no crop), bicubic."""
 
     size: int
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
     whole_pixels: bool = False  # of boxes
 
     def __post_init__(self) -> None:
-        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(
-                f"image size, mean and std of the image processor: {self.size}, {self.mean}, {self.std} cannot be used"
-            )
+        if self.size < 1:
+            raise ValueError(f"size of the image processor: {self.size} cannot be used; it must be at least 1 pixel")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """One decoded image as the ViT's input."""
+        """One decoded image."""
         from PIL.Image import Resampling
 
         resized = image.resize((self.size, self.size), Resampling.BICUBIC)
-        pixels = np.asarray(resized).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How bytes of a colour channel become the ViT's numbers: (v / 255 - mean) / std."""
+
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std of the image processor: {self.mean}, {self.std} cannot be used")
+
+    def table(self) -> Tensor:
+        """The number of every byte, [3, 256] float32. A table gives the same numbers on every device."""
         # The same order of operations and types as transformers, so that the base model sees the very same numbers.
-        scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
-        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        return torch.from_numpy(np.ascontiguousarray((scaled - mean) / std))
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = (np.array(v, np.float32)[:, None] for v in (self.mean, self.std))
+        return torch.from_numpy((scaled - mean) / std)
+
+
+def normalised(images: Tensor, table: Tensor) -> Tensor:
+    """Bytes [B, 3, H, W] as the numbers of ``table`` (``Normalisation``), float32; what is not uint8 is normalised already."""
+    if images.dtype != torch.uint8:
+        return images
+    first = torch.arange(3, dtype=torch.int32, device=images.device).mul_(256).view(3, 1, 1)  # of each channel's row
+    return table.flatten().index_select(0, (images.int() + first).flatten()).view(images.shape)
 
 
 def _pixels(stored: Stored) -> Image.Image:
@@ -137,7 +157,7 @@ class ImageSource(Source[ImageTransform]):
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:
         """The image processor's settings, and what becomes of a box."""
         whole_pixels = config.box2d == "whole_pixels"
-        return ImageTransform(settings.image_side, settings.image_mean, settings.image_std, whole_pixels)
+        return ImageTransform(settings.image_side, whole_pixels)
 
     def read(
         self,
@@ -147,7 +167,7 @@ class ImageSource(Source[ImageTransform]):
         draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[3, side, side], and the box in [0, 1]."""
+        """[3, side, side] uint8, and the box in [0, 1]."""
         from PIL import ImageOps
 
         image = _pixels(stored)
@@ -182,5 +202,6 @@ class ImageSource(Source[ImageTransform]):
         device: torch.device,
         draws: torch.Generator,
     ) -> Tensor:
-        """Normal, as normalised images are."""
-        return torch.randn(rows, 3, transform.size, transform.size, device=device, generator=draws)
+        """Any byte is as likely as any other."""
+        shape = (rows, 3, transform.size, transform.size)
+        return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=draws)

@@ -29,7 +29,7 @@ class FrozenEncoders(Protocol):
     """The model's frozen encoders; ``rb/model/encoded.py`` has them."""
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """BLIP-2's vision transformer: [B, 3, H, W] to [B, P, V]."""
+        """BLIP-2's vision transformer: [B, 3, H, W], bytes or normalised numbers, to [B, P, V]."""
 
     def encode_points(self, points: Tensor) -> Tensor:
         """Point-BERT: [B, N, C] to [B, 1 + G, point width]; ``ValueError`` if the model was built without it."""
@@ -41,13 +41,10 @@ class EncoderSettings:
 
     Attributes:
         image_side: pixels of a side.
-        image_mean, image_std: of each colour channel, for values in [0, 1].
         point_channels: 3 (xyz), or 6 (xyz and colour).
     """
 
     image_side: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
     point_channels: int = 3
 
 

@@ -15,7 +15,7 @@ from rb.core.boxes import cloud_box_corners
 from rb.core.modality import POINT_CLOUD
 from rb.data.index import ManifestReader
 from rb.data.samples import SampleTransform
-from rb.sources.images import ImageTransform, crop_to_box
+from rb.sources.images import ImageTransform, Normalisation, crop_to_box, normalised
 from rb.sources.pixels import decode_image
 from rb.sources.points import PointsError, PointTransform, cloud_frame, drop_points, object_motion, scene_motion
 from tests.support.small_data import HEIGHT, WIDTH, cloud, image_bytes, write_set
@@ -33,8 +33,10 @@ def test_images_equal_transformers_processor(mode: str, size: tuple[int, int]) -
         theirs = BlipImageProcessorPil(size={"height": side, "width": side})(opened, return_tensors="pt")[
             "pixel_values"
         ][0]
-        ours = ImageTransform(side)(decode_image(buffer.getvalue(), "x", size))
+        stored = ImageTransform(side)(decode_image(buffer.getvalue(), "x", size))
+        ours = normalised(stored[None], Normalisation().table())[0]
         assert ours.dtype == theirs.dtype == torch.float32
+        assert stored.nbytes * 4 == ours.nbytes
         assert torch.equal(ours, theirs), (ours - theirs).abs().max()
 
 

@@ -16,7 +16,7 @@ from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGIO
 from rb.data.index import Loaded, ManifestReader
 from rb.data.mirrors import draw_mirror
 from rb.data.samples import SampleTransform
-from rb.sources.images import CLIP_MEAN, CLIP_STD, ImageTransform
+from rb.sources.images import ImageTransform
 from rb.sources.pixels import decode_image
 from rb.sources.points import PointTransform, cloud_frame, decode_points
 from rb.sources.source import EncoderSettings
@@ -81,7 +81,7 @@ def loaded(folder: Path, modality: str, caption: str = "the dog on the left") ->
 
 
 def transform(modality: str, rule: str = "swap", **changes: object) -> SampleTransform:
-    settings = EncoderSettings(WIDTH, CLIP_MEAN, CLIP_STD)
+    settings = EncoderSettings(WIDTH)
     config = ModelConfig(num_points=NUM_POINTS, **changes)  # type: ignore[arg-type]
     of_source = {name: source.transform(config, settings) for name, source in SOURCES.items()}
     return SampleTransform(of_source, mirror={modality: rule})

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from rb.model.weights.point_qformer import bert_folder, point_qformer_start
 from rb.model.weights.points import load_points
 from rb.model.weights.readers import CheckpointError, read_headers, read_json, read_tensors
 from rb.model.weights.recipes import HEAD_ROLE, TextBranchWeights, Weights, read_text_branch, tokenizer_folder
+from rb.sources.images import Normalisation
 
 PUBLIC_ITC_WIDTH = 256
 MAX_SIDE = 4096  # pixels of an image as the ViT sees it
@@ -44,6 +44,7 @@ class Built:
         text: the tokenizers.
         report: digest of the ledger.
         files: of each part of the foundation.
+        image_side: pixels of a side, as the foundation's image processor has it.
     """
 
     config: ModelConfig
@@ -52,6 +53,7 @@ class Built:
     text: TextProcessor
     report: str
     files: dict[str, list[Path]]
+    image_side: int
 
     @cached_property
     def foundation(self) -> dict[str, str]:
@@ -62,11 +64,6 @@ class Built:
             "numerics": self.config.numerics,
             "report": self.report,
         }
-
-    @cached_property
-    def images(self) -> dict[str, Any]:
-        """Side, mean and standard deviation of images."""
-        return image_settings(self.config)
 
 
 def text_processor(config: ModelConfig) -> TextProcessor:
@@ -80,19 +77,16 @@ def _text_processor(config: ModelConfig, folder: Path, settings: Blip2Config) ->
     return TextProcessor.from_folders(tokenizer_folder(config), folder, kind, config.max_text_tokens, config.prompt)
 
 
-def image_settings(config: ModelConfig) -> dict[str, Any]:
-    """Side, mean and standard deviation of images, from the foundation's ``preprocessor_config.json``."""
+def _image_settings(config: ModelConfig) -> tuple[int, Normalisation]:
+    """Side and normalisation of images, from the foundation's ``preprocessor_config.json``."""
     tree = read_json(Path(config.foundation.blip2) / "preprocessor_config.json")
     try:
         size = tree["size"]
         side = size["height"] if isinstance(size, dict) else int(size)
         if not 0 < int(side) <= MAX_SIDE:
             raise ValueError(f"size {side}")
-        return {
-            "size": int(side),
-            "mean": tuple(map(float, tree["image_mean"])),
-            "std": tuple(map(float, tree["image_std"])),
-        }
+        mean, std = (tuple(map(float, tree[name])) for name in ("image_mean", "image_std"))
+        return int(side), Normalisation(mean, std)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"preprocessor_config.json of {config.foundation.blip2} lacks size (1 to {MAX_SIDE}), image_mean or image_std"
@@ -113,6 +107,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     dtype, ledger = frozen_dtype(config, device), Ledger()
     folder = folder_of(config)
     settings = blip2_config(folder.path, config.llm)
+    image_side, normalisation = _image_settings(config)
     blip2 = load_blip2(folder, settings, config, dtype, ledger, meta)
     qformer_config = qformer_config_of(blip2.config)
     branch = read_text_branch(config, qformer_config.num_hidden_layers, ledger, meta)
@@ -127,7 +122,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
     )
     itc_width = branch.itc_width or blip2.config.image_text_hidden_size
     with torch.device("meta" if meta else "cpu"):
-        model = RegionBLIP(blip2, text_branch, point_encoder, config, itc_width, seed)
+        model = RegionBLIP(blip2, text_branch, point_encoder, config, itc_width, seed, normalisation)
     _fill(model, branch.weights, ledger)
     _start_parts(model, config, seed, branch, ledger)
     _settle_dtypes(model, dtype)
@@ -139,7 +134,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
         files["point_encoder"] = point_files
     if model.point_qformer is not None and config.init.point_qformer == "bert":
         files["point_qformer"] = bert_folder(config).files
-    return Built(config, model.to(device), ledger, text, ledger.digest(model), files)
+    return Built(config, model.to(device), ledger, text, ledger.digest(model), files, image_side)
 
 
 def build_meta(

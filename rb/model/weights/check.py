@@ -35,7 +35,7 @@ def check_run(config: RunConfig) -> CheckReport:
         ValueError: whatever would stop training from loading: a file, a key, a shape, a tokenizer, the image settings.
     """
     built = build_model(config.model, config.seed, "meta")
-    side = built.images["size"]
+    side = built.image_side
     expected = vision_config_of(built.model.blip2.config).image_size
     lines = [f"recipe {config.model.text_branch}, numerics {config.model.numerics}"]
     lines += built.ledger.lines(built.model)

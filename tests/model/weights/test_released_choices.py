@@ -17,7 +17,6 @@ from rb.data.samples import SampleTransform
 from rb.inference.predicting import RELEASED_DECODING
 from rb.model.language import Generation, generate
 from rb.model.weights.build import build_model, text_processor
-from rb.sources.images import CLIP_MEAN, CLIP_STD
 from rb.sources.points import decode_points
 from rb.sources.source import EncoderSettings
 from rb.sources.table import SOURCES
@@ -77,7 +76,7 @@ def test_boxes_and_captions_as_the_released_code_reads_them(tmp_path: Path) -> N
     width, height = row.stored.size
     item = dataclasses.replace(row.item, box=[1.9, 2.2, width - 0.1, 5.7])
     row = dataclasses.replace(row, item=item, caption="A Chair (brown), in FRONT.")
-    settings = EncoderSettings(16, CLIP_MEAN, CLIP_STD, 3)
+    settings = EncoderSettings(16)
     boxes, captions = [], []
     for box2d, raw in (("exact", ()), ("whole_pixels", (IMAGE_REGION,))):
         of_source = {"image": SOURCES["image"].transform(ModelConfig(box2d=box2d), settings)}
@@ -101,7 +100,7 @@ def test_a_released_scene_is_mirrored_under_a_caption_that_says_left(tmp_path: P
     row = ManifestReader(tmp_path / "scenes" / "manifest.json").example(0)
     row = dataclasses.replace(row, caption="The chair on the left.")
     config = ModelConfig(num_points=40, cloud_frame="metres", box3d="metres_corners")
-    points = {"points": SOURCES["points"].transform(config, EncoderSettings(16, CLIP_MEAN, CLIP_STD, 3))}
+    points = {"points": SOURCES["points"].transform(config, EncoderSettings(16))}
     asked = SampleTransform(points, raw_captions=(POINT_CLOUD_REGION,), mirror={POINT_CLOUD_REGION: "always"})
     samples = [asked.training_sample(row, POINT_CLOUD_REGION, position) for position in range(60)]
     assert {sample.caption for sample in samples} == {"The chair on the left."}
