@@ -28,6 +28,7 @@ from rb.core.step_layout import StepLayout
 
 MIRRORS = ("never", "safe", "swap", "always")  # rules of ``data.mirror``; rb/data/mirrors.py says what they do
 DROPPED_POINTS = ("first", "kept")  # ``data.dropped_points``
+ORDERS = ("full", "blocks")  # ``data.order``
 
 # The classes of ``model`` and ``optim`` are part of this module for everyone else.
 __all__ = (
@@ -89,6 +90,16 @@ class DataConfig:
     with ScanRefer's."""
     num_workers: int = 4
     """Loader processes per rank; the data and their order do not depend on it."""
+    group_by_source: int = 1
+    """Up to so many captions of one source (image, cloud) follow each other, so that a batch reads, augments and encodes it once; 1 draws
+    every caption by itself. An epoch shows the same captions, and groups are shuffled like captions. Validation groups too."""
+    order: str = "full"
+    """``full``: an epoch is one shuffle of all; ``blocks``: blocks of consecutive records are shuffled, then what a window of some blocks
+    holds, so that a network disk or an object store reads long pieces."""
+    block_records: int = 256
+    """Records of a block, with ``order: blocks``."""
+    window_blocks: int = 64
+    """Blocks that are shuffled together, with ``order: blocks``."""
 
     def __post_init__(self) -> None:
         for part in ("train", "val"):
@@ -105,6 +116,9 @@ class DataConfig:
         one_of("data.dropped_points", self.dropped_points, DROPPED_POINTS)
         object.__setattr__(self, "raw_captions", in_table_order(self.raw_captions))
         at_least("data.num_workers", self.num_workers, 0)
+        one_of("data.order", self.order, ORDERS)
+        for name in ("group_by_source", "block_records", "window_blocks"):
+            at_least(f"data.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)

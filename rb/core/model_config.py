@@ -148,6 +148,8 @@ class ModelConfig:
     """Hard negatives chosen in the whole contrastive batch (``global``) or in the sample's own micro-batch (``local``)."""
     itc_mask_duplicates: bool = True
     """Leave the same object and the same caption out of ITC's and ITM's negatives."""
+    same_image_negatives: str = "keep"
+    """Other objects of the same image or cloud are negatives of ITC and ITM (``keep``), hard ones, or are left out (``leave_out``)."""
     max_text_tokens: int = 32
     """Length of a caption, end token included."""
     prompt: str = ""
@@ -184,6 +186,7 @@ class ModelConfig:
         one_of("model.box3d", self.box3d, tuple(CLOUD_BOX_DIMS))
         one_of("model.cloud_frame", self.cloud_frame, ("unit", "metres"))
         one_of("model.itm_negatives", self.itm_negatives, ("global", "local"))
+        one_of("model.same_image_negatives", self.same_image_negatives, ("keep", "leave_out"))
         one_of("model.text_branch", self.text_branch, TEXT_BRANCHES)
         one_of("model.numerics", self.numerics, ("hf", "lavis"))
         one_of("model.frozen_dtype", self.frozen_dtype, ("auto", "bfloat16", "float32"))

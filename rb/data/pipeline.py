@@ -20,9 +20,10 @@ from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.formats import find_manifest
-from rb.data.index import ManifestReader
+from rb.data.groups import Groups, UnsortedError
+from rb.data.index import ManifestReader, index_again
 from rb.data.loading import TIMEOUT_S, Batches
-from rb.data.order import Place, Stream
+from rb.data.order import UNGROUPED, Arrangement, Place, Stream
 from rb.data.samples import SampleTransform, check_fits
 
 
@@ -39,7 +40,9 @@ class TrainingData:
         return self.readers[place.manifest], place
 
 
-def open_training_data(sources: Mapping[str, Sequence[DataSource]], seed: int) -> dict[str, TrainingData]:
+def open_training_data(
+    sources: Mapping[str, Sequence[DataSource]], seed: int, arrangement: Arrangement = UNGROUPED
+) -> dict[str, TrainingData]:
     """Open and verify the manifests of ``data.train``; ``ValueError`` names a missing, altered or unfit one."""
     opened = {}
     for modality, listed in sources.items():
@@ -48,8 +51,23 @@ def open_training_data(sources: Mapping[str, Sequence[DataSource]], seed: int) -
             check_fits(reader, modality, predicting=False)
         repeats = [source.repeat for source in listed]
         sizes = [min(len(r), s.first or len(r)) for r, s in zip(readers, listed, strict=True)]
-        opened[modality] = TrainingData(readers, Stream(modality, sizes, repeats, seed))
+        groups = [_groups(r, size, arrangement) for r, size in zip(readers, sizes, strict=True)]
+        opened[modality] = TrainingData(readers, Stream(modality, sizes, repeats, seed, arrangement, groups))
     return opened
+
+
+def _groups(reader: ManifestReader, size: int, arrangement: Arrangement) -> Groups | None:
+    """The first ``size`` samples of a manifest by their records, where the order asks for it."""
+    if not arrangement.needs_groups:
+        return None
+    try:
+        return arrangement.groups(reader.index.samples["record"][:size])
+    except UnsortedError as error:
+        raise ValueError(
+            f"{reader.path.parent / reader.manifest.index.file}: {error} is out of the order of its records, which "
+            "data.group_by_source and data.order: blocks need; make the index again: "
+            f"{index_again(reader.path, reader.manifest)}"
+        ) from None
 
 
 class TrainDataset(Dataset[Batch]):

@@ -25,6 +25,7 @@ from rb.core.run_layout import (
     RUN_VALIDATION,
     RUN_WEIGHTS,
 )
+from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.model.weights.build import build_model
 from rb.training.extending import length_of
@@ -50,8 +51,8 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
     """
     check_request(config, world_size)
     layout = config.train.layout(world_size)
-    data = open_training_data(config.data.train, config.seed)
-    held_out = open_validation_data(config.data.val) if config.validation.every else {}
+    data = open_training_data(config.data.train, config.seed, Arrangement.of(config.data))
+    held_out = open_validation_data(config.data) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     folder = resume or Path(config.output_dir) / config.name

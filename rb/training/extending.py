@@ -19,6 +19,7 @@ from rb.core.files import whole_file, write_whole
 from rb.core.locks import FileLock
 from rb.core.run_file import dump_run, load_run
 from rb.core.run_layout import RUN_CONFIG, TRAINING_LOCK, earlier_config
+from rb.data.order import Arrangement
 from rb.data.pipeline import open_training_data
 from rb.tracking.client_tags import user_name
 from rb.training.optim import rate_at
@@ -95,7 +96,7 @@ def describe(run_dir: Path, extension: Extension, config: RunConfig) -> str:
 
 def _schedule(config: RunConfig) -> Schedule:
     """The schedule that the run's data make; only manifests are read."""
-    data = open_training_data(config.data.train, config.seed)
+    data = open_training_data(config.data.train, config.seed, Arrangement.of(config.data))
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     return Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
 

@@ -33,6 +33,7 @@ from rb.core.run_layout import (
 )
 from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
+from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.load import check_foundation, read_trained
 from rb.model.weights.build import Built, build_model
@@ -94,8 +95,8 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     device = dist.device()
     # What is wrong with the request is said before anything is loaded or written.
     together(partial(check_request, config))
-    data = together(partial(open_training_data, config.data.train, config.seed))
-    held_out = together(partial(open_validation_data, config.data.val)) if config.validation.every else {}
+    data = together(partial(open_training_data, config.data.train, config.seed, Arrangement.of(config.data)))
+    held_out = together(partial(open_validation_data, config.data)) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     total_steps = together(partial(length_of, config.train, config.optim, schedule))

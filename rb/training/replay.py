@@ -21,6 +21,7 @@ from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.seeding import hash_key
 from rb.core.step_layout import StepLayout
+from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import Built, build_model
@@ -114,7 +115,7 @@ def replay(run_dir: Path, step: int, overrides: Sequence[str] = (), from_checkpo
     config = saved_run(run_dir, list(overrides))
     if config.train.num_threads:
         torch.set_num_threads(config.train.num_threads)
-    data = open_training_data(config.data.train, config.seed)
+    data = open_training_data(config.data.train, config.seed, Arrangement.of(config.data))
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
     schedule = Schedule(config.train.schedule, samples, config.train.global_batch_size, config.seed)
     total = length_of(config.train, config.optim, schedule)

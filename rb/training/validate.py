@@ -22,12 +22,13 @@ import torch
 
 from rb.core import dist, heartbeat, progress
 from rb.core.batch import Batch
-from rb.core.config import DataSource, RunConfig
+from rb.core.config import DataConfig, RunConfig
 from rb.core.metric_names import TOTAL, VAL, loss_name, parse_name, shown_values, value_name
 from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.core.schedules import Turn
 from rb.core.step_layout import StepLayout
 from rb.data.loading import Batches
+from rb.data.order import Arrangement
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
 from rb.evaluation.caption_metrics import remark_on
 from rb.evaluation.simple_cider import simple_scores
@@ -58,9 +59,12 @@ class Best:
         return value > self.value if rises else value < self.value
 
 
-def open_validation_data(sources: dict[str, tuple[DataSource, ...]]) -> dict[str, TrainingData]:
-    """Open and verify the manifests of ``data.val``; ``ValueError`` names a missing, altered or unfit one."""
-    return open_training_data(sources, SEED)
+def open_validation_data(data: DataConfig) -> dict[str, TrainingData]:
+    """Open and verify the manifests of ``data.val``; ``ValueError`` names a missing, altered or unfit one.
+
+    They are read in the full order, whatever ``data.order`` says, since losses are taken of the first batches of it.
+    """
+    return open_training_data(data.val, SEED, Arrangement(data.group_by_source))
 
 
 class Validation:

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,7 +23,6 @@ from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.data.collate import collate
 from rb.data.index import ManifestReader, ShardCorruptionError
-from rb.data.order import Stream, permute
 from rb.data.pipeline import InputView, PredictDataset, TrainDataset, open_training_data, predict_loader, train_loader
 from rb.data.samples import SampleTransform
 from rb.model.weights.build import text_processor
@@ -167,27 +165,6 @@ def test_seed_and_epoch_change_the_order(sources, text: TextProcessor) -> None:
 
     assert sorted(order(1, 0)) == sorted(order(1, 1)) == sorted(order(2, 0))
     assert len({tuple(order(1, 0)), tuple(order(1, 1)), tuple(order(2, 0)), tuple(sorted(order(1, 0)))}) == 4
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 1000])
-def test_permutations_are_permutations(size: int) -> None:
-    for key in range(4):
-        assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
-
-
-def test_permutation_is_even() -> None:
-    """Where element 0 lands, over 2,000 keys: chi-square below the 0.1 % point of 9 degrees of freedom."""
-    landed = Counter(permute(0, 10, key) for key in range(2000))
-    assert sum((landed[i] - 200) ** 2 / 200 for i in range(10)) < 27.9
-
-
-def test_streams_far_away_are_cheap() -> None:
-    stream = Stream(IMAGE_REGION, [10_800_000], [1], 0)
-    places = [stream.locate(3_000_000_000 + i) for i in range(1000)]
-    assert {place.epoch for place in places} == {277}
-    assert len({place.sample for place in places}) == 1000
-    # No neighbour stays a neighbour: the mean step is a third of the range, give or take.
-    assert 3.0e6 < np.abs(np.diff([place.sample for place in places])).mean() < 4.2e6
 
 
 def test_training_needs_manifests_of_its_modality(sources) -> None:

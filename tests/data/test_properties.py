@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rb.core.modality import MODALITIES
 from rb.data.check_record import check_record
 from rb.data.formats import FormatError, ObjectAnnotation, Prediction, Record, parse_record
-from rb.data.order import Stream, permute
+from rb.data.permutation import permute
 from rb.data.predictions import read_predictions, write_predictions
 
 names = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=8)
@@ -33,16 +31,6 @@ def test_far_apart_places_do_not_meet(size: int, data: st.DataObject) -> None:
     found = permute(first, size, 0), permute(second, size, 0)
     assert max(found) < size
     assert (found[0] == found[1]) == (first == second)
-
-
-@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3)), min_size=1, max_size=4), st.integers(0, 5))
-def test_an_epoch_of_a_stream_shows_each_manifest_as_often_as_asked(sets: list[tuple[int, int]], epoch: int) -> None:
-    sizes, repeats = [size for size, _ in sets], [repeat for _, repeat in sets]
-    stream = Stream("image", sizes, repeats, seed=3)
-    places = [stream.locate(epoch * len(stream) + i) for i in range(len(stream))]
-    shown = Counter((place.manifest, place.sample) for place in places)
-    assert {place.epoch for place in places} == {epoch}
-    assert shown == {(m, s): repeat for m, (size, repeat) in enumerate(sets) for s in range(size)}
 
 
 @given(records)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rb.core.config import DataSource
 from rb.core.files import file_sha256
 from rb.core.locks import FileLock
 from rb.core.modality import IMAGE
@@ -20,6 +21,8 @@ from rb.data import index as index_file
 from rb.data import shards, tars
 from rb.data.formats import read_manifest
 from rb.data.index import IndexBuilder, ManifestReader
+from rb.data.order import Arrangement
+from rb.data.pipeline import open_training_data
 from rb.data.shard_writer import ShardWriter
 from rb.data.shards import adopt, verify_shards
 from rb.data.tars import scan_shard
@@ -90,6 +93,13 @@ def test_an_index_that_takes_two_records_for_one(small: Path):
     forged(small, HEADER + 24, "<I", len(found[0].data) + len(found[1].data))
     forged(small, HEADER + 8, "<Q", index_file.digest64(found[0].data + found[1].data))
     return lambda: read_all(small), Said.ran
+
+
+@remedy("data.group_by_source and data.order: blocks need; make the index again: {}")
+def test_an_index_out_of_the_order_of_its_records(small: Path):
+    forged(small, SAMPLES, "<I", 3)
+    sources = {IMAGE: [DataSource(str(small))]}
+    return lambda: open_training_data(sources, 0, Arrangement(group_by_source=2)), Said.ran
 
 
 @remedy("holds no sample; make the set again with `rb prepare`")

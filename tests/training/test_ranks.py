@@ -114,7 +114,7 @@ def by_validation(built: Built, held_out: Path, micro_batch_size: int) -> Measur
         train=TrainConfig(global_batch_size=8, contrastive_batch_size=4, micro_batch_size=micro_batch_size),
         validation=ValidationConfig(every=1, num_loss_batches=3, num_examples=0),
     )
-    values, _ = Validation(config, open_validation_data(config.data.val), built).run(1)
+    values, _ = Validation(config, open_validation_data(config.data), built).run(1)
     return {f"loss {name}": torch.tensor(value) for name, value in values.items()}
 
 
