@@ -1,6 +1,6 @@
 """The nouns that travel from the data to the model and back: ``Sample``, ``Batch``, ``LossTerms``. Nothing here does work.
 
-Shape letters: B micro-batch, N points, C point columns, T text tokens.
+Shape letters: B micro-batch, S its source pieces, N points, C point columns, T text tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Sample:
 
     Attributes:
         id: the sample's identity in prediction files: ``source_id`` or ``source_id#object_id``.
-        inputs: image [3, H, W] uint8, or points [N, C] float32 in the cloud's frame.
+        inputs: image [3, H, W] uint8, or points [N, C] float32 in the cloud's frame. Samples of one source piece, which is read once, hold the
+            same tensor object.
         box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2 (or [24], ``model.box3d``); none for whole
             sources.
         caption: the training text; empty when predicting.
@@ -50,14 +51,19 @@ class Sample:
 class Batch:
     """One micro-batch of one modality on one rank.
 
+    Several samples may be of one source piece (an image, a cloud): it stands in ``inputs`` once, and is encoded once.
+
     Attributes:
-        inputs: images [B, 3, H, W], uint8 (or float32, normalised already), or points [B, N, C] float32.
+        inputs: images [S, 3, H, W], uint8 (or float32, normalised already), or points [S, N, C] float32; one row a source piece, in the
+            order of the samples.
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.
         prompt_ids: context tokens between soft prompt and caption, [1, Tp] int64, the same for every row (T5: the encoder's prefix).
         object_keys, caption_keys: [B] int64; equal keys mean the same object, the same caption (ITC and ITM leave those out).
         itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).
+        source_rows: [B] int64, the row of ``inputs`` that each sample sees, ascending; none where S is B, row by row.
+        source_keys: [B] int64; equal keys mean the same source. Only ``model.same_image_negatives: leave_out`` reads them.
     """
 
     modality: str
@@ -74,14 +80,25 @@ class Batch:
     itm_uniforms: Tensor
     captions: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    source_rows: Tensor | None = None
+    source_keys: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def for_samples(self, of_sources: Tensor) -> Tensor:
+        """What has a row for each source piece, [S, ...], with a row for each sample, [B, ...]."""
+        return of_sources if self.source_rows is None else of_sources[self.source_rows]
+
     def rows(self, chosen: slice) -> Batch:
-        """Those of some samples only."""
+        """Those of some samples only, with the source pieces that they see."""
         own: dict[str, Any] = {name: value[chosen] for name, value in _of_samples(self).items()}
-        return dataclasses.replace(self, **own)
+        if self.source_rows is None:
+            return dataclasses.replace(self, inputs=self.inputs[chosen], **own)
+        seen, rows = torch.unique(self.source_rows[chosen], return_inverse=True)
+        return dataclasses.replace(
+            self, inputs=self.inputs[seen], source_rows=_unless_row_by_row(rows, len(seen)), **own
+        )
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
@@ -93,6 +110,8 @@ class Batch:
                 longest = max(part.shape[1] for part in values)
                 values = [functional.pad(part, (0, longest - part.shape[1])) for part in values]
             fields[name] = torch.cat(values) if isinstance(value, Tensor) else [one for part in values for one in part]
+        fields["inputs"] = torch.cat([batch.inputs for batch in batches])
+        fields["source_rows"] = joined_source_rows(batches)
         return dataclasses.replace(batches[0], **fields)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -115,10 +134,26 @@ class Batch:
 
 
 def _of_samples(batch: Batch) -> dict[str, Any]:
-    """The fields of a batch that have a row for each sample."""
-    shared = ("modality", "prompt_ids")
+    """The fields of a batch that have a row for each sample, and stay what they are in a part of it."""
+    shared = ("modality", "prompt_ids", "inputs", "source_rows")
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def joined_source_rows(batches: Sequence[Batch]) -> Tensor | None:
+    """For the samples of several batches, the rows that they see of all their ``inputs``, one behind the other; none where row by row."""
+    if all(batch.source_rows is None for batch in batches):
+        return None
+    rows, before = [], 0
+    for batch in batches:
+        own = torch.arange(len(batch), device=batch.inputs.device) if batch.source_rows is None else batch.source_rows
+        rows.append(own + before)
+        before += len(batch.inputs)
+    return torch.cat(rows)
+
+
+def _unless_row_by_row(source_rows: Tensor, num_sources: int) -> Tensor | None:
+    return None if num_sources == len(source_rows) else source_rows
 
 
 @dataclass

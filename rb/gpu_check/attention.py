@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import Blip2QFormerModel
 
 from rb.core.batch import Batch
 from rb.model.blip2_config import llm_config_of
+from rb.model.qformer import share_keys
 from rb.model.region_blip import RegionBLIP
 
 # Operations of PyTorch's scaled dot product attention -> what we call them.
@@ -148,14 +150,22 @@ def equal_to_sdpa(model: RegionBLIP, batches: list[Batch]) -> list[Equality]:
         model.adapters.activate(batches[0].modality)
         expected = _output(model, call).float()
         # On the part itself: through BLIP-2's own config the switch does not reach T5's two stacks.
-        call.module.set_attn_implementation(implementation)
+        switch(call.module, implementation)
         try:
             found = _output(model, call).float()
         finally:
-            call.module.set_attn_implementation("sdpa")
+            switch(call.module, "sdpa")
         difference = float((found - expected).norm() / expected.norm())
         results.append(Equality(part, implementation, difference, TOLERANCE[dtype]))
     return results
+
+
+def switch(module: Any, implementation: str) -> None:
+    """Another implementation of attention for a part."""
+    if isinstance(module, Blip2QFormerModel):
+        share_keys(module, implementation)
+    else:
+        module.set_attn_implementation(implementation)
 
 
 def _output(model: RegionBLIP, call: _Call) -> Tensor:

@@ -1,7 +1,7 @@
 """One modality on its way through the model: the parts that read it (``ModalityModel``), and a micro-batch that they have read (``Encoded``).
 
-``region_blip.py`` makes both, ``loss_terms.py`` computes every loss from an ``Encoded`` and its ``StepShare``. Shapes: B micro-batch, P
-patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
+``region_blip.py`` makes both, ``loss_terms.py`` computes every loss from an ``Encoded`` and its ``StepShare``. Shapes: B micro-batch, S its
+source pieces, P patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ModalityModel:
 
     @torch.no_grad()
     def encode(self, inputs: Tensor) -> Tensor:
-        """Frozen features: images to [B, P, V], clouds to [B, 1 + G, point width]. Worth caching or exchanging: nothing here trains."""
+        """Frozen features: images to [S, P, V], clouds to [S, 1 + G, point width]. Worth caching or exchanging: nothing here trains."""
         return self.source.encode(self, inputs)
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class ModalityModel:
         return self.point_encoder(points)
 
     def image_embeds(self, features: Tensor) -> Tensor:
-        """Frozen features to what the Q-Former's cross-attention reads, [B, P, V]."""
+        """Frozen features to what the Q-Former's cross-attention reads, [S, P, V]."""
         if not self.source.point_encoder:
             return features
         assert self.point_projection is not None
@@ -108,10 +108,14 @@ class ModalityModel:
             raise ValueError(f"{self.spec.name} needs boxes of shape {expected}, got {shape}")
         return queries if self.own.pafe is None else queries + self.own.pafe(boxes)
 
-    def query_output(self, features: Tensor, boxes: Tensor | None) -> Tensor:
-        """Frozen features as the Q-Former sees them, [B, Q, D]; no text."""
-        image_embeds = self.image_embeds(features)
-        return query_pass(self.qformer, self.query_tokens(boxes, len(features)), image_embeds)
+    def query_output(self, features: Tensor, boxes: Tensor | None, source_rows: Tensor | None = None) -> Tensor:
+        """Frozen features [S, ...] as the Q-Former sees them, [B, Q, D]; no text.
+
+        Args:
+            source_rows: [B] int64, which of the features each row sees; none: row by row.
+        """
+        num_rows = len(features) if source_rows is None else len(source_rows)
+        return query_pass(self.qformer, self.query_tokens(boxes, num_rows), self.image_embeds(features), source_rows)
 
     def soft_prompt(self, query_output: Tensor) -> Tensor:
         """Query output [B, Q, D] to what the LLM reads in front of its text, [B, Q, L]."""
@@ -146,8 +150,8 @@ class Encoded:
         batch: what was read.
         model: the parts that read it.
         share: its place in the step.
-        features: [B, P, V or point width], frozen.
-        image_embeds: [B, P, V].
+        features: [S, P, V or point width], frozen.
+        image_embeds: [S, P, V].
         queries: [B, Q, D], the position of the box added.
         query_output: [B, Q, D].
         text: the caption's pass; none where no term of the run reads it.
@@ -169,10 +173,11 @@ class Encoded:
         image_embeds = model.image_embeds(features)
         queries = model.query_tokens(batch.boxes, len(batch))
         if not reads_text:
-            output = query_pass(model.qformer, queries, image_embeds)
+            output = query_pass(model.qformer, queries, image_embeds, batch.source_rows)
             return cls(batch, model, share, features, image_embeds, queries, output, None)
+        words = batch.text_ids, batch.text_mask
         text = query_and_text_pass(
-            model.qformer, model.text_branch, queries, image_embeds, batch.text_ids, batch.text_mask
+            model.qformer, model.text_branch, queries, image_embeds, *words, image_rows=batch.source_rows
         )
         return cls(batch, model, share, features, image_embeds, queries, text.query_output, text)
 

@@ -37,13 +37,17 @@ def itm(encoded: Encoded) -> Tensor:
     Rows: [own image, own text; chosen image, own text; own image, chosen text], each image with the queries of its own box.
     """
     batch, model, negatives = encoded.batch, encoded.model, encoded.negatives
+    own, chosen = encoded.image_embeds, model.image_embeds(negatives.features)  # [S, P, V], [B, P, V]
+    rows = torch.arange(len(batch), device=own.device)
+    own_rows = rows if batch.source_rows is None else batch.source_rows
     joint = joint_pass(
         model.qformer,
         model.text_branch,
         torch.cat([encoded.queries, model.query_tokens(negatives.boxes, len(batch)), encoded.queries]),  # [3B, Q, D]
-        torch.cat([encoded.image_embeds, model.image_embeds(negatives.features), encoded.image_embeds]),  # [3B, P, V]
+        torch.cat([own, chosen]),  # [S + B, P, V]: keys and values of an image are computed once for all of its rows
         torch.cat([batch.text_ids, batch.text_ids, negatives.text_ids]),  # [3B, T]
         torch.cat([batch.text_mask, batch.text_mask, negatives.text_mask]),
+        image_rows=torch.cat([own_rows, len(own) + rows, own_rows]),
     )  # [3B, Q, D]
     logits = model.heads.itm_head(joint).float().mean(dim=1)  # [3B, 2]
     weights = losses.itm_row_weights(negatives.image_valid, negatives.text_valid)

@@ -24,14 +24,16 @@ def own_column(table: Tensor, row_offset: int) -> Tensor:
     return rows[:, None] == torch.arange(table.shape[1], device=table.device)
 
 
-def duplicate_mask(
-    object_keys: Tensor, caption_keys: Tensor, all_object_keys: Tensor, all_caption_keys: Tensor, row_offset: int
-) -> Tensor:
-    """[B, W] bool: other samples that show the same object or have the same caption, so they are not negatives.
+def duplicate_mask(keys: Tensor, all_keys: Tensor, row_offset: int) -> Tensor:
+    """[B, W] bool: other samples that are the same in some respect (object, caption, source), so they are not negatives.
 
-    Never true for the row's own column. Keys are int64, [B] here and [W] gathered; equal keys mean the same.
+    Never true for the row's own column.
+
+    Args:
+        keys: [B, respects] int64; equal keys of one respect mean the same.
+        all_keys: [W, respects], gathered.
     """
-    same = (object_keys[:, None] == all_object_keys) | (caption_keys[:, None] == all_caption_keys)
+    same = (keys[:, None] == all_keys).any(-1)
     return same & ~own_column(same, row_offset)
 
 

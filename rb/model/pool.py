@@ -3,7 +3,8 @@
 Here is what one rank knows of it: its own rows, all columns, and the negatives chosen for its rows. Where one forward pass of the ranks
 that share a pool is as large as the pool, rows are one micro-batch and carry gradient. Where it is smaller, rows are all micro-batches of
 this rank in the pool, read before without gradient, and ``cached_parts`` keeps what each of them needs in its second pass. Shapes: B
-micro-batch, R rows of this rank, W columns (the pool), P patches, Q query tokens, T text tokens, E width of the contrastive space.
+micro-batch, S its source pieces, R rows of this rank, W columns (the pool), P patches, Q query tokens, T text tokens, E width of the
+contrastive space.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rb.core import dist
-from rb.core.batch import Batch
+from rb.core.batch import Batch, joined_source_rows
 from rb.core.config import ModelConfig
 from rb.model import losses
 
@@ -26,8 +27,7 @@ from rb.model import losses
 class GatheredTexts:
     """The pool's texts and keys, gathered in one collective."""
 
-    object_keys: Tensor  # [W]
-    caption_keys: Tensor  # [W]
+    keys: Tensor  # [W, respects], see `losses.duplicate_mask`
     text_ids: Tensor  # [W, T]
     text_mask: Tensor  # [W, T]
 
@@ -68,7 +68,7 @@ class PoolRows:
         config: of the model.
         group: the ranks that make the pool.
         batches: of this rank, in order; R is the sum of their rows.
-        features: [R, P, V or point width], frozen.
+        features: frozen, [.., P, V or point width]: the source pieces of the batches, one batch behind the other.
         queries: [R, Q, E] and texts: [R, E], normalised vectors of ITC.
         temperature: [1].
     """
@@ -92,26 +92,30 @@ class PoolRows:
         return self.group.rank * len(self.texts)
 
     @cached_property
+    def keys(self) -> Tensor:
+        """[R, respects]: in which respects a sample may be the same as another, so that neither is the other's negative."""
+        names = ["object_keys", "caption_keys"] if self.config.itc_mask_duplicates else []
+        if self.config.same_image_negatives == "leave_out":
+            names.append("source_keys")
+        own = [self._of_rows(name) for name in names]
+        return torch.stack(own, dim=1) if own else self._of_rows("object_keys").new_empty(len(self.texts), 0)
+
+    @cached_property
     def gathered(self) -> GatheredTexts:
         """Texts and keys of the pool. Collective."""
-        keys = torch.stack([self._of_rows("object_keys"), self._of_rows("caption_keys")], dim=1)
-        text_ids, text_mask = self._of_rows("text_ids"), self._of_rows("text_mask")
-        everything = dist.all_gather(torch.cat([keys, text_ids, text_mask], dim=1), self.group)  # [W, 2 + 2T]
-        length = text_ids.shape[1]
-        return GatheredTexts(
-            everything[:, 0], everything[:, 1], everything[:, 2 : 2 + length], everything[:, 2 + length :]
-        )
+        pieces = [self.keys, self._of_rows("text_ids"), self._of_rows("text_mask")]
+        everything = dist.all_gather(torch.cat(pieces, dim=1), self.group)  # [W, respects + 2T]
+        return GatheredTexts(*everything.split([piece.shape[1] for piece in pieces], dim=1))
 
     @cached_property
     def duplicates(self) -> Tensor | None:
-        """[R, W] bool: columns that show the row's object or have its caption, the row itself not among them. Collective.
+        """[R, W] bool: columns that are the same as the row in one of ``keys``, the row itself not among them. Collective.
 
-        None where the run does not leave them out.
+        None where the run leaves nothing out.
         """
-        if not self.config.itc_mask_duplicates:
+        if not self.keys.shape[1]:
             return None
-        keys, gathered = (self._of_rows("object_keys"), self._of_rows("caption_keys")), self.gathered
-        return losses.duplicate_mask(*keys, gathered.object_keys, gathered.caption_keys, self.row_offset)
+        return losses.duplicate_mask(self.keys, self.gathered.keys, self.row_offset)
 
     @cached_property
     def similarities(self) -> tuple[Tensor, Tensor]:
@@ -141,10 +145,8 @@ class PoolRows:
         image_index, image_valid = losses.choose_negatives(sim_t2i.detach(), forbidden, uniforms[:, 0])  # [R]
         text_index, text_valid = losses.choose_negatives(sim_i2t.detach(), forbidden, uniforms[:, 1])
         counted = losses.itm_row_weights(image_valid, text_valid).sum()
-        # Frozen features travel, not projected ones: every rank projects what it chose, so the projection's gradient is right.
-        # An all-gather, because an all-to-all of only the chosen rows needs their numbers on the host: one wait per step.
         return Negatives(
-            features=dist.all_gather(self.features, self.group)[image_index],
+            features=self._features_of(image_index),
             boxes=None
             if self.batches[0].boxes is None
             else dist.all_gather(self._of_rows("boxes"), self.group)[image_index],
@@ -154,6 +156,18 @@ class PoolRows:
             text_valid=text_valid,
             total_rows=dist.all_reduce_sum(counted, self.group),
         )
+
+    def _features_of(self, columns: Tensor) -> Tensor:
+        """Frozen features of some columns of the pool, [R] to [R, P, V or point width]. Collective.
+
+        Frozen features travel, not projected ones: every rank projects what it chose, so the projection's gradient is right. An all-gather,
+        because an all-to-all of only the chosen rows needs their numbers on the host: one wait per step. One row for each sample travels,
+        because ranks have different numbers of source pieces.
+        """
+        rows = joined_source_rows(self.batches)
+        if self.group.size == 1:
+            return self.features[columns if rows is None else rows[columns]]
+        return dist.all_gather(self.features if rows is None else self.features[rows], self.group)[columns]
 
     def _other_micro_batches(self, table: Tensor) -> Tensor:
         """Bool like a table [R, W]: columns of another micro-batch than the row's."""
@@ -167,7 +181,7 @@ class CachedPart:
     """What one micro-batch needs in its second pass, of a pool that was read in a first one.
 
     Attributes:
-        features: [B, P, V or point width], frozen: the encoder does not run again.
+        features: [S, P, V or point width], frozen: the encoder does not run again.
         itc: 0-dim, ITC of this micro-batch's rows against the pool; none where the run has no ITC.
         gradients: of ITC, for this micro-batch's queries [B, Q, E], texts [B, E] and for the temperature [1]; none without gradient.
         negatives: of this micro-batch; none where the run has no ITM.
@@ -186,19 +200,23 @@ def cached_parts(rows: PoolRows, names: Sequence[str]) -> list[CachedPart]:
         rows: of all of them; queries, texts and temperature are leaves.
         names: the terms of the run.
     """
-    ends = list(accumulate(map(len, rows.batches)))
-    slices = [slice(end - len(batch), end) for batch, end in zip(rows.batches, ends, strict=True)]
+    slices = _slices([len(batch) for batch in rows.batches])
+    features = rows.features.split([len(batch.inputs) for batch in rows.batches])
     itc, gradients = _contrast(rows, slices) if "itc" in names else (None, None)
     negatives = rows.choose_negatives() if "itm" in names else None
     return [
         CachedPart(
-            rows.features[chosen],
+            features[number],
             None if itc is None else itc[number],
             None if gradients is None else (gradients[0][chosen], gradients[1][chosen], gradients[2]),
             None if negatives is None else negatives.rows(chosen),
         )
         for number, chosen in enumerate(slices)
     ]
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _contrast(rows: PoolRows, slices: Sequence[slice]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:

@@ -5,24 +5,64 @@ generation) and the masks. Used by region_blip.py for training, prediction and z
 in losses.py, LoRA in adapters.py (the Q-Former may carry it: everything here only calls modules).
 
 The three stage-1 tasks of BLIP-2 (arXiv 2301.12597, figure 2) need two calls, not LAVIS's four: one over
-[queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Shape letters: B micro-batch,
-P patches, Q query tokens, T text tokens, D Q-Former width, V vision width.
+[queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Several rows may look at one image:
+its keys and values are computed once (`share_keys`). Shape letters: B micro-batch, S images, P patches, Q query tokens,
+T text tokens, D Q-Former width, V vision width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers import AttentionInterface, AttentionMaskInterface, Blip2QFormerConfig, Blip2QFormerModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
-from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings, eager_attention_forward
 
 # Additive, in a 4-D float mask: the only form that eager and SDPA attention both take unchanged (bool is silently wrong
 # under eager, 3-D crashes, 2-D is inspected on the host). LAVIS's value: exp(-10000) is 0, and every float type has it.
 MASKED = -10000.0
+
+# The implementations of attention that a Q-Former may use here, and transformers' own functions behind them.
+_PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "sdpa": (sdpa_attention_forward, sdpa_mask),
+    "eager": (eager_attention_forward, eager_mask),
+}
+
+
+def _of_shared_images(implementation: str) -> str:
+    """The name under which transformers finds an implementation whose cross-attention takes `image_rows`."""
+    return f"{implementation}_of_shared_images"
+
+
+def _register(implementation: str) -> None:
+    plain, mask = _PLAIN[implementation]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Over [B, heads, tokens, width]; row b looks at image `image_rows[b]` of the S whose keys and values are given."""
+        rows = settings.pop("image_rows", None)
+        if rows is not None and len(key) != len(query):  # self-attention gets the argument too
+            key, value = key[rows], value[rows]
+        return plain(module, query, key, value, attention_mask, **settings)
+
+    AttentionInterface.register(_of_shared_images(implementation), attention)
+    AttentionMaskInterface.register(_of_shared_images(implementation), mask)
+
+
+for _implementation in _PLAIN:
+    _register(_implementation)
+
+
+def share_keys(qformer: Blip2QFormerModel, implementation: str = "sdpa") -> None:
+    """Let the passes below give a Q-Former several rows for one image. Without `image_rows` it computes what it did."""
+    qformer.set_attn_implementation(_of_shared_images(implementation))
 
 
 class TextBranch(nn.Module):
@@ -97,9 +137,17 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, MASKED)
 
 
-def query_pass(qformer: Blip2QFormerModel, query_tokens: Tensor, image_embeds: Tensor) -> Tensor:
-    """Query output [B, Q, D] of query tokens [B, Q, D] and an image [B, P, V]; no text. What the LLM reads."""
-    return qformer(query_embeds=query_tokens, encoder_hidden_states=image_embeds).last_hidden_state
+def query_pass(
+    qformer: Blip2QFormerModel, query_tokens: Tensor, image_embeds: Tensor, image_rows: Tensor | None = None
+) -> Tensor:
+    """Query output [B, Q, D] of query tokens [B, Q, D] and images [S, P, V]; no text. What the LLM reads.
+
+    Args:
+        image_rows: [B] int64, which image each row looks at; none: row by row.
+    """
+    return qformer(
+        query_embeds=query_tokens, encoder_hidden_states=image_embeds, image_rows=image_rows
+    ).last_hidden_state
 
 
 def text_pass(qformer: Blip2QFormerModel, text_branch: TextBranch, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -116,6 +164,7 @@ def query_and_text_pass(
     image_embeds: Tensor,
     text_ids: Tensor,
     text_mask: Tensor,
+    image_rows: Tensor | None = None,
 ) -> TextPass:
     """Query output, ITC text and ITG text in one forward; equal to LAVIS's three passes with cached keys and values.
 
@@ -123,9 +172,10 @@ def query_and_text_pass(
         qformer: with `use_qformer_text_input=True`.
         text_branch: embeds the text.
         query_tokens: [B, Q, D], with the box's features added for regions.
-        image_embeds: [B, P, V].
+        image_embeds: [S, P, V].
         text_ids: [B, T], [CLS] first.
         text_mask: [B, T], 1 where there is a token.
+        image_rows: as of `query_pass`.
 
     Returns:
         `query_output` [B, Q, D], `text_cls` [B, D] and `itg_hidden` [B, T, D]; of the last,
@@ -138,6 +188,7 @@ def query_and_text_pass(
         query_length=num_queries,
         attention_mask=block_mask(num_queries, text_mask, itc_embeds.dtype),
         encoder_hidden_states=image_embeds,
+        image_rows=image_rows,
     ).last_hidden_state
     query_output, itc_hidden, itg_hidden = hidden.split((num_queries, length, length), dim=1)
     return TextPass(query_output, itc_hidden[:, 0], itg_hidden)
@@ -150,6 +201,7 @@ def joint_pass(
     image_embeds: Tensor,
     text_ids: Tensor,
     text_mask: Tensor,
+    image_rows: Tensor | None = None,
 ) -> Tensor:
     """Query states [B, Q, D] after queries and text saw each other: input of the ITM head. Arguments as above."""
     num_queries = query_tokens.shape[1]
@@ -160,5 +212,6 @@ def joint_pass(
         query_length=num_queries,
         attention_mask=_additive(seen[:, None, None, :], text_embeds.dtype),
         encoder_hidden_states=image_embeds,
+        image_rows=image_rows,
     ).last_hidden_state
     return hidden[:, :num_queries]

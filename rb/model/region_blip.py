@@ -1,7 +1,7 @@
 """RegionBLIP: ``forward(batch) -> LossTerms`` and ``generate``; the one place where the parts meet (paper section 3, Fig. 1, eq. 2).
 
 A frozen BLIP-2 and a frozen Point-BERT; per trained modality its own query tokens, PaFE, LoRA, projections and heads. Shapes: B
-micro-batch, W gathered batch, P patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
+micro-batch, S its source pieces, W gathered batch, P patches, Q query tokens, T text tokens, D Q-Former width, V vision width, L LLM width, E ITC width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rb.model.language import Generation
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
-from rb.model.qformer import TextBranch
+from rb.model.qformer import TextBranch, share_keys
 from rb.sources.images import Normalisation
 from rb.sources.table import source_of
 
@@ -64,6 +64,7 @@ class RegionBLIP(nn.Module):
         for frozen in (blip2, text_branch, point_encoder):
             if frozen is not None:
                 frozen.requires_grad_(requires_grad=False)
+        share_keys(blip2.qformer)
         sizes = Sizes.of(blip2, itc_width)
         trained = [modality_spec(name) for name in config.train_modalities]
         points = [spec for spec in trained if source_of(spec.name).point_encoder]
@@ -218,10 +219,10 @@ class RegionBLIP(nn.Module):
                 self.of(batch.modality), batch, StepShare(1, {}, dist.group(1), 1), reads_text=reads_text
             )
             found: dict[str, Tensor | None] = {
-                "input": batch.inputs,
+                "input": batch.for_samples(batch.inputs),
                 "box": batch.boxes,
-                "features of the frozen encoder": encoded.features,
-                "projected features": encoded.image_embeds,
+                "features of the frozen encoder": batch.for_samples(encoded.features),
+                "projected features": batch.for_samples(encoded.image_embeds),
                 "query tokens": encoded.queries,
                 "output of the Q-Former": encoded.query_output,
             }
@@ -235,15 +236,17 @@ class RegionBLIP(nn.Module):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def encode(self, modality: str, inputs: Tensor) -> Tensor:
-        """Frozen features of images [B, 3, H, W] or points [B, N, C]: [B, P, V], or [B, 1 + G, point width]."""
+        """Frozen features of images [S, 3, H, W] or points [S, N, C]: [S, P, V], or [S, 1 + G, point width]."""
         return self.of(modality).encode(inputs)
 
     @torch.no_grad()
-    def query_output(self, modality: str, features: Tensor, boxes: Tensor | None) -> Tensor:
-        """Frozen features (``encode``) as the Q-Former sees them, [B, Q, D]; rows of one source may repeat, one for each of its boxes."""
+    def query_output(
+        self, modality: str, features: Tensor, boxes: Tensor | None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """Frozen features (``encode``) [S, ...] as the Q-Former sees them, [B, Q, D]. ``source_rows`` as of ``generate``."""
         self.adapters.activate(modality if modality in self.parts else None)
         with self._autocast():
-            return self.of(modality).query_output(features, boxes)
+            return self.of(modality).query_output(features, boxes, source_rows)
 
     @torch.no_grad()
     def soft_prompt(self, modality: str, inputs: Tensor, boxes: Tensor | None) -> Tensor:
@@ -252,23 +255,28 @@ class RegionBLIP(nn.Module):
         return self.of(modality).soft_prompt(query_output)
 
     @torch.no_grad()
-    def generate(self, modality: str, inputs: Tensor, boxes: Tensor | None, how: Generation) -> Tensor:
+    def generate(
+        self, modality: str, inputs: Tensor, boxes: Tensor | None, how: Generation, source_rows: Tensor | None = None
+    ) -> Tensor:
         """Caption token ids [B, <= max_new_tokens] for inputs of one modality.
 
         Args:
             modality: its adapter and parts are used; one without trained parts is plain BLIP-2.
-            inputs: images [B, 3, H, W] or points [B, N, C].
+            inputs: images [S, 3, H, W] or points [S, N, C].
             boxes: [B, box_dim] for regional modalities.
             how: prompt and search.
+            source_rows: [B] int64, the row of ``inputs`` that each caption is of; none: row by row.
         """
         with self._autocast():
             features = self.encode(modality, inputs)
-        return self.generate_from(modality, features, boxes, how)
+        return self.generate_from(modality, features, boxes, how, source_rows)
 
     @torch.no_grad()
-    def generate_from(self, modality: str, features: Tensor, boxes: Tensor | None, how: Generation) -> Tensor:
+    def generate_from(
+        self, modality: str, features: Tensor, boxes: Tensor | None, how: Generation, source_rows: Tensor | None = None
+    ) -> Tensor:
         """As ``generate``, from frozen features (``encode``), so that many boxes of a source cost one encoder pass."""
-        query_output = self.query_output(modality, features, boxes)
+        query_output = self.query_output(modality, features, boxes, source_rows)
         with self._autocast():
             soft_prompt = self.of(modality).soft_prompt(query_output)
             return language.generate(self.blip2.language_model, soft_prompt, how)

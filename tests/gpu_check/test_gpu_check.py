@@ -202,12 +202,12 @@ def test_flan_t5_keeps_its_own_head_and_eager_attention_is_really_eager(model: R
     by_part = {part.part: part.kinds for part in attention.kernels_used(model, batches)}
     assert all(by_part.values())
     for module in list(attention.modules(model).values())[:3]:
-        module.set_attn_implementation("eager")
+        attention.switch(module, "eager")
     try:
         without = {part.part: part.kinds for part in attention.kernels_used(model, batches)}
     finally:
         for module in list(attention.modules(model).values())[:3]:
-            module.set_attn_implementation("sdpa")
+            attention.switch(module, "sdpa")
     assert [part for part, kinds in without.items() if kinds] == ["point encoder"]
 
 

@@ -74,8 +74,8 @@ def test_itc_equals_cross_entropy_when_nothing_is_excluded() -> None:
 
 def test_itc_leaves_duplicates_out() -> None:
     queries, texts = features(5, seed=1)
-    objects, captions = keys(1, 2, 1, 3, 4), keys(10, 11, 12, 11, 13)
-    exclude = duplicate_mask(objects, captions, objects, captions, 0)
+    both = torch.stack([keys(1, 2, 1, 3, 4), keys(10, 11, 12, 11, 13)], dim=1)  # objects, captions
+    exclude = duplicate_mask(both, both, 0)
     assert {tuple(pair) for pair in exclude.nonzero().tolist()} == {(0, 2), (2, 0), (1, 3), (3, 1)}
     sim, sim_t2i = similarities(queries, texts, queries, texts, TEMPERATURE)
     loss = itc_loss(sim, sim_t2i, 0, exclude, 0.1)
@@ -104,14 +104,14 @@ def test_itc_with_everything_excluded_or_one_row_is_zero() -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_itc_mean_over_ranks_is_the_global_loss_with_its_gradients(ranks: int) -> None:
     size = 6 // ranks
-    objects, captions = keys(1, 2, 1, 3, 4, 2), keys(10, 11, 12, 11, 13, 14)
+    both = torch.stack([keys(1, 2, 1, 3, 4, 2), keys(10, 11, 12, 11, 13, 14)], dim=1)  # objects, captions
 
     def run(parts: list[slice]) -> tuple[float, list[Tensor]]:
         queries, texts = (t.requires_grad_() for t in features(6))
         temperature = TEMPERATURE.clone().requires_grad_()
         losses = []
         for part in parts:
-            exclude = duplicate_mask(objects[part], captions[part], objects, captions, part.start)
+            exclude = duplicate_mask(both[part], both, part.start)
             sims = similarities(queries[part], texts[part], queries, texts, temperature)
             losses.append(itc_loss(*sims, part.start, exclude, 0.1))
         torch.stack(losses).mean().backward()
@@ -188,15 +188,15 @@ def test_one_row_has_no_negative() -> None:
 
 
 def test_duplicates_never_cover_the_own_column() -> None:
-    everything = keys(5, 5, 5, 5)
+    everything = keys(5, 5, 5, 5)[:, None]
     for offset, rows in ((0, 4), (2, 2), (3, 1)):
-        part = everything[offset : offset + rows]
-        exclude = duplicate_mask(part, part, everything, everything, offset)
+        exclude = duplicate_mask(everything[offset : offset + rows], everything, offset)
         assert exclude.shape == (rows, 4)
         own = own_column(exclude, offset)
         assert own.int().argmax(1).tolist() == list(range(offset, offset + rows))
         assert torch.equal(exclude, ~own)
-    assert not duplicate_mask(keys(1, 2), keys(3, 4), keys(9, 8, 1, 2), keys(7, 6, 3, 4), 2).any()
+    columns = torch.stack([keys(9, 8, 1, 2), keys(7, 6, 3, 4)], dim=1)
+    assert not duplicate_mask(columns[2:], columns, 2).any()
 
 
 def test_itm_is_the_plain_mean_with_class_one_for_matches() -> None:
@@ -268,11 +268,11 @@ def test_no_loss_makes_the_host_wait() -> None:
     head = torch.randn(9, 2, requires_grad=True)
     logits = torch.randn(3, 5, 11, requires_grad=True)
     predicted = torch.rand(3, 4, requires_grad=True)
-    objects, captions = keys(1, 2, 1, 3, 4, 2), keys(10, 11, 12, 11, 13, 14)
+    both = torch.stack([keys(1, 2, 1, 3, 4, 2), keys(10, 11, 12, 11, 13, 14)], dim=1)  # objects, captions
     labels, mask, uniforms, boxes = torch.ones(3, 5).long(), torch.ones(3, 5), torch.rand(3), torch.rand(3, 4)
 
     def step() -> None:
-        exclude = duplicate_mask(objects[3:], captions[3:], objects, captions, 3)
+        exclude = duplicate_mask(both[3:], both, 3)
         sim_i2t, sim_t2i = similarities(queries[3:], texts[3:], queries, texts, temperature)
         itc = itc_loss(sim_i2t, sim_t2i, 3, exclude)
         forbidden = exclude | own_column(exclude, 3)

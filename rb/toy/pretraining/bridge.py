@@ -187,7 +187,8 @@ def _text_losses(
     qformer, text = bridge.blip2.qformer, bridge.text_branch
     queries = bridge.blip2.query_tokens.expand(len(ids), -1, -1)
     passed = query_and_text_pass(qformer, text, queries, embeds, ids, mask)
-    exclude = losses.duplicate_mask(*keys, *keys, row_offset=0)
+    both = torch.stack(keys, dim=1)
+    exclude = losses.duplicate_mask(both, both, row_offset=0)
     seen = F.normalize(bridge.vision_proj(passed.query_output), dim=-1)
     read = F.normalize(bridge.text_proj(passed.text_cls), dim=-1)
     sim_i2t, sim_t2i = losses.similarities(seen, read, seen, read, bridge.temp)
