@@ -12,6 +12,7 @@ disk takes no more and the last step is not saved; 1 or above 128: broke off. `r
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rb.training.loop import finish, prepare, start_tracking, take_steps
     from rb.training.run_folder import saved_run
 
-    stop.describe = lambda: "\n".join(["", "newest collectives:", *dist.recent_collectives(), ""])
+    stop.describe = _collectives
     try:
         dist.init()
         read = partial(saved_run, args.resume) if args.resume else partial(open_run, args.run_file)
@@ -127,6 +128,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return wrong_request(f"rb train: rank {dist.rank()}" if dist.rank() else "rb train", error)
     dist.shutdown()
     return code
+
+
+def _collectives() -> str:
+    """What torch's record says of this rank, for the report of a hang and for who is to blame (`rb/launching/record.py`)."""
+    from rb.core import dist
+
+    begun = f"{heartbeat.BEGUN}{json.dumps(dist.collectives_begun())}"
+    return "\n".join(["", "newest collectives:", *dist.recent_collectives(), begun, ""])
 
 
 def _complete_environment(local_rank: int | None) -> None:

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rb.core import heartbeat
 from rb.core.files import cannot_write, check_room, file_sha256, sha256, temporary_name, whole_folder, write_whole
 from rb.core.run_layout import BEST, CHECKPOINTS, LATEST, STEP_PREFIX, step_name
 from rb.core.strict_json import count, parse_foreign, read_bytes
@@ -103,6 +104,8 @@ def save(run_dir: Path, step: int, state: TrainState, meta: Mapping[str, Any], k
         # One of that step may be there, of an attempt that ended before `latest` named it, so nothing refers to it.
         with whole_folder(target, replace=True) as temporary:
             _write(temporary, step, state, meta)
+            heartbeat.written()
+        heartbeat.written()
         _point(folder, LATEST, target.name)
         if best:
             _point(folder, BEST, target.name)
@@ -164,6 +167,7 @@ def _delete_older(folder: Path, step: int, keep: int) -> None:
     try:
         for old in older[keep - 1 :]:
             _remove(old)
+            heartbeat.written()
     except OSError as error:  # the new one is there; the next save tries again
         log.warning("%s: an older checkpoint cannot be deleted (%s)", folder, error)
 
@@ -219,7 +223,8 @@ def _write(folder: Path, step: int, state: TrainState, meta: Mapping[str, Any]) 
     """The two files of a checkpoint."""
     flat = {f"{kind}/{name}": tensor for kind, named in state.tensors.items() for name, tensor in named.items()}
     save_file(flat, folder / STATE_FILE, metadata={"format": str(FORMAT)})
-    content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: file_sha256(folder / STATE_FILE)}}
+    digest = file_sha256(folder / STATE_FILE, lambda _: heartbeat.written())
+    content = dict(meta) | {"format": FORMAT, "step": step, "files": {STATE_FILE: digest}}
     content["digest"] = _digest(content)
     (folder / META_FILE).write_text(_as_text(content), encoding="utf-8")
 

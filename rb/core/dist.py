@@ -120,18 +120,30 @@ def recent_collectives(most: int = 12) -> list[str]:
 
     Empty where the recorder is off (no supervisor), or this torch has none for its backend.
     """
-    if not active() or not os.environ.get(_RECORDER):
-        return []
-    kind = "nccl" if torch_dist.get_backend() == "nccl" else "fr"
-    dump = getattr(torch._C._distributed_c10d, f"_dump_{kind}_trace_json", None)  # noqa: SLF001 (torch has no public way)
-    entries = parse(dump(), "torch's record of collectives").get("entries", []) if dump else []
     now = time.time_ns()
     return [
         f"{entry['profiling_name']} of group {' '.join(entry['process_group'])}, its number {entry['collective_seq_id']}, "
         f"{entry['input_dtypes']} {entry['input_sizes']}: {'done' if entry['retired'] else entry['state']}, "
         f"begun {(now - entry['time_created_ns']) / 1e9:.1f} s ago"
-        for entry in entries[-most:]
+        for entry in _recorded()[-most:]
     ]
+
+
+def collectives_begun() -> dict[str, int]:
+    """How many collectives of each group this rank has begun, by the same record."""
+    begun: dict[str, int] = {}
+    for entry in _recorded():
+        group_name = " ".join(entry["process_group"])
+        begun[group_name] = max(begun.get(group_name, 0), int(entry["collective_seq_id"]))
+    return begun
+
+
+def _recorded() -> list[dict[str, Any]]:
+    if not active() or not os.environ.get(_RECORDER):
+        return []
+    kind = "nccl" if torch_dist.get_backend() == "nccl" else "fr"
+    dump = getattr(torch._C._distributed_c10d, f"_dump_{kind}_trace_json", None)  # noqa: SLF001 (torch has no public way)
+    return list(parse(dump(), "torch's record of collectives").get("entries", [])) if dump else []
 
 
 def set_timeout(timeout_s: float) -> None:

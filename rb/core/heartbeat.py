@@ -2,7 +2,8 @@
 
 A rank beats where it gets somewhere: a micro-batch, a batch of validation, a tensor of a checkpoint. It never beats from a thread beside the
 work, so a rank that is stopped, loops for ever or waits for another one is silent. Writing one costs no system call. Where nobody watches (no
-RB_HEARTBEAT in the environment) every function here does nothing.
+RB_HEARTBEAT in the environment) every function here does nothing. A checkpoint that a thread writes beside the steps has a time of its own in
+the file (`writing`, `written`), so that neither the steps hide that it hangs, nor it that they do.
 
 On SIGUSR1 the rank's Python stacks go to a file beside it, also while Python waits in a library. The signal's number also goes to whoever reads
 Python's wakeup pipe (`rb/core/stopping.py`), which may add what it knows (`add_to_stacks`).
@@ -16,6 +17,7 @@ import mmap
 import os
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +28,14 @@ from rb.core.strict_json import parse
 
 VARIABLE = "RB_HEARTBEAT"  # environment variable of a rank: path of its file, which its agent made
 STACKS_SUFFIX = ".stacks"  # behind that path: where its stacks go
+BEGUN = "collectives begun by group: "  # begins a line behind the stacks, with JSON: group -> number, by torch's record
 START, TRAINING, VALIDATION, SAVING, END = PHASES = ("start", "training", "validation", "saving", "end")
 
 SIZE = 64 * 1024
 # Version of the content (odd while it is written), beats, time (CLOCK_MONOTONIC, the same for all processes of a host), step, phase, collectives
-# begun, whether the newest has not ended, bytes of JSON that follow: {"in": name of the newest collective, "samples": [...]}.
-_HEAD = struct.Struct("<QQdqIQII")
+# begun, whether the newest has not ended, bytes of JSON that follow: {"in": name of the newest collective, "samples": [...]}; time of the newest
+# progress of a checkpoint that is written, 0 where none is.
+_HEAD = struct.Struct("<QQdqIQIId")
 _MOST_SAMPLES = 256
 
 
@@ -53,6 +57,8 @@ class Beat:
     """The collective that it is in: "all_gather"; empty where it is in none of ours."""
     samples: tuple[str, ...] = ()
     """Ids of the samples of the step that it is in (this rank's, 256 at most)."""
+    written: float = 0.0
+    """When the checkpoint that it writes beside the steps made progress, by the same clock; 0 where it writes none."""
 
 
 class _Writer:
@@ -62,7 +68,10 @@ class _Writer:
         self.version = self.count = self.collectives = 0
         self.step, self.phase, self.inside = -1, 0, ""
         self.detail = b"{}"
-        self.when = 0.0
+        self.when = self.written = 0.0
+        self._lock = (
+            threading.Lock()
+        )  # the thread that writes a checkpoint writes here too; free, it costs no system call
         self.samples = b"[]"  # JSON
         self._stacks = open(path + STACKS_SUFFIX, "wb", buffering=0)  # noqa: PTH123, SIM115 (open as long as the process lives)
         # Behind faulthandler's own handler comes Python's, which writes the number into the wakeup pipe.
@@ -73,6 +82,16 @@ class _Writer:
         self._stacks.write(text.encode())
 
     def write(self, detail: bytes | None = None) -> None:
+        with self._lock:
+            self.when = time.monotonic()
+            self._write(detail)
+
+    def write_written(self, when: float) -> None:
+        with self._lock:
+            self.written = when
+            self._write(None)
+
+    def _write(self, detail: bytes | None) -> None:
         self.version += 1
         self._head()
         if detail is not None:
@@ -82,9 +101,8 @@ class _Writer:
         self._head()
 
     def _head(self) -> None:
-        self.when = time.monotonic()
         values = (self.version, self.count, self.when, self.step, self.phase, self.collectives)
-        _HEAD.pack_into(self._map, 0, *values, int(bool(self.inside)), len(self.detail))
+        _HEAD.pack_into(self._map, 0, *values, int(bool(self.inside)), len(self.detail), self.written)
 
 
 _writer: _Writer | None = None
@@ -182,6 +200,25 @@ def waiting(name: str, counted: bool = True) -> Iterator[None]:
     _writer.write(_detail() if around else None)
 
 
+@contextmanager
+def writing() -> Iterator[None]:
+    """A thread writes a checkpoint beside the steps: its progress is watched by itself until this ends."""
+    if _writer is None:
+        yield
+        return
+    _writer.write_written(time.monotonic())
+    try:
+        yield
+    finally:
+        _writer.write_written(0.0)
+
+
+def written() -> None:
+    """Progress of the checkpoint that is being written. In the thread that is in `writing`; elsewhere it does nothing."""
+    if _writer is not None and _writer.written:
+        _writer.write_written(time.monotonic())
+
+
 def _detail() -> bytes:
     assert _writer is not None
     return b'{"in": %s, "samples": %s}' % (json.dumps(_writer.inside).encode(), _writer.samples)
@@ -210,7 +247,7 @@ def read(path: Path) -> Beat | None:
     content = path.read_bytes()
     if len(content) != SIZE:
         return None
-    version, count, when, number, place, collectives, inside, length = _HEAD.unpack_from(content)
+    version, count, when, number, place, collectives, inside, length, written = _HEAD.unpack_from(content)
     if version == 0 or version % 2 or length > SIZE - _HEAD.size or place >= len(PHASES):
         return None
     try:
@@ -218,4 +255,4 @@ def read(path: Path) -> Beat | None:
         waits_in, ids = str(detail.get("in", "")) if inside else "", tuple(map(str, detail.get("samples", ())))
     except (ValueError, AttributeError, TypeError):
         return None
-    return Beat(count, when, PHASES[place], number, collectives, waits_in, ids)
+    return Beat(count, when, PHASES[place], number, collectives, waits_in, ids, written)

@@ -103,20 +103,21 @@ class Agent:
             # In a thread too: looking for GPUs imports torch, and a slow disk under it must not make this node seem lost.
             threading.Thread(target=self._start, args=(request,), daemon=True).start()
         elif what in ("stop", "stacks", "kill"):
-            with self._starting:  # no rank may start behind it
-                self._act(what)
+            # In a thread too: it waits for a start that is under way, which may hang.
+            threading.Thread(target=self._act, args=(what,), daemon=True).start()
         elif what == "leave":
             self._result = {"code": int(request["code"]), "again": bool(request["again"])}
         elif what == "lost":
             self._go_alone()
 
     def _act(self, what: str) -> None:
-        if what == "stop":
-            self._node.stop()
-        elif what == "stacks":
-            self._node.ask_stacks()
-        else:
-            self._node.kill()
+        with self._starting:  # no rank may start behind it
+            if what == "stop":
+                self._node.stop()
+            elif what == "stacks":
+                self._node.ask_stacks()
+            else:
+                self._node.kill()
 
     def _send_facts(self, request: dict[str, Any]) -> None:
         from rb.launching.facts import node_facts
@@ -149,7 +150,7 @@ class Agent:
     def _go_alone(self) -> None:
         """The controller is lost: the ranks save and leave, or are ended."""
         note(f"rb launch: {self._node.host}: the controller of this job is lost; its ranks are asked to save and leave")
-        with self._starting:
+        if self._starting.acquire(timeout=ALONE_S):
             self._node.stop()
         patience = Patience(ALONE_S)
         while running := [rank.beat for rank in self._node.poll().ranks if rank.code is None]:

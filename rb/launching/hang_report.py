@@ -71,6 +71,8 @@ def _of_rank(rank: RankState) -> str:
     where = f"in {beat.waits_in}" if beat.waits_in else "in no collective"
     step = f"{beat.step} steps made" if beat.step >= 0 else "no step begun"
     text = f"{process}{beat.phase}, {step}, {where} ({beat.collectives} begun), last progress {rank.silent_s:.1f} s ago"
+    if rank.write_silent_s:
+        text += f"; writes a checkpoint, whose last progress was {rank.write_silent_s:.1f} s ago"
     if beat.samples:
         more = f" and {len(beat.samples) - _SHOWN_SAMPLES} more" if len(beat.samples) > _SHOWN_SAMPLES else ""
         text += f"; samples {', '.join(beat.samples[:_SHOWN_SAMPLES])}{more}"

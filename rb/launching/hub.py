@@ -40,18 +40,21 @@ class RemoteNode:
         self._heard = time.monotonic()
         self._gone = ""
         self._starts = 0
+        self._asked_at = 0.0  # when ranks were to be started that it does not report yet
 
     def start(self, assignment: Assignment) -> None:
         """Ask the agent to start its ranks; states of an earlier start do not count any more."""
         self._starts += 1
         with self._lock:
-            self._state = replace(self._state, ranks=())
+            self._state, self._asked_at = replace(self._state, ranks=()), time.monotonic()
         self.request("start", number=self._starts, assignment=asdict(assignment))
 
     def poll(self) -> NodeState:
         """The newest state."""
         with self._lock:
-            return replace(self._state, silent_s=time.monotonic() - self._heard, gone=self._gone)
+            now = time.monotonic()
+            unstarted_s = now - self._asked_at if self._asked_at else 0.0
+            return replace(self._state, silent_s=now - self._heard, unstarted_s=unstarted_s, gone=self._gone)
 
     def stop(self) -> None:
         """Ask every rank to save and leave."""
@@ -104,6 +107,7 @@ class RemoteNode:
             self._heard = time.monotonic()
             if isinstance(ranks, list) and number == self._starts:
                 states = tuple(rank_from_tree(rank) for rank in ranks)
+                self._asked_at = 0.0
                 self._state = NodeState(self.number, self.host, states, asked=str(message.get("asked", "")))
             elif message.get("asked"):
                 self._state = replace(self._state, asked=str(message["asked"]))

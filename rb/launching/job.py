@@ -18,6 +18,7 @@ from rb.core.exit_codes import FAILED, FINISHED, STOPPED
 from rb.core.output import note
 from rb.core.stopping import LAUNCHER_ENDED, Parents
 from rb.launching.node import Assignment
+from rb.launching.record import has_record, name_culprits
 from rb.launching.states import NodeState, RankState
 from rb.launching.verdict import HANG, LOST, STOP, Verdict, judge
 
@@ -169,7 +170,7 @@ class Job:
                 self._tell(found.sentence)
             elif found is not None:
                 verdict = found
-                nodes = self._end_all(verdict)
+                verdict, nodes = self._end_all(verdict)
                 break
             time.sleep(POLL_S)
         if verdict is None:
@@ -211,8 +212,8 @@ class Job:
             for member in self._members:
                 member.stop()
 
-    def _end_all(self, verdict: Verdict) -> list[NodeState]:
-        """Write down what is known, where that helps, and end every rank; the last states."""
+    def _end_all(self, verdict: Verdict) -> tuple[Verdict, list[NodeState]]:
+        """Write down what is known, where that helps, and end every rank; the verdict with all that they said, and the last states."""
         # A lost node hears nothing: its agent ends its ranks by itself, and nobody waits for its word.
         lost = {culprit.node for culprit in verdict.culprits} if verdict.kind == LOST else set[int]()
         heard = [member for number, member in enumerate(self._members) if number not in lost]
@@ -220,13 +221,17 @@ class Job:
             for member in self._members:
                 member.ask_stacks()
             _wait(lambda: all(_answered(member) for member in heard), STACKS_S)
+            if verdict.kind == HANG and not verdict.culprits:
+                _wait(lambda: all(has_record(text) for m in heard for text in m.stacks().values()), STACKS_S)
             time.sleep(REST_S)
+            known = [replace(member.poll(), stacks=member.stacks()) for member in self._members]
+            verdict = name_culprits(verdict, known) if verdict.kind == HANG else verdict
             if self._report is not None:
-                self._report(verdict, [replace(member.poll(), stacks=member.stacks()) for member in self._members])
+                self._report(verdict, known)
         for member in self._members:
             member.kill()
         _wait(lambda: all(_over(member.poll()) for member in heard), END_S)
-        return [member.poll() for member in self._members]
+        return verdict, [member.poll() for member in self._members]
 
     def _code(self, verdict: Verdict | None, nodes: Sequence[NodeState]) -> int:
         if verdict is not None:

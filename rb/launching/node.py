@@ -68,6 +68,9 @@ class _Rank:
         if code is None:
             with contextlib.suppress(psutil.Error):
                 stopped = self._view.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        newest = self.started
+        if self.beat is not None:
+            newest = max(self.beat.time, self.beat.written if self.beat.phase == heartbeat.SAVING else 0.0)
         return RankState(
             rank=self.rank,
             pid=self.process.pid,
@@ -75,7 +78,8 @@ class _Rank:
             ended_s=now - self.ended if self.ended else 0.0,
             stopped=stopped,
             beat=self.beat,
-            silent_s=now - (self.beat.time if self.beat else self.started),
+            silent_s=now - newest,
+            write_silent_s=now - self.beat.written if self.beat and self.beat.written else 0.0,
         )
 
     def stacks(self) -> str:

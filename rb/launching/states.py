@@ -26,7 +26,9 @@ class RankState:
     beat: Beat | None = None
     """Its newest sign of progress; none before the first."""
     silent_s: float = 0.0
-    """Seconds since its last sign of progress, or since it was started."""
+    """Seconds since its last sign of progress, or since it was started. While it only waits for its checkpoint, that one's progress is its own."""
+    write_silent_s: float = 0.0
+    """Seconds since the checkpoint that it writes beside the steps made progress; 0 where it writes none."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class NodeState:
     ranks: tuple[RankState, ...] = ()
     silent_s: float = 0.0
     """Seconds since its agent was heard."""
+    unstarted_s: float = 0.0
+    """Seconds since its agent was asked to start ranks; 0 once it has."""
     gone: str = ""
     """Why its agent is not there any more ("its agent ended"); empty while it is."""
     asked: str = ""

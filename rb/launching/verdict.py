@@ -4,7 +4,8 @@ The controller asks `judge` after every look at the nodes, and acts on what it s
 (STOP). Silence and ends are judged by the time that has passed since, which the states hold.
 
 Who is to blame for a hang: a rank waits in a collective because another one has not come, so the one to name is a stopped process; else who
-is in no collective while others wait in one; else who has begun the fewest; else who made the fewest steps. Where all are the same, it is not known which.
+is in no collective while others wait in one; else who has begun the fewest; else who made the fewest steps. Where all are the same, it is not known which,
+until the ranks have written what torch knows of them (`record.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ENDED, LOST, HANG, STOP = KINDS = ("rank ended", "node lost", "hang", "stop")
 GRACE_S = 5.0  # after the first rank ended with a code: the others leave by themselves where all agreed to (`rb/training/agree.py`)
 TOGETHER_S = 2.0  # ends that are closer than this count as one moment: which came first cannot be seen
 QUIET_S = 3.0  # a node that is silent this long may be lost: its ranks' end is not the others' fault
+UNKNOWN = "not known which rank, all look the same"  # in the sentence of a hang without culprits
 _SAID = (ABORTED, CANNOT_WRITE, WRONG_REQUEST)  # codes that a rank leaves with after a line that says why
 _EARLY = 128 + signal.SIGTERM  # of a rank that was asked to stop before Python had started in it
 
@@ -98,7 +100,7 @@ def judge(nodes: Sequence[NodeState], limits: LimitsConfig) -> Verdict | None:
     lost = _lost(nodes, limits)
     if lost or _ended_badly(places):  # what hangs then, hangs because of it
         return lost or _ended(nodes, places)
-    return _hung(places, limits) or _stop(nodes, places)
+    return _not_started(nodes, limits) or _write_hung(places, limits) or _hung(places, limits) or _stop(nodes, places)
 
 
 def limit_s(phase: str, limits: LimitsConfig) -> tuple[str, float]:
@@ -162,6 +164,28 @@ def _how_telling(place: _Place) -> tuple[int, int]:
     return order, place.state.rank
 
 
+def _not_started(nodes: Sequence[NodeState], limits: LimitsConfig) -> Verdict | None:
+    """A node that answers, but has not started its ranks: the others wait for them."""
+    late = [node for node in nodes if node.unstarted_s > limits.start_s]
+    if not late:
+        return None
+    hosts = ", ".join(node.host for node in late)
+    length = f"has not started its ranks for {max(node.unstarted_s for node in late):.0f} s (limits.start_s is {limits.start_s:g})"
+    culprits = tuple(Culprit(node.node, node.host) for node in late)
+    return Verdict(HUNG, HANG, f"hang: {hosts}: {length}", culprits, START)
+
+
+def _write_hung(places: list[_Place], limits: LimitsConfig) -> Verdict | None:
+    """A checkpoint that is written beside the steps and gets nowhere."""
+    found = [place for place in places if place.state.code is None and place.state.write_silent_s > limits.saving_s]
+    if not found:
+        return None
+    place = found[0]
+    length = f"no progress for {place.state.write_silent_s:.0f} s in writing a checkpoint{_of_step(place)} (limits.saving_s is {limits.saving_s:g})"
+    doing = f": {_doing(place)}" if place.state.stopped else ""
+    return Verdict(HUNG, HANG, f"hang: {place}: {length}{doing}", (place.culprit,), SAVING, place.step)
+
+
 def _hung(places: list[_Place], limits: LimitsConfig) -> Verdict | None:
     """A rank without progress for longer than its phase allows.
 
@@ -177,7 +201,7 @@ def _hung(places: list[_Place], limits: LimitsConfig) -> Verdict | None:
     field, limit = limit_s(worst.phase, limits)
     states = {_doing(place) for place in found}
     doing = f": {states.pop()}" if len(states) == 1 else ""
-    who = ", ".join(map(str, found)) if found else "not known which rank, all look the same"
+    who = ", ".join(map(str, found)) if found else UNKNOWN
     waiting = [place for place in running if place.waits_in and place not in found]
     where = sorted({place.waits_in for place in waiting})
     rest = f"; {_ranks(waiting)} in {', '.join(where)}" if waiting else ""

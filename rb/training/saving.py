@@ -166,7 +166,8 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._join()
+        with heartbeat.during(heartbeat.SAVING):
+            self._join()
         self._thread.shutdown()
         if self._writing and self._writing.work:  # a step has failed meanwhile
             error = self._writing.work.exception()
@@ -191,9 +192,10 @@ class Saver:
     def _write(self, state: TrainState, meta: dict[str, Any], done: int, best: bool, tracker: Tracker) -> None:
         """In the thread of rank 0."""
         self._needed = state.num_bytes
-        tracker.sync()
-        self._folder.check_there()
-        checkpoint.save(self._folder.path, done, state, meta, self._keep, best)
+        with heartbeat.writing():
+            tracker.sync()
+            self._folder.check_there()
+            checkpoint.save(self._folder.path, done, state, meta, self._keep, best)
 
     def _has_room(self) -> bool:
         try:

@@ -22,9 +22,40 @@ assert first is not None and (first.count, first.phase) == (1, "start")
 heartbeat.phase(heartbeat.TRAINING)
 heartbeat.step(7)
 heartbeat.samples(["coco/%d" % i for i in range(300)])
+heartbeat.written()
+assert heartbeat.read(Path(os.environ[heartbeat.VARIABLE])).written == 0
+with heartbeat.writing():
+    pass
 with heartbeat.waiting("all_reduce"):
     print("ready", flush=True)
     time.sleep(60)
+"""
+WRITES = """
+import os, threading
+from pathlib import Path
+from rb.core import heartbeat
+heartbeat.begin()
+path = Path(os.environ[heartbeat.VARIABLE])
+def write():
+    with heartbeat.writing():
+        for _ in range(2000):
+            heartbeat.written()
+        main.wait()
+main, beats = threading.Event(), 0
+thread = threading.Thread(target=write)
+thread.start()
+while beats < 2000:
+    heartbeat.beat()
+    beats += 1
+    now = heartbeat.read(path)
+    assert now is not None and now.count == beats + 1, "never half written, by whichever thread"
+    assert now.written == 0 or now.time - 60 < now.written < now.time + 60
+written = now.written
+heartbeat.beat()
+assert written > 0, "a beat is no progress of the writing"
+main.set()
+thread.join()
+assert heartbeat.read(path).written == 0
 """
 
 
@@ -41,6 +72,7 @@ def test_another_process_reads_where_a_rank_is_and_gets_its_stacks(tmp_path: Pat
             beat = heartbeat.read(path)
             assert beat is not None
             assert (beat.phase, beat.step, beat.collectives, beat.waits_in) == ("training", 7, 1, "all_reduce")
+            assert beat.written == 0
             assert beat.samples == tuple(f"coco/{i}" for i in range(256))
             rank.send_signal(signal.SIGUSR1)
             stacks = Path(f"{path}{heartbeat.STACKS_SUFFIX}")
@@ -49,6 +81,12 @@ def test_another_process_reads_where_a_rank_is_and_gets_its_stacks(tmp_path: Pat
             assert heartbeat.read(path) == beat  # it sleeps: no progress
         finally:
             rank.kill()
+
+
+def test_what_a_thread_writes_beside_the_steps_has_its_own_time(tmp_path: Path) -> None:
+    path = tmp_path / "rank0"
+    heartbeat.make(path)
+    subprocess.run([sys.executable, "-c", WRITES], env=os.environ | {heartbeat.VARIABLE: str(path)}, check=True)
 
 
 def test_a_damaged_or_half_written_file_is_no_beat(tmp_path: Path) -> None:

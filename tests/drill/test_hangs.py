@@ -1,6 +1,8 @@
 """On one host, under `rb train` with two ranks, a rank is stopped (SIGSTOP), loops for ever in Python, or never comes back from C code that keeps the
-interpreter's lock (a regular expression); in start-up, training, validation and saving. The limit of the phase is 10 s (60 s in start-up, where a rank
-imports for long). It ends with code 4, rank and phase are named, the stacks of every rank that can answer are on disk, and no process is left.
+interpreter's lock (a regular expression); in start-up, training, validation and saving. The same for a rank that loops within a backward pass, whose
+reduction the other waits in, and for the thread that writes a checkpoint beside the steps, which go on. The limit of the phase is 10 s (60 s in
+start-up, where a rank imports for long). It ends with code 4, rank and phase are named, the stacks of every rank that can answer are on disk, and no
+process is left.
 """
 
 from __future__ import annotations
@@ -24,11 +26,17 @@ from tests.support import hanging, small_data, tiny
 from tests.support.trials import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = {START: 60.0, TRAINING: 10.0, VALIDATION: 10.0, SAVING: 10.0}
+BACKWARD, WRITING = "backward", "writing"
+LIMIT_S = {START: 60.0, TRAINING: 10.0, VALIDATION: 10.0, SAVING: 10.0, BACKWARD: 10.0, WRITING: 10.0}
 LATE_S = 20.0  # beyond the limit: stacks, report, the end of all processes
 # Phase -> (rank, number of its beat there): while weights are read, in the fourth step, in the first batch of a validation, before a gather.
-PLACES = {START: (1, 1), TRAINING: (0, 4), VALIDATION: (1, 2), SAVING: (1, 2)}
+PLACES = {START: (1, 1), TRAINING: (0, 4), VALIDATION: (1, 2), SAVING: (1, 2), BACKWARD: (1, 4), WRITING: (0, 2)}
 KINDS = ("stopped", "loop", "library")
+CASES = [(kind, phase) for kind in KINDS for phase in (START, TRAINING, VALIDATION, SAVING)] + [
+    ("loop", BACKWARD),
+    ("loop", WRITING),
+]
+REPORTED = {BACKWARD: TRAINING, WRITING: SAVING}  # the phase of a place, where it is another word
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +62,15 @@ def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFact
     return folder / "run.yaml"
 
 
-@pytest.mark.parametrize("phase", PLACES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "phase"), CASES)
 def test_a_rank_hangs(kind: str, phase: str, run_file: Path, tmp_path: Path, figures: Figures) -> None:
     rank, number = PLACES[phase]
     name, fault = f"{kind}-{phase}", tmp_path / "fault"
-    limits = [f"limits.{field}_s={LIMIT_S[field] if field == phase else 120:g}" for field in PLACES]
+    reported = REPORTED.get(phase, phase)
+    limits = [
+        f"limits.{p}_s={LIMIT_S[phase] if p == reported else 120:g}" for p in (START, TRAINING, VALIDATION, SAVING)
+    ]
+    limits += ["train.checkpoint_every=40"] if phase == WRITING else []
     command = [sys.executable, "-m", "rb.cli", "train", "--ranks", "2", "--run", str(run_file), f"name={name}", *limits]
     paths = {"PYTHONPATH": f"{hanging.FOLDER}:{ROOT}", "OMP_NUM_THREADS": "1"}
     asked = {"RB_TRIAL_HANG": f"{rank} {phase} {number} {kind} {fault}"}
@@ -83,7 +94,7 @@ def test_a_rank_hangs(kind: str, phase: str, run_file: Path, tmp_path: Path, fig
     assert f"hang: rank {rank} on" in words
     (report,) = (run_file.parent / "runs" / name / "hangs").glob("*/report.json")
     tree = json.loads(report.read_text())
-    assert tree["verdict"]["phase"] == phase
+    assert tree["verdict"]["phase"] == reported
     assert [culprit["rank"] for culprit in tree["verdict"]["culprits"]] == [rank]
     stacks = {int(rank): text for node in tree["nodes"] for rank, text in node["stacks"].items()}
     assert "File " in stacks[1 - rank]

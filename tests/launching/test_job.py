@@ -38,7 +38,7 @@ class Trial:
     def __init__(self, members: list[Member], folder: Path) -> None:
         self.members, self.folder = members, folder
         self.reports: list[tuple[Verdict, list[NodeState]]] = []
-        self.lost_launcher = ""
+        self.lost_launcher, self.limits = "", LIMITS
 
     def run(self, *faults: str, during: Callable[[], None] | None = None) -> Ended:
         with Wish() as wish:
@@ -46,7 +46,7 @@ class Trial:
             job = Job(
                 self.members,
                 [1] * len(self.members),
-                LIMITS,
+                self.limits,
                 wish,
                 lambda: self.lost_launcher,
                 lambda verdict, nodes: self.reports.append((verdict, list(nodes))),
@@ -75,12 +75,12 @@ def here(folder: Path) -> Iterator[Trial]:
 class Agents:
     """Agents as processes, connected to a hub here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         token = secrets.token_hex(16)
         self.hub, path = Hub(token, ("127.0.0.1",)), folder / "launch" / "job.json"
         write_job(path, JobFile("a", token, self.hub.port, ("127.0.0.1",), LIMITS.node_s))
         command = [sys.executable, "-m", "rb.launching.agent", "--job", str(path), "--node"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
         self.processes = [
             subprocess.Popen([*command, str(k)], env=environment, cwd=ROOT, start_new_session=True) for k in range(2)
         ]
@@ -217,3 +217,22 @@ def test_agents_that_lose_their_controller_end_their_ranks(tmp_path: Path) -> No
     end = read_end(tmp_path)
     assert end is not None
     assert end.code == STOPPED  # they saved first
+
+
+def test_an_agent_that_cannot_start_its_ranks_is_named_and_still_leaves(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import time\ntime.sleep(3600)"
+    )  # as on a disk that hangs, when GPUs are looked for
+    agents = Agents(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}", DS_ACCELERATOR="")
+    trial = Trial(list(agents.nodes), tmp_path)
+    trial.limits = LimitsConfig(start_s=3, training_s=2, node_s=60)
+    ended = trial.run()
+    assert ended.verdict is not None
+    assert (ended.code, [culprit.host for culprit in ended.verdict.culprits]) == (
+        HUNG,
+        [node.host for node in agents.nodes],
+    )
+    for node in agents.nodes:
+        node.leave(HUNG)
+    assert [process.wait(30) for process in agents.processes] == [HUNG, HUNG]
+    agents.hub.close()

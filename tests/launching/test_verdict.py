@@ -184,3 +184,27 @@ def test_a_wish_to_stop_is_passed_on_to_everybody() -> None:
     hung = judge([replace(node, asked="SIGTERM") for node in job(waiting(0), running(1, 31))], LIMITS)
     assert hung is not None
     assert hung.kind == HANG
+
+
+def test_a_checkpoint_that_is_not_written_is_found_while_training_goes_on() -> None:
+    writes = replace(running(0), write_silent_s=49)
+    assert verdict(writes, running(1), running(2), running(3)) is None
+    found = certain(replace(writes, write_silent_s=51), running(1), running(2), running(3))
+    assert (found.code, found.culprits, found.phase) == (HUNG, (Culprit(0, "one", 0),), SAVING)
+    assert found.sentence == (
+        "hang: rank 0 on one: no progress for 51 s in writing a checkpoint, 7 steps made (limits.saving_s is 50)"
+    )
+    # The step that waits for it is as patient as it: the others wait for this rank, which is not silent.
+    waits = replace(running(0, 20, beat(SAVING)), write_silent_s=20)
+    assert verdict(waits, *(waiting(rank, 51, phase=SAVING) for rank in (1, 2, 3))) is None
+    stopped = replace(running(0, 20, stopped=True), write_silent_s=51)
+    assert certain(stopped, running(1)).sentence.endswith(": its process is stopped (SIGSTOP or a debugger)")
+
+
+def test_ranks_that_an_agent_does_not_start_are_a_hang_of_its_node() -> None:
+    late = NodeState(1, "two", silent_s=0.2, unstarted_s=101)
+    found = judge([NodeState(0, "one", (waiting(0, 101, phase=START),)), late], LIMITS)
+    assert found is not None
+    assert (found.code, found.kind, found.culprits, found.phase) == (HUNG, HANG, (Culprit(1, "two"),), START)
+    assert "two: has not started its ranks for 101 s (limits.start_s is 100)" in found.sentence
+    assert judge([NodeState(0, "one", (running(0),)), replace(late, unstarted_s=99)], LIMITS) is None
