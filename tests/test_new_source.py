@@ -96,14 +96,14 @@ class VideoSource(Source[VideoTransform]):
         self,
         transform: VideoTransform,
         stored: Stored,
-        box: Sequence[float] | None,
+        boxes: Sequence[Sequence[float]],
         draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[F, 3, side, side], and the box in [0, 1]."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[F, 3, side, side], and each box in [0, 1]."""
         frames = self.frames(stored)
         chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
-        numbers = None if box is None else torch.tensor(normalise_image_box(box, *stored.size), dtype=torch.float32)
+        numbers = [torch.tensor(normalise_image_box(box, *stored.size), dtype=torch.float32) for box in boxes]
         return torch.stack([transform.image(frame) for frame in chosen]), numbers
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:

@@ -208,15 +208,14 @@ class RegionBLIP:
             where = f"points[{i}]"
             array, key = inputs.cloud(one_cloud, where), ("predict", "api")
             if entry is None:
-                sources.append(_Source(self._points(array, None, where, key)[0], None))
+                sources.append(_Source(self._points(array, (), where, key)[0], None))
                 alone.append(None)
                 continue
             rows, one = inputs.box_rows(entry, 6, f"boxes[{i}]")
             rows = [inputs.cloud_box(row, array, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)]
-            # The draw of points has one key, so every box sees the same points.
-            made = [self._points(array, row, where, key) for row in rows]
-            if made:
-                sources.append(_Source(made[0][0], torch.stack([cast("Tensor", box) for _, box in made])))
+            if rows:
+                tensor, ready = self._points(array, rows, where, key)
+                sources.append(_Source(tensor, torch.stack(ready)))
             alone.append(1 if one else -len(rows))
         return modality, sources, _shaper(alone, single)
 

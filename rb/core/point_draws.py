@@ -12,7 +12,11 @@ from rb.core.seeding import generator
 
 
 def with_boxes(
-    choice: NDArray[np.int64], points: NDArray[np.floating], boxes: Sequence[Sequence[float]], key: tuple[object, ...]
+    choice: NDArray[np.int64],
+    points: NDArray[np.floating],
+    boxes: Sequence[Sequence[float]],
+    key: tuple[object, ...],
+    same_size: bool = False,
 ) -> NDArray[np.int64]:
     """``choice`` of ``points`` [N, 3 or more], with a point for every box that has points but none that is chosen.
 
@@ -23,6 +27,8 @@ def with_boxes(
         choice: numbers of points.
         boxes: min xyz, max xyz.
         key: of the draws.
+        same_size: keep the number of points: where every point lies in a box, one goes whose boxes have another. More boxes than points
+            cannot all have one.
 
     Returns:
         Numbers of points, ascending where anything was changed.
@@ -35,7 +41,13 @@ def with_boxes(
     kept = choice.copy()
     free = np.flatnonzero(~np.any([inside_box(points[choice], box) for box in boxes], axis=0))
     for inside in found:
+        if same_size and np.isin(inside, kept).any():
+            continue  # a point of an earlier box lies in this one too
         chosen = inside[draws.integers(inside.size)]
+        if same_size and not free.size:
+            free = _spare(points[kept], boxes)
+            if not free.size:
+                continue
         if free.size:
             place = draws.integers(free.size)
             kept[free[place]] = chosen
@@ -43,3 +55,9 @@ def with_boxes(
         else:
             kept = np.append(kept, chosen)
     return np.unique(kept)
+
+
+def _spare(points: NDArray[np.floating], boxes: Sequence[Sequence[float]]) -> NDArray[np.int64]:
+    """Places of ``points`` that can all go and leave a point in every box that has one."""
+    held = [inside[0] for box in boxes if (inside := np.flatnonzero(inside_box(points, box))).size]
+    return np.setdiff1d(np.arange(len(points)), held)

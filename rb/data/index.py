@@ -16,7 +16,7 @@ import shlex
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,9 +254,22 @@ class ManifestReader:
 
     def sample(self, number: int) -> Loaded:
         """Sample ``number`` of 0 .. len - 1; ``ShardCorruptionError`` if its record was altered."""
+        return self.samples((number,))[0]
+
+    def samples(self, numbers: Sequence[int]) -> list[Loaded]:
+        """Samples of one record, which is read and checked once, and whose media they share. Errors as of ``sample``."""
+        records = {self.record_of(number) for number in numbers}
+        assert len(records) == 1, f"{self.path}: samples {numbers} are of {len(records)} records"
+        parts = self._read(records.pop())
+        return [self._loaded(number, *parts) for number in numbers]
+
+    def record_of(self, number: int) -> int:
+        """The record of sample ``number``."""
+        return int(self.index.samples[number]["record"])
+
+    def _loaded(self, number: int, record: Record, media: bytes, extension: str, where: str) -> Loaded:
         row = self.index.samples[number]
-        record_number, item_number, caption_number = int(row["record"]), int(row["object"]), int(row["caption"])
-        record, media, extension, where = self._read(record_number)
+        item_number, caption_number = int(row["object"]), int(row["caption"])
         try:
             item = None if item_number == _WHOLE else record.objects[item_number]
             question = record.questions[caption_number] if record.questions else None
@@ -271,7 +284,15 @@ class ManifestReader:
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
-        return self.sample(int(self._example_rows()[number]))
+        return self.sample(self.sample_of(number))
+
+    def records_of(self, examples: Sequence[int]) -> NDArray[np.int64]:
+        """The record [N] of each example."""
+        return self.index.samples["record"][self._example_rows()[np.asarray(examples, np.int64)]].astype(np.int64)
+
+    def sample_of(self, example: int) -> int:
+        """The sample that stands for an example: the one with its first caption."""
+        return int(self._example_rows()[example])
 
     def records(self) -> Iterator[tuple[Record, Stored]]:
         """Every record once, with its media, in the order of the shards."""

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from operator import itemgetter
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +22,7 @@ from rb.core.config import DataSource
 from rb.core.schedules import Turn
 from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
-from rb.data.collate import collate
+from rb.data.collate import collate, stack_inputs
 from rb.data.formats import find_manifest
 from rb.data.groups import Groups, UnsortedError
 from rb.data.index import ManifestReader, index_again
@@ -112,26 +116,35 @@ class TrainDataset(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         """Read, transform and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
         modality, positions = self.positions(item)
-        samples = []
-        for position in positions:
+        samples: list[Sample] = []
+        while len(samples) < len(positions):
+            position = positions[len(samples)]
             reader, place = self.data[modality].place(position)
-            samples.append(self.transform.training_sample(reader.sample(place.sample), modality, position))
+            shown = slice(position - place.group_start, positions.stop - place.group_start)
+            group = reader.samples(place.group)
+            samples += self.transform.training_samples(group, modality, place.group_start, shown)
         return collate(samples, self.text, self.transform.seed)
 
 
 @dataclass(frozen=True)
 class PredictionBatch:
-    """Examples of one prediction step with their inputs stacked: [B, ...], and boxes [B, box_dim] or none."""
+    """Examples of one prediction step.
+
+    Attributes:
+        inputs: [S, ...], each source piece once.
+        boxes: [B, box_dim], none for whole sources.
+        source_rows: [B] int64, the row of ``inputs`` that each example sees; none where S is B, row by row.
+    """
 
     samples: list[Sample]
     inputs: Tensor
     boxes: Tensor | None
+    source_rows: Tensor | None = None
 
     def pin_memory(self) -> PredictionBatch:
         """Called by the data loader, so that copies to the device need not wait."""
-        return PredictionBatch(
-            self.samples, self.inputs.pin_memory(), None if self.boxes is None else self.boxes.pin_memory()
-        )
+        boxes, source_rows = (None if one is None else one.pin_memory() for one in (self.boxes, self.source_rows))
+        return PredictionBatch(self.samples, self.inputs.pin_memory(), boxes, source_rows)
 
 
 @dataclass(frozen=True)
@@ -150,11 +163,17 @@ class InputView:
 
 
 class PredictDataset(Dataset[PredictionBatch]):
-    """Item i is the i-th batch of this rank's examples: rank, rank + world_size, ... of the manifest or of what ``limit`` leaves.
+    """Item i is the i-th batch of this rank's examples: whole records, one behind the other, of the manifest or of what ``limit`` leaves.
+
+    Examples of one record within a batch are read and encoded once.
 
     Args:
-        limit: only the first so many examples, or only those of these numbers.
+        limit: only the first so many examples, or only those of these numbers, which rise.
         view: what the model is given of each.
+
+    Attributes:
+        examples: numbers of this rank's. All ranks' one behind the other are in the manifest's order.
+        rounds: batches of the rank that has the most.
     """
 
     def __init__(
@@ -176,7 +195,9 @@ class PredictDataset(Dataset[PredictionBatch]):
         self.batch_size, self.view = batch_size, view
         total = min(limit, reader.num_examples) if isinstance(limit, int) else reader.num_examples
         chosen = range(total) if limit is None or isinstance(limit, int) else limit
-        self.examples: Sequence[int] = chosen[rank::world_size]
+        starts = _shares(reader.records_of(chosen), world_size)
+        self.examples: Sequence[int] = chosen[starts[rank] : starts[rank + 1]]
+        self.rounds = -(-max(stop - start for start, stop in pairwise(starts)) // batch_size)
 
     def __len__(self) -> int:
         """Batches of this rank; the last may be smaller."""
@@ -185,17 +206,27 @@ class PredictDataset(Dataset[PredictionBatch]):
     def __getitem__(self, item: int) -> PredictionBatch:
         """Read and transform one batch; the same errors as in training."""
         numbers = self.examples[item * self.batch_size : (item + 1) * self.batch_size]
-        samples = [
-            self.transform.prediction_sample(
-                self.reader.example(n), self.modality, self.view.crop, self.view.box_of.get(n)
-            )
-            for n in numbers
-        ]
+        samples: list[Sample] = []
+        for _, rows in groupby(zip(self.reader.records_of(numbers), numbers, strict=True), key=itemgetter(0)):
+            of_record = [number for _, number in rows]
+            loaded = self.reader.samples([self.reader.sample_of(number) for number in of_record])
+            box_of = [self.view.box_of.get(number) for number in of_record]
+            samples += self.transform.prediction_samples(loaded, self.modality, self.view.crop, box_of)
         boxes = [sample.box for sample in samples if sample.box is not None]
-        inputs = torch.stack([sample.inputs for sample in samples])
+        inputs, source_rows = stack_inputs(samples)
         if self.view.blind:
             inputs = torch.zeros(inputs.shape)  # bytes of 0 would be black: these numbers are normalised already
-        return PredictionBatch(samples, inputs, torch.stack(boxes) if boxes else None)
+        return PredictionBatch(samples, inputs, torch.stack(boxes) if boxes else None, source_rows)
+
+
+def _shares(records: NDArray[np.int64], world_size: int) -> list[int]:
+    """For examples of ``records`` [N], the first of each rank's, and N: whole records for each, as even as they allow."""
+    edges = np.append(np.flatnonzero(np.diff(records, prepend=-1)), len(records))  # where a record begins, and the end
+    wanted = np.arange(world_size + 1) * len(records) / world_size
+    behind = np.searchsorted(edges, wanted).clip(max=len(edges) - 1)
+    before = (behind - 1).clip(min=0)
+    nearer = np.where(wanted - edges[before] <= edges[behind] - wanted, edges[before], edges[behind])
+    return nearer.tolist()
 
 
 def train_loader(

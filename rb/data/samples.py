@@ -1,7 +1,8 @@
 """From a stored row to a ``Sample``: media read and transformed by their source, caption cleaned.
 
-Training and prediction differ here and nowhere else: training draws and augments, keyed by (seed, modality, position); prediction is
-the same every time, and knows all references.
+Samples of one record that are shown together are read together: their media are decoded and transformed once. Training and prediction
+differ here and nowhere else: training draws and augments, keyed by (seed, modality, position of the group); prediction is the same every
+time, and knows all references.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
@@ -18,6 +21,8 @@ from rb.data.index import Loaded, ManifestReader
 from rb.data.mirrors import NEVER, draw_mirror
 from rb.sources.source import Draws
 from rb.sources.table import source_of
+
+Box = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -42,71 +47,144 @@ class SampleTransform:
 
     def training_sample(self, loaded: Loaded, modality: str, position: int) -> Sample:
         """The sample at ``position`` of the modality's stream; ``FormatError`` if its media cannot be used."""
-        key = (self.seed, modality, position)
-        axes, caption = self._mirror(modality, loaded.caption, key) if self.augment else ((), loaded.caption)
+        return self.training_samples([loaded], modality, position)[0]
+
+    def training_samples(
+        self, group: Sequence[Loaded], modality: str, group_start: int, shown: slice = slice(None)
+    ) -> list[Sample]:
+        """Samples of one group, which all see one input; ``FormatError`` if its media cannot be used.
+
+        One draw augments it, and one mirrors it if that leaves all captions of the group true. Both, and the choice of points, look at the
+        whole group, so samples that are read apart from the rest see the same input.
+
+        Args:
+            group: all samples of the group, of one record, in the order of the stream.
+            group_start: position in the modality's stream of the first.
+            shown: those that are wanted.
+        """
+        key = (self.seed, modality, group_start)
+        captions = [loaded.caption for loaded in group]
+        axes: tuple[str, ...] = ()
+        if self.augment:
+            axes, captions = self._mirror(modality, captions, key)
         draws = Draws(key, self.augment, axes, self.dropped_points)
-        loaded = replace(loaded, caption=caption)
-        return self._sample(loaded, loaded, modality, draws, position)
+        regional = modality_spec(modality).regional
+        inputs, numbers = self._read(group[0], modality, draws, _boxes_of(group) if regional else [])
+        made = [
+            self._sample(loaded, modality, inputs, numbers.get(_box_of(loaded)) if regional else None)
+            for loaded in group
+        ]
+        written = one_line if modality in self.raw_captions else clean_caption
+        places = range(group_start, group_start + len(group))
+        rows = zip(made, captions, places, strict=True)
+        return [replace(sample, caption=written(caption), position=place) for sample, caption, place in rows][shown]
 
     def prediction_sample(
         self, loaded: Loaded, modality: str, crop: float | None = None, box_of: int | None = None
     ) -> Sample:
-        """One example without any draw of the run.
+        """One example, as of ``prediction_samples``."""
+        return self.prediction_samples([loaded], modality, crop, [box_of])[0]
+
+    def prediction_samples(
+        self,
+        examples: Sequence[Loaded],
+        modality: str,
+        crop: float | None = None,
+        box_of: Sequence[int | None] | None = None,
+    ) -> list[Sample]:
+        """Examples of one record without any draw of the run. All see one input, but each its own crop.
 
         Args:
             crop: only the inside of the object's box, widened by this share of the box on every side (sources with ``can_crop``).
-            box_of: number of another object of the record, whose box the model is given; everything else stays the example's own.
+            box_of: for each, the number of another object of the record, whose box the model is given; everything else stays the example's own.
         """
-        seen = loaded if box_of is None else replace(loaded, item=loaded.record.objects[box_of])
-        return self._sample(loaded, seen, modality, Draws(("predict", loaded.record.source_id)), -1, crop)
+        first, regional = examples[0], modality_spec(modality).regional
+        draws = Draws(("predict", first.record.source_id))
+        boxes: list[Box | None] = [None] * len(examples)
+        if regional:
+            others = box_of or [None] * len(examples)
+            boxes = [
+                _box_of(own) if other is None else _as_box(own.record.objects[other].box)
+                for own, other in zip(examples, others, strict=True)
+            ]
+        if crop is None:
+            # With all boxes of the record, whichever of them are asked about: so an example sees the same input among any others.
+            known = [_as_box(item.box) for item in first.record.objects] if regional else []
+            inputs, numbers = self._read(first, modality, draws, known)
+            return [
+                self._sample(own, modality, inputs, None if box is None else numbers[box])
+                for own, box in zip(examples, boxes, strict=True)
+            ]
+        made = []
+        for own, box in zip(examples, boxes, strict=True):
+            inputs, numbers = self._read(own, modality, draws, [] if box is None else [box], (_box_of(own), crop))
+            made.append(self._sample(own, modality, inputs, None if box is None else numbers[box]))
+        return made
 
-    def _mirror(self, modality: str, caption: str, key: tuple[object, ...]) -> tuple[tuple[str, ...], str]:
-        """Axes to mirror along, and the caption that is true of the mirrored input."""
+    def _mirror(
+        self, modality: str, captions: Sequence[str], key: tuple[object, ...]
+    ) -> tuple[tuple[str, ...], list[str]]:
+        """Axes to mirror along, and the captions as they are true of the mirrored input."""
         rule = self.mirror.get(modality, NEVER)
         axes = source_of(modality).mirror_axes(modality_spec(modality).up)
         if rule == NEVER:
-            return (), caption
+            return (), list(captions)
         if not axes:
             raise ValueError(
                 f"data.mirror.{modality}: {source_of(modality).name} inputs cannot be mirrored; leave it out"
             )
-        drawn = draw_mirror(rule, (caption,), axes, key)
-        return drawn.axes, drawn.captions[0]
+        drawn = draw_mirror(rule, captions, axes, key)
+        return drawn.axes, list(drawn.captions)
 
-    def _sample(
-        self, own: Loaded, seen: Loaded, modality: str, draws: Draws, position: int, crop: float | None = None
-    ) -> Sample:
-        """``own``'s row with the inputs and the box of ``seen``."""
-        spec, source = modality_spec(modality), source_of(modality)
+    def _read(
+        self,
+        loaded: Loaded,
+        modality: str,
+        draws: Draws,
+        boxes: Sequence[Box],
+        crop: tuple[Box, float] | None = None,
+    ) -> tuple[Tensor, dict[Box, Tensor]]:
+        """The input, and the model's numbers of each box."""
+        source = source_of(modality)
         if source.name not in self.of_source:
             raise ValueError(
-                f"{own.where}: nothing says how to transform {source.name} inputs (SampleTransform.of_source)"
+                f"{loaded.where}: nothing says how to transform {source.name} inputs (SampleTransform.of_source)"
             )
-        box = _box_of(seen) if spec.regional else None
-        area = None if crop is None else (_box_of(seen), crop)
-        inputs, numbers = source.read(self.of_source[source.name], seen.stored, box, draws, area)
-        item, record = own.item, own.record
-        written = one_line if spec.name in self.raw_captions else clean_caption
+        different = list(dict.fromkeys(boxes))
+        inputs, numbers = source.read(self.of_source[source.name], loaded.stored, different, draws, crop)
+        return inputs, dict(zip(different, numbers, strict=True))
+
+    @staticmethod
+    def _sample(loaded: Loaded, modality: str, inputs: Tensor, numbers: Tensor | None) -> Sample:
+        """A row with its input, and the model's numbers of its box."""
+        item, record = loaded.item, loaded.record
         return Sample(
-            id=own.id,
+            id=loaded.id,
             source_id=record.source_id,
             object_id=item.object_id if item else None,
-            modality=spec.name,
+            modality=modality,
             dataset=record.dataset,
             split=record.split,
             inputs=inputs,
             box=numbers,
-            caption=written(own.caption) if position >= 0 else "",
-            references=own.references,
+            caption="",
+            references=loaded.references,
             raw_box=tuple(map(float, item.box)) if item else None,
-            position=position,
         )
 
 
-def _box_of(loaded: Loaded) -> Sequence[float]:
+def _as_box(box: Sequence[float]) -> Box:
+    return tuple(box)
+
+
+def _boxes_of(group: Sequence[Loaded]) -> list[Box]:
+    return [_box_of(loaded) for loaded in group]
+
+
+def _box_of(loaded: Loaded) -> Box:
     if loaded.item is None:
         raise ValueError(f"{loaded.where}: has no box; regional modalities and crops need a manifest of regions")
-    return loaded.item.box
+    return _as_box(loaded.item.box)
 
 
 def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:

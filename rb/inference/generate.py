@@ -5,8 +5,7 @@ Used by prediction jobs (`rb/inference/predicting.py`) and by validation while t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
 
 from rb.core import dist, heartbeat, progress
 from rb.core.batch import Sample
@@ -15,8 +14,6 @@ from rb.data.pipeline import PredictDataset, predict_loader
 from rb.data.predictions import Prediction
 from rb.inference.load import Loaded
 from rb.model.language import Generation
-
-Row = TypeVar("Row")
 
 
 def caption_examples(
@@ -54,15 +51,11 @@ def caption_batches(
             batch.inputs.to(device, non_blocking=True),
             None if boxes is None else boxes.to(device, non_blocking=True),
             how,
+            None if batch.source_rows is None else batch.source_rows.to(device, non_blocking=True),
         )
         captions = text.decode_llm(ids.cpu())
         heartbeat.beat()
         yield [_row(sample, caption) for sample, caption in zip(batch.samples, captions, strict=True)]
-
-
-def in_manifest_order(gathered: Sequence[Sequence[Row]]) -> list[Row]:
-    """Every rank's rows in the manifest's order, whatever the number of ranks: rank r holds examples r, r + world size, ..."""
-    return [rows[i] for i in range(max(map(len, gathered))) for rows in gathered if i < len(rows)]
 
 
 def _row(sample: Sample, caption: str) -> Prediction:

@@ -26,7 +26,7 @@ from rb.data.pipeline import InputView, PredictDataset
 from rb.data.predictions import Prediction, write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
-from rb.inference.generate import caption_examples, in_manifest_order
+from rb.inference.generate import caption_examples
 from rb.inference.load import Loaded
 from rb.sources.table import source_of
 
@@ -94,7 +94,7 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
     gathered = dist.gather_objects(rows)
     if gathered is None:
         return len(rows)
-    ordered = in_manifest_order(gathered)
+    ordered = [row for rows in gathered for row in rows]  # in the manifest's order, as ranks share it out
     _write(out, ordered, _meta(job, loaded, len(ordered)))
     return len(ordered)
 

@@ -163,11 +163,11 @@ class ImageSource(Source[ImageTransform]):
         self,
         transform: ImageTransform,
         stored: Stored,
-        box: Sequence[float] | None,
+        boxes: Sequence[Sequence[float]],
         draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[3, side, side] uint8, and the box in [0, 1]."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[3, side, side] uint8, and each box in [0, 1]."""
         from PIL import ImageOps
 
         image = _pixels(stored)
@@ -176,11 +176,9 @@ class ImageSource(Source[ImageTransform]):
         if draws.mirror:
             assert crop is None, "crops are for prediction, mirrors for training"
             image = ImageOps.mirror(image)
-            box = None if box is None else mirror_xyxy(box, stored.size[0])
-        if box is None:
-            return transform(image), None
-        numbers = normalise_image_box(box, *stored.size, transform.whole_pixels)
-        return transform(image), torch.tensor(numbers, dtype=torch.float32)
+            boxes = [mirror_xyxy(box, stored.size[0]) for box in boxes]
+        numbers = [normalise_image_box(box, *stored.size, transform.whole_pixels) for box in boxes]
+        return transform(image), [torch.tensor(box, dtype=torch.float32) for box in numbers]
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
         """By the vision encoder."""

@@ -67,10 +67,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of one sample, keyed, so that they depend on nothing else.
+    """The random draws of one input, keyed, so that they depend on nothing else.
 
     Attributes:
-        key: (seed, modality, position) when training; ("predict", source id) when predicting.
+        key: (seed, modality, position of the first sample that sees it) when training; ("predict", source id) when predicting.
         augment: whether the input is augmented.
         mirror: axes along which it is mirrored, of the source's ``mirror_axes``.
         dropped_points: what takes the place of dropped points, ``data.dropped_points``.
@@ -161,14 +161,14 @@ class Source(ABC, Generic[Transform]):
         self,
         transform: Transform,
         stored: Stored,
-        box: Sequence[float] | None,
+        boxes: Sequence[Sequence[float]],
         draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Stored bytes to the encoder's input, without a batch dimension, and the box as the model's numbers.
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Stored bytes to the encoder's input, without a batch dimension, and each box as the model's numbers.
 
         Args:
-            box: of a region, in the record's units; none for a whole source.
+            boxes: of regions that are asked about, in the record's units; none for a whole source.
             crop: a box and by which share of it every side is widened; only with ``can_crop``.
 
         Raises:

@@ -230,7 +230,7 @@ class Validation:
             )
             made = caption_batches(self._loaded, dataset, modality, self._config.data.num_workers, bar_stays=False)
             # As many rounds as the rank with the most batches has, on all ranks, who look together whether to stop.
-            for _ in range(0, count, dist.world_size() * self._config.train.micro_batch_size):
+            for _ in range(dataset.rounds):
                 if to_stop():
                     return None
                 # The same region may stand in two manifests (RefCOCO and RefCOCO+): both count.

@@ -68,7 +68,7 @@ def test_crops_are_never_empty(box, context: float, size: tuple[int, int]) -> No
 def test_clouds_come_in_their_frame_with_their_box() -> None:
     points = cloud(1, 50)
     low, high = points.min(0), points.max(0)
-    inputs, box = PointTransform(50)(points, [*low, *high], "x", ("key",))
+    inputs, [box] = PointTransform(50)(points, [[*low, *high]], "x", ("key",))
     assert inputs.dtype == torch.float32
     assert inputs.mean(0).abs().max() < 1e-6
     assert inputs.norm(dim=1).max() == pytest.approx(1.0, abs=1e-6)
@@ -77,26 +77,26 @@ def test_clouds_come_in_their_frame_with_their_box() -> None:
 
 def test_prediction_draws_the_same_points_every_time_and_training_does_not() -> None:
     points, transform = cloud(1, 100), PointTransform(30)
-    first = transform(points, None, "x", ("predict", "a"))[0]
-    assert torch.equal(first, transform(points, None, "x", ("predict", "a"))[0])
-    assert not torch.equal(first, transform(points, None, "x", (0, POINT_CLOUD, 7))[0])
-    whole = PointTransform(100)(points, None, "x", ("k",))[0]
+    first = transform(points, (), "x", ("predict", "a"))[0]
+    assert torch.equal(first, transform(points, (), "x", ("predict", "a"))[0])
+    assert not torch.equal(first, transform(points, (), "x", (0, POINT_CLOUD, 7))[0])
+    whole = PointTransform(100)(points, (), "x", ("k",))[0]
     assert {tuple(row) for row in first.tolist()} <= {tuple(row) for row in whole.tolist()}
     assert len({tuple(row) for row in first.tolist()}) == 30
 
 
 def test_too_few_points_or_colours_are_errors() -> None:
     with pytest.raises(PointsError, match="here: 20 points, fewer than the 30 that the model reads"):
-        PointTransform(30)(cloud(0, 20), None, "here", ())
-    filled = PointTransform(30, allow_few_points=True)(cloud(0, 20), None, "here", ())[0]
+        PointTransform(30)(cloud(0, 20), (), "here", ())
+    filled = PointTransform(30, allow_few_points=True)(cloud(0, 20), (), "here", ())[0]
     assert len({tuple(row) for row in filled.tolist()}) == 20
     with pytest.raises(PointsError, match="reads colours"):
-        PointTransform(20, 6)(cloud(0, 20), None, "here", ())
+        PointTransform(20, 6)(cloud(0, 20), (), "here", ())
     with pytest.raises(PointsError, match="all points are in one place"):
-        PointTransform(20)(np.ones((20, 3), np.float32), None, "here", ())
+        PointTransform(20)(np.ones((20, 3), np.float32), (), "here", ())
     coloured = cloud(0, 20, columns=6)
-    assert torch.equal(PointTransform(20, 6)(coloured, None, "here", ())[0][:, 3:], torch.from_numpy(coloured[:, 3:]))
-    assert PointTransform(20)(coloured, None, "here", ())[0].shape == (20, 3)
+    assert torch.equal(PointTransform(20, 6)(coloured, (), "here", ())[0][:, 3:], torch.from_numpy(coloured[:, 3:]))
+    assert PointTransform(20)(coloured, (), "here", ())[0].shape == (20, 3)
 
 
 def test_augmentation_moves_the_box_with_its_points() -> None:
@@ -104,10 +104,10 @@ def test_augmentation_moves_the_box_with_its_points() -> None:
     corners = cloud_box_corners([1.0, 2.0, 3.0, 4.0, 7.0, 5.0]).astype(np.float32)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        inputs, box = PointTransform(8)(corners, [1.0, 2.0, 3.0, 4.0, 7.0, 5.0], "x", (), rng)
+        inputs, [box] = PointTransform(8)(corners, [[1.0, 2.0, 3.0, 4.0, 7.0, 5.0]], "x", (), rng)
         hull = torch.cat([inputs.amin(0), inputs.amax(0)])
         assert torch.allclose(box * 2 - 1, hull, atol=1e-6)
-        still = PointTransform(8)(corners, None, "x", ())[0]
+        still = PointTransform(8)(corners, (), "x", ())[0]
         assert torch.equal(inputs[:, 2], still[:, 2]), "scenes turn about z only"
         assert not torch.equal(inputs, still)
 
@@ -182,7 +182,7 @@ def test_a_draw_of_points_leaves_some_in_the_region(frame: str) -> None:
     chosen = set()
     for position in range(60):
         key = (0, "point_cloud_region", position)
-        inputs, numbers = transform(points, box, "x", key, np.random.default_rng(position))
+        inputs, [numbers] = transform(points, [box], "x", key, np.random.default_rng(position))
         assert inputs.shape == (100, 3)
         assert len({tuple(row) for row in inputs.tolist()}) == 100, "no point twice"
         centre, radius = cloud_frame(points, "x")
@@ -200,5 +200,5 @@ def test_a_draw_of_points_leaves_some_in_the_region(frame: str) -> None:
 def test_a_draw_that_holds_the_region_is_the_draw_without_it() -> None:
     points = np.random.default_rng(1).uniform(0, 10, (500, 3)).astype(np.float32)
     for box in ([0.0, 0.0, 0.0, 10.0, 10.0, 10.0], [20.0, 20.0, 20.0, 21.0, 21.0, 21.0]):  # all of them, and none
-        with_box = PointTransform(50)(points, box, "x", ("key",))[0]
-        assert torch.equal(with_box, PointTransform(50)(points, None, "x", ("key",))[0])
+        with_box = PointTransform(50)(points, [box], "x", ("key",))[0]
+        assert torch.equal(with_box, PointTransform(50)(points, (), "x", ("key",))[0])

@@ -42,7 +42,7 @@ def viewed(data: bytes) -> Image.Image:
 def read(folder: Path, crop: tuple[list[float], float] | None = None) -> np.ndarray:
     """The first sample's input."""
     stored = ManifestReader(folder).sample(0).stored
-    return ImageSource().read(ImageTransform(16), stored, None, Draws(("x",)), crop)[0].numpy()
+    return ImageSource().read(ImageTransform(16), stored, (), Draws(("x",)), crop)[0].numpy()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

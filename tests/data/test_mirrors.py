@@ -132,8 +132,8 @@ def test_a_mirrored_scene_has_its_box_and_no_other_point(frame: str) -> None:
     box = [1.0, 2.0, 0.5, 3.0, 2.6, 1.5]
     read = PointTransform(60, frame=frame)
     for mirror, signs in (("x", [-1, 1, 1]), ("y", [1, -1, 1]), ("xy", [-1, -1, 1])):
-        inputs, numbers = read(points, box, "x", (), None, tuple(mirror))
-        still, still_numbers = read(points, box, "x", ())
+        inputs, [numbers] = read(points, [box], "x", (), None, tuple(mirror))
+        still, [still_numbers] = read(points, [box], "x", ())
         assert torch.allclose(inputs, still * torch.tensor(signs), atol=1e-6)
         assert numbers is not None
         assert still_numbers is not None
@@ -144,7 +144,7 @@ def test_a_mirrored_scene_has_its_box_and_no_other_point(frame: str) -> None:
         # What was in the box is in it, turned too, and nothing else.
         for turn in (None, 3):
             rng = None if turn is None else np.random.default_rng(turn)
-            moved, corners = PointTransform(60, frame=frame)(points, box, "x", (), rng, tuple(mirror))
+            moved, [corners] = PointTransform(60, frame=frame)(points, [box], "x", (), rng, tuple(mirror))
             _, radius = cloud_frame(points, "x")
             unit = moved.double().numpy()
             if frame == "metres":
@@ -161,9 +161,9 @@ def test_objects_are_mirrored_along_their_level_axes_and_keep_what_is_up(tmp_pat
     assert SOURCES["points"].mirror_axes("y") == ("x", "z")
     assert SOURCES["points"].mirror_axes("z") == ("x", "y")
     points = decode_points(row.media, "x")
-    still = PointTransform(NUM_POINTS)(points, None, "x", ())[0]
+    still = PointTransform(NUM_POINTS)(points, (), "x", ())[0]
     for axis in ("x", "z"):
-        inputs = PointTransform(NUM_POINTS)(points, None, "x", (), None, (axis,))[0]
+        inputs = PointTransform(NUM_POINTS)(points, (), "x", (), None, (axis,))[0]
         assert torch.equal(inputs[:, 1], still[:, 1])
         assert torch.equal(inputs[:, "xyz".index(axis)], -still[:, "xyz".index(axis)])
 

@@ -175,12 +175,12 @@ RECORDS = {
         [[*FIRST, *(v + 1 for v in FIRST)]],
     ),
     "reject such clouds when preparing, or lower model.num_points": (
-        lambda num_points: PointTransform(num_points)(XYZ, None, "a", (0,)),
+        lambda num_points: PointTransform(num_points)(XYZ, (), "a", (0,)),
         51,
         50,
     ),
     "but the cloud has none; use a point encoder with 3 channels": (
-        lambda channels: PointTransform(9, channels)(XYZ, None, "a", (0,)),
+        lambda channels: PointTransform(9, channels)(XYZ, (), "a", (0,)),
         6,
         3,
     ),

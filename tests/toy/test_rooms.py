@@ -258,13 +258,12 @@ def test_a_box_turns_with_its_scene() -> None:
     """The model's box is the hull of the same corners that turn with the points: it still holds the solid, and hardly more."""
     room = ROOMS[3]
     transform = PointTransform(len(room.points))
-    plain, _ = transform(room.points, room.objects[0].box, "room", (0,))
+    plain, _ = transform(room.points, [room.objects[0].box], "room", (0,))
     angles = set()
     for draw in range(6):
         for item in room.objects:
             rng = np.random.default_rng(draw)
-            points, box = transform(room.points, item.box, "room", (0,), rng)
-            assert box is not None
+            points, [box] = transform(room.points, [item.box], "room", (0,), rng)
             low, high = (box * 2 - 1).split(3)
             own = points[torch.from_numpy(room.instances == int(item.object_id))]
             still = plain[torch.from_numpy(room.instances == int(item.object_id))]

@@ -226,9 +226,9 @@ def test_itm_of_a_modality_that_is_not_listed_never_runs(
     model = build_model(tiny.model_config(foundation, itm_modalities=(IMAGE_REGION,)), seed=0).model
     calls: list[int] = []
 
-    def counted(*args: torch.Tensor) -> torch.Tensor:
+    def counted(*args: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return joint_pass(*args)
+        return joint_pass(*args, **named)
 
     monkeypatch.setattr(loss_terms, "joint_pass", counted)
     assert "itm" in model(tiny.make_batch(IMAGE_REGION, text, range(4))).terms

@@ -31,17 +31,16 @@ def test_corners_are_the_released_codes_eight() -> None:
 
 def test_scenes_in_metres_and_objects_in_the_unit_sphere() -> None:
     metres, unit = PointTransform(300, frame="metres"), PointTransform(300)
-    assert torch.equal(metres(room(), ROOM_BOX, "x", ())[0], torch.from_numpy(room()))
-    assert torch.equal(metres(room(), None, "x", ())[0], unit(room(), None, "x", ())[0])
-    assert unit(room(), ROOM_BOX, "x", ())[0].norm(dim=1).max() == pytest.approx(1.0)
+    assert torch.equal(metres(room(), [ROOM_BOX], "x", ())[0], torch.from_numpy(room()))
+    assert torch.equal(metres(room(), (), "x", ())[0], unit(room(), (), "x", ())[0])
+    assert unit(room(), [ROOM_BOX], "x", ())[0].norm(dim=1).max() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_a_boxs_numbers_and_the_points_frame_are_two_choices(augmented: bool) -> None:
     def read(frame: str, box3d: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng(3) if augmented else None
-        inputs, box = PointTransform(300, frame=frame, box3d=box3d)(room(), ROOM_BOX, "x", (), rng)
-        assert box is not None
+        inputs, [box] = PointTransform(300, frame=frame, box3d=box3d)(room(), [ROOM_BOX], "x", (), rng)
         return inputs, box
 
     (in_metres, corners), (_, numbers) = read("metres", "metres_corners"), read("metres", "min_max")
@@ -61,8 +60,8 @@ def test_a_boxs_numbers_and_the_points_frame_are_two_choices(augmented: bool) ->
 
 def test_scenes_may_have_another_number_of_points() -> None:
     transform = PointTransform(20, num_scene_points=50)
-    assert transform(room(), None, "x", ())[0].shape == (20, 3)
-    assert transform(room(), ROOM_BOX, "x", ())[0].shape == (50, 3)
+    assert transform(room(), (), "x", ())[0].shape == (20, 3)
+    assert transform(room(), [ROOM_BOX], "x", ())[0].shape == (50, 3)
 
 
 def test_width_of_boxes_follows_the_choice() -> None:
