@@ -20,7 +20,7 @@ READERS = {
     "yaml.SafeLoader": "rb/core/run_yaml.py",
     "safetensors.safe_open": "rb/core/tensor_files.py",
     "safetensors.torch.load_file": None,
-    "safetensors.torch.load": None,
+    "safetensors.torch.load": "rb/core/tensor_files.py",
     "safetensors.numpy.load_file": None,
     "torch.load": "rb/core/torch_files.py",
     "tarfile.open": "rb/data/tars.py",

@@ -31,6 +31,7 @@ class Sample:
         references: every caption of this source or object.
         raw_box: the record's own absolute box (pixels or the cloud's units).
         position: place in the modality's endless training stream; -1 when predicting.
+        are_features: ``inputs`` are what the frozen encoder made of the source, [P, V].
     """
 
     id: str
@@ -45,6 +46,7 @@ class Sample:
     references: tuple[str, ...]
     raw_box: tuple[float, ...] | None = None
     position: int = -1
+    are_features: bool = False
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Batch:
         itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).
         source_rows: [B] int64, the row of ``inputs`` that each sample sees, ascending; none where S is B, row by row.
         source_keys: [B] int64; equal keys mean the same source. Only ``model.same_image_negatives: leave_out`` reads them.
+        are_features: ``inputs`` are what the frozen encoder made of the sources, [.., P, V] (``rb cache-features``); it does not run again.
     """
 
     modality: str
@@ -82,6 +85,7 @@ class Batch:
     positions: list[int] = field(default_factory=list)
     source_rows: Tensor | None = None
     source_keys: Tensor | None = None
+    are_features: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,7 +139,7 @@ class Batch:
 
 def _of_samples(batch: Batch) -> dict[str, Any]:
     """The fields of a batch that have a row for each sample, and stay what they are in a part of it."""
-    shared = ("modality", "prompt_ids", "inputs", "source_rows")
+    shared = ("modality", "prompt_ids", "inputs", "source_rows", "are_features")
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Safetensors files: the project's one reader of them. The library maps a file and checks its header; whatever it raises becomes one line."""
+"""Safetensors files, and such bytes: the project's one reader of them. The library checks the header; whatever it raises becomes one line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIX = ".safetensors"
+_DAMAGE = (ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError)
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def _open(path: Path, framework: str, kind: type[ValueError]) -> Iterator[Any]:
     try:
         with safe_open(path, framework=framework) as file:
             yield file
-    except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError) as error:
+    except (SafetensorError, *_DAMAGE) as error:
         words = " ".join(str(error).split())[:300] or type(error).__name__
         with path.open("rb") as file:
             remedy = stand_in(file.read(1024)) or "download it again"
@@ -53,3 +54,21 @@ def read_shapes(path: Path, kind: type[ValueError] = ValueError) -> dict[str, tu
     with _open(path, "numpy", kind) as file:
         rows = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (row.get_shape(), row.get_dtype()) for name, row in rows.items()}
+
+
+def tensors_of(data: bytes, where: str, kind: type[ValueError] = ValueError) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file, on the CPU; ``ValueError`` of class ``kind`` as of ``read_tensor_file``."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except (SafetensorError, *_DAMAGE) as error:
+        raise kind(f"{where}: holds no complete safetensors ({' '.join(str(error).split())[:300]})") from error
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """The bytes of a safetensors file: the same for the same tensors."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

@@ -55,4 +55,5 @@ def collate(samples: Sequence[Sample], text: TextProcessor, seed: int) -> Batch:
         positions=[sample.position for sample in samples],
         source_rows=source_rows,
         source_keys=torch.tensor([hash_key("source", sample.source_id) for sample in samples], dtype=torch.int64),
+        are_features=samples[0].are_features,
     )

@@ -17,8 +17,9 @@ from rb.core import progress
 from rb.core.modality import modality_spec
 from rb.core.strict_json import dumps
 from rb.core.threads import in_order
-from rb.data.formats import FormatError, Record
+from rb.data.formats import FormatError, Record, require_media
 from rb.data.index import ManifestReader
+from rb.sources.features import decode_features
 from rb.sources.source import Stored
 from rb.sources.table import source_of
 
@@ -125,6 +126,8 @@ def shared(first: Path, second: Path, workers: int = 1) -> Shared:
     one, other = ManifestReader(first), ManifestReader(second)
     if modality_spec(one.manifest.modality).source != modality_spec(other.manifest.modality).source:
         _same_modality(one, other)
+    for reader in (one, other):
+        require_media(reader.manifest, reader.path)
     source = source_of(one.manifest.modality)
 
     def look(pair: tuple[Record, Stored]) -> bytes:
@@ -165,9 +168,14 @@ def check_whole(manifest: Path, workers: int = 1) -> list[str]:
     reader = ManifestReader(manifest)
     source = source_of(reader.manifest.modality)
 
+    about = reader.manifest.features
+
     def fault(pair: tuple[Record, Stored]) -> str | None:
         record, stored = pair
         try:
+            if about is not None:
+                decode_features(stored, about, source.frame_numbers)
+                return None
             source.check(stored)
             source.check_whole(stored)
             source.check_regions(stored, [item.box for item in record.objects])

@@ -23,6 +23,7 @@ from rb.data.predictions import (
     sample_id,
     write_predictions,
 )
+from rb.sources.features import DTYPES, FeatureSet
 from rb.sources.pixels import EXIF_CHOICES
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "read_rejected",
     "rejected_row",
     "require_captions",
+    "require_media",
     "sample_id",
     "write_predictions",
 ]
@@ -182,6 +184,7 @@ class Manifest:
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none where nobody said, as
             in sets without such images. Then it is not in the file.
         sample_kind: ``questions`` where samples are questions; none, and not in the file, where they are captions.
+        features: what they are, where records hold frozen features in place of media; else none, and not in the file.
     """
 
     format_version: int
@@ -194,6 +197,7 @@ class Manifest:
     index: IndexEntry
     exif: str | None = None
     sample_kind: str | None = None
+    features: FeatureSet | None = None
 
     def to_json(self) -> bytes:
         """The bytes of the file, indented for people."""
@@ -247,7 +251,13 @@ _MANIFEST: dict[str, strict.Check] = {
     "shards": strict.items,
     "index": strict.anything,
 }
-_OPTIONS: dict[str, strict.Check] = {"exif": strict.name, "sample_kind": strict.name}
+_OPTIONS: dict[str, strict.Check] = {"exif": strict.name, "sample_kind": strict.name, "features": strict.anything}
+_FEATURES: dict[str, strict.Check] = {
+    "dtype": strict.name,
+    "shape": strict.numbers,
+    "made_from": strict.name,
+    "settings": strict.anything,
+}
 _REJECTED: dict[str, strict.Check] = {
     "source": strict.text,
     "object_id": strict.or_none(strict.name),
@@ -311,7 +321,31 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     for entry in (*raw["shards"], raw["index"]):
         if Path(entry.file).name != entry.file or entry.file in (".", ".."):
             raise FormatError(f"{where}: file name {entry.file!r} must not leave the manifest's folder")
+    if "features" in raw:
+        raw["features"] = _parse_features(raw["features"], f"{where}: features")
     return Manifest(**raw)
+
+
+def _parse_features(raw: object, where: str) -> FeatureSet:
+    about = FeatureSet(**checked(raw, where, _FEATURES))
+    if about.dtype not in DTYPES:
+        raise FormatError(f"{where}: dtype {about.dtype!r} is not one of {', '.join(DTYPES)}")
+    if len(about.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in about.shape):
+        raise FormatError(f"{where}: shape {about.shape} must be two whole numbers above 0")
+    if about.num_bytes > MAX_RECORD_BYTES:
+        raise FormatError(f"{where}: {about.num_bytes:,} bytes a source, a record has at most {MAX_RECORD_BYTES:,}")
+    if not isinstance(about.settings, dict):
+        raise FormatError(f"{where}: settings must map names to values")
+    return about
+
+
+def require_media(manifest: Manifest, path: Path) -> None:
+    """``ValueError`` where the records of the manifest at ``path`` hold frozen features, which only training reads."""
+    if manifest.features is not None:
+        raise ValueError(
+            f"{path}: holds frozen features, which only data.train can list; give the set that they were made from "
+            f"(manifest digest {manifest.features.made_from})"
+        )
 
 
 def require_captions(manifest: Manifest, path: Path) -> None:

@@ -39,6 +39,7 @@ from rb.data.formats import (
 )
 from rb.data.predictions import sample_id
 from rb.data.tars import split_members
+from rb.sources.features import FeatureSet
 from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"
@@ -181,7 +182,7 @@ def index_again(path: Path, manifest: Manifest) -> str:
 class Loaded:
     """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension.
 
-    ``exif`` is as of `rb.sources.source.Stored`. Of a set of questions, ``question`` is this sample's, and ``caption`` its text.
+    ``exif`` is as of `rb.sources.source.Stored`; ``features`` as of the manifest. Of a set of questions, ``question`` is this sample's, and ``caption`` its text.
     """
 
     record: Record
@@ -192,6 +193,7 @@ class Loaded:
     where: str
     exif: str | None = None
     question: Question | None = None
+    features: FeatureSet | None = None
 
     @property
     def id(self) -> str:
@@ -280,7 +282,9 @@ class ManifestReader:
                 f"{where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
                 f"make the index again: {index_again(self.path, self.manifest)}"
             ) from None
-        return Loaded(record, item, caption, media, extension, where, self.manifest.exif, question)
+        return Loaded(
+            record, item, caption, media, extension, where, self.manifest.exif, question, self.manifest.features
+        )
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
@@ -303,7 +307,7 @@ class ManifestReader:
     def record(self, number: int) -> Loaded:
         """Record ``number`` in the order of the shards, as a whole; ``ShardCorruptionError`` if it was altered."""
         record, media, extension, where = self._read(number)
-        return Loaded(record, None, "", media, extension, where, self.manifest.exif)
+        return Loaded(record, None, "", media, extension, where, self.manifest.exif, features=self.manifest.features)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

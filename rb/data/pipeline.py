@@ -53,6 +53,7 @@ def open_training_data(
         readers = [ManifestReader(find_manifest(source.manifest)) for source in listed]
         for reader in readers:
             check_fits(reader, modality, predicting=False)
+        check_same_kind(readers)
         repeats = [source.repeat for source in listed]
         sizes = [min(len(r), s.first or len(r)) for r, s in zip(readers, listed, strict=True)]
         groups = [_groups(r, size, arrangement) for r, size in zip(readers, sizes, strict=True)]
@@ -72,6 +73,16 @@ def _groups(reader: ManifestReader, size: int, arrangement: Arrangement) -> Grou
             "data.group_by_source and data.order: blocks need; make the index again: "
             f"{index_again(reader.path, reader.manifest)}"
         ) from None
+
+
+def check_same_kind(readers: Sequence[ManifestReader]) -> None:
+    """``ValueError`` where some of the sets of one modality hold frozen features and some do not: a batch could not hold both."""
+    stored = {reader.manifest.features is not None: reader for reader in readers}
+    if len(stored) == 2:
+        raise ValueError(
+            f"{stored[True].path}: holds frozen features, {stored[False].path} does not, and both are of {readers[0].manifest.modality}; "
+            "list features of all of its sets, or of none"
+        )
 
 
 class TrainDataset(Dataset[Batch]):

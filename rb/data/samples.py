@@ -16,9 +16,10 @@ from torch import Tensor
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.core.text import clean_caption, one_line
-from rb.data.formats import require_captions
+from rb.data.formats import require_captions, require_media
 from rb.data.index import Loaded, ManifestReader
 from rb.data.mirrors import NEVER, draw_mirror
+from rb.sources.features import FeatureReader
 from rb.sources.source import Draws
 from rb.sources.table import source_of
 
@@ -151,7 +152,8 @@ class SampleTransform:
                 f"{loaded.where}: nothing says how to transform {source.name} inputs (SampleTransform.of_source)"
             )
         different = list(dict.fromkeys(boxes))
-        inputs, numbers = source.read(self.of_source[source.name], loaded.stored, different, draws, crop)
+        reader = source if loaded.features is None else FeatureReader(source, loaded.features)
+        inputs, numbers = reader.read(self.of_source[source.name], loaded.stored, different, draws, crop)
         return inputs, dict(zip(different, numbers, strict=True))
 
     @staticmethod
@@ -170,6 +172,7 @@ class SampleTransform:
             caption="",
             references=loaded.references,
             raw_box=tuple(map(float, item.box)) if item else None,
+            are_features=loaded.features is not None,
         )
 
 
@@ -190,9 +193,25 @@ def _box_of(loaded: Loaded) -> Box:
 def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:
     """Whether a manifest can serve ``modality``: the same modality to train on; the same source, and boxes if regional, to predict."""
     require_captions(reader.manifest, reader.path)
+    if predicting:
+        require_media(reader.manifest, reader.path)
     own, asked = modality_spec(reader.manifest.modality), modality_spec(modality)
     fits = own.source == asked.source and (own.regional or not asked.regional) if predicting else own.name == asked.name
     if not fits:
         raise ValueError(
             f"{reader.path}: holds {own.name}, which cannot serve {asked.name}; give a manifest prepared for {asked.name}"
         )
+
+
+def varied_by(modality: str, augment: bool, mirror: Mapping[str, str]) -> str | None:
+    """The setting by which training sees one source differently from time to time; none: it is always the very same input.
+
+    Args:
+        augment, mirror: as of ``SampleTransform``.
+    """
+    if not augment:
+        return None
+    rule = mirror.get(modality, NEVER)
+    if rule != NEVER:
+        return f"data.mirror.{modality}: {rule}"
+    return "data.augment: true" if source_of(modality).augments else None

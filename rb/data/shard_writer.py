@@ -34,6 +34,7 @@ from rb.data.formats import (
 from rb.data.shards import MEMBER_OVERHEAD, Collector
 from rb.data.tars import FoundRecord, scan_shard
 from rb.data.unfinished import State, UnfinishedSet, Work
+from rb.sources.features import FeatureSet
 
 _SHOWN = 3  # items that the error of an empty result names
 
@@ -72,12 +73,13 @@ class ShardWriter:
         overwrite: replace an older set in ``out_dir`` (only a folder with a manifest).
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none refuses such images.
         work: what the set is made from: after a kill, a writer of the same work goes on behind the last closed shard.
+        features: what they are, of a set that holds frozen features in place of media.
 
     Raises:
         ValueError: ``out_dir`` is not empty, or another process is writing it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a set has so many properties)
         self,
         out_dir: Path,
         name: str,
@@ -88,6 +90,7 @@ class ShardWriter:
         overwrite: bool = False,
         exif: str | None = None,
         work: Work | None = None,
+        features: FeatureSet | None = None,
     ) -> None:
         modality_spec(modality)
         if not name or Path(name).name != name or name.startswith("."):
@@ -106,7 +109,7 @@ class ShardWriter:
         self.manifest: Manifest | None = None
         self._check_target()
         self._unfinished = UnfinishedSet(self.out_dir, work)
-        self._collector = Collector(modality, split, exif)
+        self._collector = Collector(modality, split, exif, features)
         self._rejected: Counter[str] = Counter()
         self._shown: dict[str, list[Rejected]] = {}  # a few of each reason, for the error where nothing can be used
         self._tar: TarWriter | None = None

@@ -31,6 +31,8 @@ from rb.data.formats import (
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
 from rb.data.tars import FoundRecord, scan_shard
+from rb.sources.features import EXTENSION as FEATURES_EXTENSION
+from rb.sources.features import FeatureSet, decode_features
 from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of
@@ -44,13 +46,15 @@ class Collector:
     Args:
         split: none until the first record says it.
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none refuses such images.
+        features: what they are, of a set that holds frozen features in place of media.
     """
 
-    def __init__(self, modality: str, split: str | None, exif: str | None) -> None:
+    def __init__(self, modality: str, split: str | None, exif: str | None, features: FeatureSet | None = None) -> None:
         if exif not in (None, *EXIF_CHOICES):
             raise ValueError(f"exif {exif!r} is not one of {', '.join(EXIF_CHOICES)}")
         self.modality = modality
         self.exif = exif
+        self.features = features
         self.split = split
         self.sample_kind: str | None = None  # said by the first record
         self.builder = IndexBuilder(modality)
@@ -61,9 +65,10 @@ class Collector:
         """``FormatError`` unless this record and its media fit the format, the modality, the split and the records before."""
         source = source_of(self.modality)
         check_record(record, self.modality, where)
-        if extension not in source.extensions:
+        readable = source.extensions if self.features is None else (FEATURES_EXTENSION,)
+        if extension not in readable:
             raise FormatError(
-                f"{where}: media {extension!r} does not fit {self.modality}: it reads {', '.join(source.extensions)}"
+                f"{where}: media {extension!r} does not fit a set of {self.modality}: it holds {', '.join(readable)}"
             )
         if self.split is None:
             self.split = record.split
@@ -77,12 +82,16 @@ class Collector:
                 f"{where}: a record of {kind or 'captions'} in a set of {self.sample_kind or 'captions'}; make two sets of them"
             )
         stored = Stored(media, record.size, where, self.exif)
+        if self.features is not None:  # boxes were looked at when the sources were
+            decode_features(stored, self.features, source.frame_numbers)
+            return
         source.check(stored)
         source.check_regions(stored, [item.box for item in record.objects])
 
     def check_whole(self, record: Record, media: bytes, where: str) -> None:
-        """``FormatError`` unless the media can be read to their end."""
-        source_of(self.modality).check_whole(Stored(media, record.size, where, self.exif))
+        """``FormatError`` unless the media can be read to their end; features were."""
+        if self.features is None:
+            source_of(self.modality).check_whole(Stored(media, record.size, where, self.exif))
 
     def accept(self, record: Record, media: bytes, extension: str) -> tuple[str, bytes]:
         """Check and remember a record that is written now: its media's extension and its ``KEY.json`` as they are stored.
@@ -182,6 +191,7 @@ class Collector:
             entry,
             self.exif,
             self.sample_kind,
+            self.features,
         )
         write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
@@ -229,7 +239,7 @@ def adopt(
             raise ValueError(f"{file}: exists already; say --overwrite to index the folder again")
         with contextlib.suppress(ValueError):  # of a damaged one nothing is kept
             older = read_manifest(file)
-    collector = Collector(modality, None, exif)
+    collector = Collector(modality, None, exif, older.features if older else None)
     for path in progress.bar(tars, desc="indexing", unit="shard", delay=5):
         collector.add_shard(path, collector.checked(path, workers))
     return collector.finish(

@@ -128,10 +128,11 @@ def set_stats(manifest: Path) -> tuple[ManifestReader, SetStats]:
     reader = ManifestReader(manifest)
     about = reader.manifest
     found = SetStats(about.modality, rejected=Counter(about.rejected))
-    source, regional = source_of(about.modality), modality_spec(about.modality).regional
+    source = source_of(about.modality)
+    sized = modality_spec(about.modality).regional and about.features is None
     with progress.bar(total=about.counts["records"], desc=f"{about.name} {about.split}", unit="record", delay=5) as bar:
         for record, stored in reader.records():
-            found.add(record, source.region_sizes(stored, [item.box for item in record.objects]) if regional else ())
+            found.add(record, source.region_sizes(stored, [item.box for item in record.objects]) if sized else ())
             bar.update()
     reader.close()
     return reader, found

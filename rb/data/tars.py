@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from rb.core.strict_json import FormatError
 from rb.data.formats import MAX_RECORD_BYTES, RECORD_EXTENSION, Record, parse_record
+from rb.sources import features
 from rb.sources.table import media_extensions
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
@@ -70,7 +71,7 @@ def split_key(name: str, where: str) -> tuple[str, str]:
     base, dot, extension = path.name.partition(".")
     if not (base and dot and extension):
         raise FormatError(f"{where}: member name {name!r} is not KEY.EXTENSION")
-    known = (RECORD_EXTENSION, *media_extensions())
+    known = (RECORD_EXTENSION, *media_extensions(), features.EXTENSION)
     if extension.lower() not in known:
         longest = max((end for end in known if path.name.lower().endswith(f".{end}")), key=len, default=extension)
         base, extension = path.name[: -len(longest) - 1], longest
@@ -170,7 +171,7 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
     if len(keys) != 1:
         raise FormatError(f"{where}: holds {len(keys)} keys, a record has one")
     media = [extension for extension in members if extension != RECORD_EXTENSION]
-    allowed = media_extensions()
+    allowed = (*media_extensions(), features.EXTENSION)
     if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in allowed:
         raise FormatError(
             f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(allowed)}"

@@ -1,13 +1,15 @@
-"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks."""
+"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks. ``rb cache-features``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from rb.core.device import add_device
 from rb.core.exit_codes import FINISHED
 from rb.core.modality import MODALITIES
-from rb.core.output import say
+from rb.core.output import add_json, say, say_json
+from rb.core.threads import default_workers
 
 
 def add_foundation(parser: argparse.ArgumentParser) -> None:
@@ -108,3 +110,52 @@ def _launch(args: argparse.Namespace) -> int:
     ranks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ranks.add_argument("--ranks")
     return launch_ranks("rb.inference", ranks.parse_known_args(args.argv)[1], args.ranks)
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """``rb cache-features``."""
+    parser.description = (
+        "Write what the frozen encoder makes of every source of a set as a set of shards, which data.train lists in place of it. "
+        "A process that was killed goes on where it was."
+    )
+    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument(
+        "--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file: its foundation and settings"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the stored features (bfloat16)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="sources that are encoded at once (16)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
+    parser.add_argument("--shard-mb", type=int, default=500, help="largest size of a shard (500)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an older set")
+    add_device(parser)
+    add_json(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.augment=false")
+    parser.set_defaults(run=run_cache)
+
+
+def run_cache(args: argparse.Namespace) -> int:
+    """Encode a set, once."""
+    for name in ("batch_size", "workers", "shard_mb"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    from rb.core.device import usable_device
+    from rb.core.run_paths import open_foundation
+    from rb.data.formats import MANIFEST_FILE
+    from rb.data.index import ManifestReader
+    from rb.inference.cache_features import Caching, cache_features
+    from rb.model.weights.build import build_model
+
+    device = usable_device(args.device)
+    config = open_foundation(args.run_file, args.overrides)
+    reader = ManifestReader(args.manifest)
+    job = Caching(reader, args.dtype, args.batch_size, args.workers, args.overwrite, args.shard_mb * 1_000_000)
+    made = cache_features(job, config, build_model(config.model, config.seed, device), args.out)
+    num_bytes = sum(entry.bytes for entry in made.shards)
+    if args.json:
+        say_json({"manifest": str(args.out / MANIFEST_FILE), "bytes": num_bytes, "counts": made.counts})
+    else:
+        say(f"features of {made.counts['records']:,} sources, {num_bytes / 1e9:,.3f} GB -> {args.out / MANIFEST_FILE}")
+    return FINISHED

@@ -66,6 +66,12 @@ class ModalityModel:
         """Where ``text_proj``, ``itm_head`` and ``temperature`` are."""
         return self.parts if self.shared_heads is None else self.shared_heads
 
+    def features_of(self, batch: Batch) -> Tensor:
+        """Frozen features of a batch: as it brings them, or by the encoder."""
+        if not batch.are_features:
+            return self.encode(batch.inputs)
+        return batch.inputs.to(self.blip2.language_model.get_input_embeddings().weight.dtype)  # of all frozen parts
+
     @torch.no_grad()
     def encode(self, inputs: Tensor) -> Tensor:
         """Frozen features: images to [S, P, V], clouds to [S, 1 + G, point width]. Worth caching or exchanging: nothing here trains."""
@@ -80,9 +86,13 @@ class ModalityModel:
 
     def encode_points(self, points: Tensor) -> Tensor:
         """The point encoder, [B, N, C] to [B, 1 + G, point width]."""
+        return self.points()(points)
+
+    def points(self) -> PointBert:
+        """The point encoder; ``ValueError`` if the model was built without it."""
         if self.point_encoder is None or self.point_projection is None:
             raise ValueError(f"this model has no point encoder, so it cannot read {self.spec.name} inputs")
-        return self.point_encoder(points)
+        return self.point_encoder
 
     def image_embeds(self, features: Tensor) -> Tensor:
         """Frozen features to what the Q-Former's cross-attention reads, [S, P, V]."""
@@ -169,7 +179,7 @@ class Encoded:
     @classmethod
     def of(cls, model: ModalityModel, batch: Batch, share: StepShare, reads_text: bool) -> Encoded:
         """Read a micro-batch: the encoder, unless an earlier pass did, then one pass of the Q-Former, with the caption or without."""
-        features = model.encode(batch.inputs) if share.cached is None else share.cached.features
+        features = model.features_of(batch) if share.cached is None else share.cached.features
         image_embeds = model.image_embeds(features)
         queries = model.query_tokens(batch.boxes, len(batch))
         if not reads_text:

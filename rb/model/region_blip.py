@@ -60,7 +60,8 @@ class RegionBLIP(nn.Module):
         self.blip2 = blip2
         self.text_branch = text_branch
         self.point_encoder = point_encoder
-        self.register_buffer("pixel_table", (normalisation or Normalisation()).table(), persistent=False)
+        self.normalisation = normalisation or Normalisation()
+        self.register_buffer("pixel_table", self.normalisation.table(), persistent=False)
         for frozen in (blip2, text_branch, point_encoder):
             if frozen is not None:
                 frozen.requires_grad_(requires_grad=False)
@@ -238,6 +239,11 @@ class RegionBLIP(nn.Module):
     def encode(self, modality: str, inputs: Tensor) -> Tensor:
         """Frozen features of images [S, 3, H, W] or points [S, N, C]: [S, P, V], or [S, 1 + G, point width]."""
         return self.of(modality).encode(inputs)
+
+    def frozen_features(self, modality: str, inputs: Tensor) -> Tensor:
+        """As ``encode``, in the types of training."""
+        with self._autocast():
+            return self.encode(modality, inputs)
 
     @torch.no_grad()
     def query_output(

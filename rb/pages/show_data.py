@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from rb.core.seeding import generator
-from rb.data.formats import REJECTED_FILE, Question, find_manifest
+from rb.data.formats import REJECTED_FILE, Question, find_manifest, require_media
 from rb.data.index import ManifestReader
 from rb.drawing.cards import boxes_switch, caption_line, card, listed
 from rb.drawing.page import Html, esc, facts, note, write_page
@@ -28,6 +28,7 @@ def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 
         ValueError: no such example; a record that was altered; a folder that does not exist.
     """
     reader = ManifestReader(find_manifest(manifest))
+    require_media(reader.manifest, reader.path)
     try:
         total = reader.num_examples
         if index is not None and not 0 <= index < total:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -177,8 +177,21 @@ class ImageSource(Source[ImageTransform]):
             assert crop is None, "crops are for prediction, mirrors for training"
             image = ImageOps.mirror(image)
             boxes = [mirror_xyxy(box, stored.size[0]) for box in boxes]
-        numbers = [normalise_image_box(box, *stored.size, transform.whole_pixels) for box in boxes]
-        return transform(image), [torch.tensor(box, dtype=torch.float32) for box in numbers]
+        return transform(image), [self.box_numbers(transform, box, stored.size, None) for box in boxes]
+
+    def frozen_settings(self, transform: ImageTransform, regional: bool) -> dict[str, Any]:  # noqa: ARG002
+        """The side; mean and standard deviation are the encoder's."""
+        return {"image_size": transform.size}
+
+    def box_numbers(
+        self,
+        transform: ImageTransform,
+        box: Sequence[float],
+        size: tuple[int, int],
+        frame: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        """In [0, 1]."""
+        return torch.tensor(normalise_image_box(box, *size, transform.whole_pixels), dtype=torch.float32)
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
         """By the vision encoder."""

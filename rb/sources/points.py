@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,7 +188,7 @@ class PointTransform:
         scene = len(boxes) > 0
         metres = scene and self.frame == "metres"
         origin, scale = (np.zeros(3), 1.0) if metres else (centre, radius)
-        wanted = (self.num_scene_points or self.num_points) if scene else self.num_points
+        wanted = self.wanted(scene)
         choice = self._choice(len(points), wanted, where, choice_key)
         if len(points) > wanted:
             choice = with_boxes(choice, points, boxes, choice_key, same_size=True)
@@ -207,9 +208,19 @@ class PointTransform:
             moved = [transform_cloud_box(box, matrix, offset) for box in moved]
             centre = matrix @ centre + offset if metres else centre
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(columns, axis=1), dtype=np.float32))
-        return inputs, [self._box_numbers(box, metres, centre, radius) for box in moved]
+        return inputs, [self._moved_box(box, metres, centre, radius) for box in moved]
 
-    def _box_numbers(self, box: Sequence[float], metres: bool, centre: NDArray[np.float64], radius: float) -> Tensor:
+    def wanted(self, scene: bool) -> int:
+        """Points that are read of a cloud; a scene is a cloud with a box."""
+        return (self.num_scene_points if scene else None) or self.num_points
+
+    def box_numbers(self, box: Sequence[float], centre: NDArray[np.float64], radius: float) -> Tensor:
+        """A box in the cloud's own units as the model's numbers, where nothing is augmented; centre and radius as of ``cloud_frame``."""
+        metres = self.frame == "metres"
+        moved = box if metres else transform_cloud_box(box, np.eye(3) / radius, -centre / radius)
+        return self._moved_box(moved, metres, centre, radius)
+
+    def _moved_box(self, box: Sequence[float], metres: bool, centre: NDArray[np.float64], radius: float) -> Tensor:
         """The moved box, in metres or in the unit frame whose centre and radius are given, as the model's numbers."""
         if self.box3d == "metres_corners":
             stored = box if metres else transform_cloud_box(box, np.eye(3) * radius, centre)
@@ -237,6 +248,8 @@ class PointSource(Source[PointTransform]):
     name = "points"
     extensions = (EXTENSION,)
     point_encoder = True
+    augments = True
+    frame_numbers = 4
     region_unit = "points in the box"
     region_limits = (10, 100, 1_000, 10_000)
     page_hint = "Drag a cloud to turn it; a double click turns it back."
@@ -303,6 +316,36 @@ class PointSource(Source[PointTransform]):
         assert crop is None, "a cloud cannot be cropped"
         points, augmentation = decode_points(stored.media, stored.where), draws.augmentation()
         return transform(points, boxes, stored.where, draws.key, augmentation, draws.mirror, draws.dropped_points)
+
+    def frozen_settings(self, transform: PointTransform, regional: bool) -> dict[str, Any]:
+        """Points, columns and frame."""
+        return {
+            "num_points": transform.wanted(regional),
+            "num_channels": transform.num_channels,
+            "cloud_frame": transform.frame if regional else "unit",
+        }
+
+    def drawn(self, transform: PointTransform, stored: Stored, regional: bool) -> str | None:
+        """Which of a cloud's points are read, where it has more than the model reads."""
+        available, wanted = len(decode_points(stored.media, stored.where)), transform.wanted(regional)
+        return None if available <= wanted else f"which {wanted:,} of its {available:,} points are read"
+
+    def frame(self, stored: Stored) -> Tensor:
+        """Centre and radius, [4]."""
+        centre, radius = cloud_frame(decode_points(stored.media, stored.where), stored.where)
+        return torch.from_numpy(np.append(centre, radius))
+
+    def box_numbers(
+        self,
+        transform: PointTransform,
+        box: Sequence[float],
+        size: tuple[int, int],  # noqa: ARG002 (a cloud has none)
+        frame: Tensor | None,
+    ) -> Tensor:
+        """By ``model.box3d``."""
+        assert frame is not None, "stored with the features"
+        centre = frame.numpy()
+        return transform.box_numbers(box, centre[:3], float(centre[3]))
 
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:
         """By the point encoder."""

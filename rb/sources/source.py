@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -100,6 +100,8 @@ class Source(ABC, Generic[Transform]):
         look_tolerance: bits in which the looks of one and the same input may differ.
         region_unit: what ``region_sizes`` counts, in a few words.
         region_limits: where its histogram is cut, ascending; empty for a source without regions.
+        augments: whether ``data.augment`` alone changes its inputs.
+        frame_numbers: of ``frame``.
     """
 
     name: str
@@ -111,6 +113,8 @@ class Source(ABC, Generic[Transform]):
     look_tolerance: int = 0
     region_unit: str = ""
     region_limits: tuple[float, ...] = ()
+    augments: bool = False
+    frame_numbers: int = 0
 
     @abstractmethod
     def check(self, stored: Stored) -> None:
@@ -174,6 +178,27 @@ class Source(ABC, Generic[Transform]):
         Raises:
             FormatError: the media cannot be used.
         """
+
+    def frozen_settings(self, transform: Transform, regional: bool) -> dict[str, Any] | None:  # noqa: ARG002 (for those who can)
+        """What of the transform decides the frozen features, by name, ready for JSON; none: features of this source cannot be stored.
+
+        A source that gives settings has ``box_numbers`` too where a modality of it is regional.
+        """
+        return None
+
+    def drawn(self, transform: Transform, stored: Stored, regional: bool) -> str | None:  # noqa: ARG002 (for those that draw)
+        """What a draw would change of this input even without augmentation, in a few words; none: it is always the same."""
+        return None
+
+    def frame(self, stored: Stored) -> Tensor | None:  # noqa: ARG002 (for those whose boxes need more than the record)
+        """What ``box_numbers`` must know of the media, float64 [``frame_numbers``]; it is stored beside their features. None where ``frame_numbers`` is 0."""
+        return None
+
+    def box_numbers(
+        self, transform: Transform, box: Sequence[float], size: tuple[int, int], frame: Tensor | None
+    ) -> Tensor:
+        """A record's box as the model's numbers, where the input is as it is stored; ``frame`` as of the method of this name."""
+        raise NotImplementedError(f"{self.name} gives no frozen_settings")
 
     @abstractmethod
     def encode(self, frozen: FrozenEncoders, inputs: Tensor) -> Tensor:

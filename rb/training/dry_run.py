@@ -27,6 +27,7 @@ from rb.core.run_layout import (
 )
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
+from rb.inference.cache_features import check_features
 from rb.model.weights.build import build_model
 from rb.training.extending import length_of
 from rb.training.loop import check_request, trainable_counts
@@ -59,6 +60,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
     if resume is None:
         check_new(folder)
     built = build_model(config.model, config.seed, "meta")
+    check_features(built, config, data)
     found = checkpoint.find(resume) if resume is not None else None
     if found is not None:
         check_continues(found.meta, config, built, data)

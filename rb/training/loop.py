@@ -35,6 +35,7 @@ from rb.core.seeding import hash_key
 from rb.core.stopping import StopRequest
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
+from rb.inference.cache_features import check_features
 from rb.inference.load import check_foundation, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
@@ -104,6 +105,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     folder = RunFolder(resume or Path(config.output_dir) / config.name)
     on_main(partial(folder.claim, new=resume is None))
     built = together(partial(build_model, config.model, config.seed, device))
+    together(partial(check_features, built, config, data))
     meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities_of(built, data)}
     meta |= {"versions": package_versions(), "seed": config.seed, "num_ranks": dist.world_size()}
 

@@ -23,6 +23,7 @@ from rb.core.seeding import hash_key
 from rb.core.step_layout import StepLayout
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
+from rb.inference.cache_features import check_features
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import Built, build_model
 from rb.training.batches import training_batches
@@ -124,6 +125,7 @@ def replay(run_dir: Path, step: int, overrides: Sequence[str] = (), from_checkpo
     layout = layout_of(run_dir, step, config.train)
     config = replace(config, train=replace(config.train, micro_batch_size=layout.micro_batch_size))
     built = build_model(config.model, config.seed, dist.device())
+    check_features(built, config, data)
     found = checkpoint.find_until(run_dir, step - 1)
     if found:
         check_continues(found.meta, config, built, data)

@@ -27,6 +27,7 @@ from rb.core.metric_names import TOTAL, VAL, loss_name, parse_name, shown_values
 from rb.core.metrics import HIGHER, METRICS, while_training
 from rb.core.schedules import Turn
 from rb.core.step_layout import StepLayout
+from rb.data.formats import require_media
 from rb.data.loading import Batches
 from rb.data.order import Arrangement
 from rb.data.pipeline import PredictDataset, TrainDataset, TrainingData, open_training_data, train_loader
@@ -64,7 +65,10 @@ def open_validation_data(data: DataConfig) -> dict[str, TrainingData]:
 
     They are read in the full order, whatever ``data.order`` says, since losses are taken of the first batches of it.
     """
-    return open_training_data(data.val, SEED, Arrangement(data.group_by_source))
+    opened = open_training_data(data.val, SEED, Arrangement(data.group_by_source))
+    for reader in (reader for one in opened.values() for reader in one.readers):
+        require_media(reader.manifest, reader.path)  # captions are made of whole sources
+    return opened
 
 
 class Validation:
