@@ -102,6 +102,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def left_overs(path: Path) -> list[Path]:
+    """What is left of ``path`` where its writer was killed, and what one writes just now."""
+    named = re.compile(re.escape(f".{path.name}.") + r"\d+-[0-9a-f]{8}\.tmp")
+    return sorted(other for other in path.parent.iterdir() if named.fullmatch(other.name))
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives the name to write to; when the block ends without an error, its content is at ``path`` and on the disk."""

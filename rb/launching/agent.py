@@ -28,12 +28,11 @@ from rb.core.output import note
 from rb.core.stopping import LAUNCHER_ENDED, Parents
 from rb.launching.job_file import JobFile, read_job
 from rb.launching.node import Assignment, Node
-from rb.launching.patience import Patience
+from rb.launching.patience import ALONE_S, Patience
 from rb.launching.wire import RefusedError, Wire, greet
 
 RESULT_VARIABLE = "RB_AGENT_RESULT"  # environment variable: a file for the exit code, where a launcher hides it
 CONNECT_S = 60.0  # for reaching the controller
-ALONE_S = 8.0  # without a controller, ranks that make no progress for so long are ended
 _REPORT_S = 0.25
 _STALL_S = 2.0
 _LOST = {"do": "lost"}
@@ -212,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.pop(VISIBLE, None)
     os.environ.update(job.environment)
     wire = connect(job, {"node": number, "host": host, "pid": os.getpid()})
-    agent = Agent(Node(number, host), wire, job.silence_s)
+    agent = Agent(Node(number, host, job.silence_s), wire, job.silence_s)
     try:
         code = agent.run()
         return FINISHED if args.end_well else code

@@ -96,10 +96,11 @@ class Node:
     Args:
         number: of the node, 0 for the one with rank 0.
         host: its name for people.
+        stopped_s: the supervisor counts as dead once it is stopped (SIGSTOP) for so long; 0: never.
     """
 
-    def __init__(self, number: int, host: str) -> None:
-        self.number, self.host = number, host
+    def __init__(self, number: int, host: str, stopped_s: float = 0.0) -> None:
+        self.number, self.host, self._stopped_s = number, host, stopped_s
         self.asked = ""
         """Why this node wants the job to stop; empty while it does not."""
         self._ranks: list[_Rank] = []
@@ -193,7 +194,7 @@ class Node:
 
     def _tell_guard(self, pid: int, beats: Path) -> None:
         if self._guard is None:
-            command = [sys.executable, "-m", "rb.launching.guard", str(self._folder)]
+            command = [sys.executable, "-m", "rb.launching.guard", str(self._folder), str(self._stopped_s)]
             # In a session of its own: what ends this process must not end the guard.
             self._guard = subprocess.Popen(command, env=import_path(), stdin=subprocess.PIPE, start_new_session=True)
         assert self._guard.stdin is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rb.core.heartbeat import END, SAVING, Beat
 
+ALONE_S = 8.0  # for ranks whose controller is lost, or whose agent was given up
 WRITING_S = 300.0  # a rank that writes a checkpoint makes no progress while it waits for the disk under a large file
 
 

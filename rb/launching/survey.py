@@ -12,6 +12,7 @@ from pathlib import Path
 from rb.core.config import LimitsConfig
 from rb.core.exit_codes import FINISHED
 from rb.core.run_file import to_tree
+from rb.core.run_layout import CHECKPOINTS, STEP_PREFIX
 from rb.launching.checks import compare
 from rb.launching.facts import make_request
 from rb.launching.findings import EVERYWHERE, FAILED, OK, Finding
@@ -38,9 +39,13 @@ def survey(nodes: Sequence[RemoteNode], places: Sequence[Place], launch: Launch,
     findings = check_secrets(overrides, to_tree(launch.config))
     names = [place.host for place in places]
     requests = []
+    size = saved_bytes(launch.run_dir)
     for number, (node, place) in enumerate(zip(nodes, places, strict=True)):
         ports = [launch.master_port] if launch.master_port and number == 0 else []
-        requests.append(make_request(launch.config, place.num_ranks, launch.run_dir, ports=ports, full=launch.full))
+        wanted = make_request(
+            launch.config, place.num_ranks, launch.run_dir, ports=ports, full=launch.full, checkpoint_bytes=size
+        )
+        requests.append(wanted)
         node.ask_facts(requests[-1])
     _wait(
         lambda: all(node.facts is not None or node.poll().gone for node in nodes),
@@ -57,6 +62,15 @@ def survey(nodes: Sequence[RemoteNode], places: Sequence[Place], launch: Launch,
         else:
             facts[name] = node.facts
     return [*findings, *(compare(facts, requests[0]) if facts else [])]
+
+
+def saved_bytes(run_dir: Path) -> int | None:
+    """Size of the newest checkpoint of a run that goes on. None for a new run: it needs the model, which needs torch (`rb doctor --run` has it)."""
+    newest = max((run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*"), default=None)  # numbers have leading zeros
+    try:
+        return sum(file.stat().st_size for file in newest.iterdir()) if newest else None
+    except OSError:  # it is being deleted
+        return None
 
 
 def try_sum(

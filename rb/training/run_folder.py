@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.config import RunConfig
-from rb.core.files import write_json, write_whole
+from rb.core.files import left_overs, write_json, write_whole
 from rb.core.fingerprints import PREFIX
 from rb.core.install import git_commit, installed_versions
 from rb.core.locks import FileLock
 from rb.core.patient import PatientLogFile
 from rb.core.run_file import load_run, to_tree, with_defaults, with_pool
-from rb.core.run_layout import CHECKPOINTS, RUN_CONFIG, RUN_LOG, TRAINING_LOCK
+from rb.core.run_layout import CHECKPOINTS, RUN_CONFIG, RUN_END, RUN_ENVIRONMENT, RUN_LOG, RUN_WEIGHTS, TRAINING_LOCK
 from rb.core.run_paths import resolve_paths, run_places
 from rb.core.verbosity import show_progress_lines
 from rb.data.pipeline import TrainingData
@@ -78,6 +78,7 @@ class RunFolder:
         if new:
             check_new(self.path)
         clear_end(self.path)
+        self._remove_left_overs()
         self._start_log()
 
     def check_there(self) -> None:
@@ -99,6 +100,12 @@ class RunFolder:
             write_whole(self.path / name, content)
         else:
             write_json(self.path / name, content)
+
+    def _remove_left_overs(self) -> None:
+        """What an earlier attempt was killed over, of the files that only the holder of the lock writes."""
+        for name in (RUN_END, RUN_CONFIG, RUN_ENVIRONMENT, RUN_WEIGHTS):
+            for left in left_overs(self.path / name):
+                left.unlink(missing_ok=True)
 
     def _start_log(self) -> None:
         """From now on the project's log goes to `log.txt`, and all but the lines of single steps to the error stream too."""

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rb.core.config import DataConfig, DataSource, FoundationConfig, ModelConfig, RunConfig, TrainConfig
+from rb.core.run_file import from_tree
+from rb.core.run_layout import CHECKPOINTS, step_name
 from rb.launching.checks import compare
 from rb.launching.facts import make_request, node_facts, source_digest
 from rb.launching.findings import ALLOWED, CHECKS, Finding, accept, failures, table
+from rb.launching.hub import RemoteNode
+from rb.launching.job import Wish
+from rb.launching.launchers import SSH, Place
 from rb.launching.machine import gpus, hurting_variables, ports
+from rb.launching.request import Launch
+from rb.launching.survey import saved_bytes, survey
 from tests.support.remedies import Said, covers, helps, remedy
 from tests.support.small_data import write_set
 
@@ -295,3 +303,29 @@ def test_the_table_stays_narrow_and_plain() -> None:
     assert max(map(len, lines)) <= 100
     assert lines[-1] == f"FAILED: {nodes[7]}: clock: two lines [2J; wait"
     assert sum("FAILED" in line for line in lines) == 2
+
+
+def test_a_launch_asks_for_room_for_the_checkpoints_of_a_run_that_goes_on(folder: Path, tmp_path: Path) -> None:
+    class Answering(RemoteNode):
+        """An agent that answers for this host."""
+
+        def __init__(self) -> None:
+            self.facts = None
+
+        def ask_facts(self, request: Mapping[str, Any]) -> None:
+            self.facts = node_facts(request) | {"received": time.time()}
+
+    assert saved_bytes(tmp_path) is None
+    for step, size in ((10, 7), (5, 70)):
+        made = tmp_path / CHECKPOINTS / step_name(step)
+        made.mkdir(parents=True)
+        (made / "state.safetensors").write_bytes(bytes(size))
+    assert saved_bytes(tmp_path) == 7
+    os.truncate(tmp_path / CHECKPOINTS / step_name(10) / "state.safetensors", 1 << 43)  # sparse: it takes no room
+    config = from_tree(RunConfig, request_of(folder)["config"])
+    place = Place("n1", 2)
+    launch = Launch("rb.train", SSH, (place,), config, (), run_dir=tmp_path)
+    with Wish() as wish:
+        (disk,) = (f for f in survey([Answering()], [place], launch, wish) if f.check == "disk")
+    assert disk.state == "failed"
+    assert "the checkpoints take 26388.28" in disk.value

@@ -58,10 +58,10 @@ class TinyModel(nn.Module):
         return LossTerms(terms, terms["itg"] + terms["llm"])
 
 
-def batches(modality: str, step: int, micro: int, bad_rank: int = -1) -> Iterator[Batch]:
+def batches(modality: str, step: int, micro: int, bad_rank: int = -1, scale: float = 1.0) -> Iterator[Batch]:
     """This rank's micro-batches of a step, so that all ranks together see the same samples whatever their number."""
     generator = torch.Generator().manual_seed(step)
-    inputs = torch.randn(GLOBAL_BATCH, 5, generator=generator)
+    inputs = scale * torch.randn(GLOBAL_BATCH, 5, generator=generator)
     targets = torch.randn(GLOBAL_BATCH, 4, generator=generator)
     none = torch.zeros(micro, 1, dtype=torch.int64)
     for index in range(GLOBAL_BATCH // micro // dist.world_size()):
@@ -129,6 +129,10 @@ def main(out: Path, start: Path | None) -> None:
             assert not result.applied
             assert bool(torch.isfinite(result.terms["total"])) == (bad_rank != dist.rank())
             assert len(result.ids) == GLOBAL_BATCH // dist.world_size()
+        # All losses and all entries of the gradient are finite, but the squares that its norm adds up are not.
+        result = engine.train_step("image_region", 1e-2, batches("image_region", 98, micro, scale=1e11))
+        assert all(torch.isfinite(value) for value in result.terms.values())
+        assert (result.applied, float(result.grad_norm)) == (False, float("inf"))
         after = engine.gather_state()
         if before is not None and after is not None:
             assert same(before, after, set(users)), "a skipped step moved something"

@@ -113,3 +113,13 @@ def test_a_folder_that_another_run_made_again_is_not_this_runs(tmp_path: Path) -
     with pytest.raises(ValueError, match="removed, moved or replaced"):
         folder.end(0, 3, 3)
     assert read_end(folder.path) is None
+
+
+def test_what_a_killed_write_left_in_a_run_folder_is_removed_by_the_next_attempt(tmp_path: Path) -> None:
+    names = [".end.json.12-0a1b2c3d.tmp", ".config.yaml.7-00000000.tmp", ".end.json.mine.tmp", ".notes.12-0a1b2c3d.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    RunFolder(tmp_path).claim(new=True)
+    assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == sorted(
+        names[2:]
+    )  # not ours, or not under this lock
