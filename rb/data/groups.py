@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rb.data.permutation import shuffled
 
 STRIDE = 1024  # groups of which one sum is kept
-_ROWS = 1 << 18  # samples looked at together
+_ROWS = 1 << 16  # samples looked at together
 
 
 class UnsortedError(ValueError):
@@ -46,20 +46,18 @@ class Groups:
     @classmethod
     def of(cls, records: NDArray[np.uint32], n: int, block_records: int | None) -> Groups:
         """In groups of at most ``n`` and blocks of ``block_records`` (none: one block); ``UnsortedError`` if ``records`` falls anywhere."""
-        block_records = block_records or int(records.max()) + 1
-        by_block = np.zeros((2, int(records.max()) // block_records + 1), np.int64)
+        by_block = np.zeros((2, int(records.max()) // block_records + 1 if block_records else 1), np.int64)
         pieces = []
         for numbers, counts in _runs(records):
             parts = -(-counts // n)
-            first = int(numbers[0]) // block_records
-            block = numbers // block_records - first
+            block = numbers // block_records if block_records else np.zeros(1, np.int64)
+            first = np.flatnonzero(np.diff(block, prepend=-1))  # where a block begins
             for row, what in zip(by_block, (parts, counts), strict=True):
-                found = np.bincount(block, what).astype(np.int64)  # sums below 2^53 are exact
-                row[first : first + len(found)] += found
+                row[block[first]] += np.add.reduceat(what, first)
             pieces.append(_even_parts(counts, parts).astype(np.min_scalar_type(n)))
         sizes = np.concatenate(pieces)
-        whole = np.add.reduceat(sizes, np.arange(0, len(sizes), STRIDE), dtype=np.int64)
-        return cls(records, sizes, by_block[0], by_block[1], np.append(0, np.cumsum(whole)))
+        sums = [sizes[start : start + STRIDE].sum(dtype=np.int64) for start in range(0, len(sizes), STRIDE)]
+        return cls(records, sizes, by_block[0], by_block[1], np.append(0, np.cumsum(sums)))
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -96,6 +94,8 @@ def _runs(records: NDArray[np.uint32]) -> Iterator[tuple[NDArray[np.int64], NDAr
 
 def _even_parts(counts: NDArray[np.int64], parts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sizes of ``parts`` even parts of each of ``counts``, one after another: part j of g ends at c (j + 1) // g."""
+    if len(counts) == parts.sum():
+        return counts
     count, of = np.repeat(counts, parts), np.repeat(parts, parts)
     part = np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)
     return (part + 1) * count // of - part * count // of

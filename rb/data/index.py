@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rb.core.files import digest64, file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
 from rb.core.strict_json import FormatError, read_bytes
+from rb.data.examples import Examples
 from rb.data.formats import (
     MAX_RECORD_BYTES,
     IndexEntry,
@@ -47,6 +48,7 @@ _HEADER = struct.Struct("<8s I 4x Q Q Q 24x")  # magic, shards, records, samples
 _RECORDS = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("id_end", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 _SAMPLES = np.dtype([("record", "<u4"), ("object", "<i4"), ("caption", "<u4")])
 _OPEN_FILES = 64  # shards a process keeps open; large sets have more shards than a process may open files
+_ROWS = 1 << 16  # rows of a table that are looked at together, so that an index of any size needs little memory
 _WHOLE = -1  # object number of a sample that is the whole source
 
 
@@ -125,7 +127,7 @@ class Index:
         size = file.stat().st_size
         if size != manifest.index.bytes or size < _HEADER.size:
             raise ValueError(f"{file}: {size} bytes, but {path} says {manifest.index.bytes}; {remedy}")
-        content = np.memmap(file, np.uint8, "r")
+        content = np.memmap(file, np.uint8, "r").view(np.ndarray)  # a memmap's own views are slow to index
         if verify and sha256(content.data) != manifest.index.sha256:
             raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
         magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size].tobytes())
@@ -145,26 +147,35 @@ class Index:
 
     def problem(self, manifest: Manifest) -> str | None:
         """The first row that points to what is not there: in the shards, as their sizes stand in the manifest, or in the index itself."""
-        shard, length, offset = (self.records[name] for name in ("shard", "length", "offset"))
-        outside = shard >= len(manifest.shards)
-        room = np.array([entry.bytes for entry in manifest.shards] or [0], np.uint64)[np.where(outside, 0, shard)]
-        ends = self.records["id_end"]
-        falling = np.append(False, ends[1:] < ends[:-1])
-        wrong_records = {
+        room = np.array([entry.bytes for entry in manifest.shards] + [0], np.uint64)
+        for rows, table in (("record", self.records), ("sample", self.samples)):
+            for start in range(0, len(table), _ROWS):
+                wrong = self._wrong_records(start, room) if rows == "record" else self._wrong_samples(start)
+                for what, where in wrong.items():
+                    if where.any():
+                        return f"{rows} {start + int(np.argmax(where))} {what}"
+        return None
+
+    def _wrong_records(self, start: int, room: NDArray[np.uint64]) -> dict[str, NDArray[np.bool_]]:
+        """What can be wrong -> in which of the rows from ``start`` on it is; ``room`` is the size of each shard, and 0."""
+        part = self.records[start : start + _ROWS]
+        shard, length, offset, ends = (part[name] for name in ("shard", "length", "offset", "id_end"))
+        before = np.append(self.records["id_end"][start - 1] if start else np.uint64(0), ends[:-1])
+        outside = shard >= len(room) - 1
+        room = room[np.minimum(shard, len(room) - 1)]
+        return {
             "names a shard that the manifest has not": outside,
             f"claims more than {MAX_RECORD_BYTES:,} bytes": length > MAX_RECORD_BYTES,
             "reaches beyond the end of its shard": (offset > room) | (length > room - np.minimum(offset, room)),
-            "has a source id outside the ids": (ends > len(self.ids)) | falling,
+            "has a source id outside the ids": (ends > len(self.ids)) | (ends < before),
         }
-        wrong_samples = {
-            "names a record that the index has not": self.samples["record"] >= len(self.records),
-            "names an object below 0": self.samples["object"] < _WHOLE,
+
+    def _wrong_samples(self, start: int) -> dict[str, NDArray[np.bool_]]:
+        part = self.samples[start : start + _ROWS]
+        return {
+            "names a record that the index has not": part["record"] >= len(self.records),
+            "names an object below 0": part["object"] < _WHOLE,
         }
-        for rows, wrong in (("record", wrong_records), ("sample", wrong_samples)):
-            for what, where in wrong.items():
-                if where.any():
-                    return f"{rows} {int(np.argmax(where))} {what}"
-        return None
 
     def source_id(self, record: int) -> str:
         """The source id of record number ``record``, without reading its shard."""
@@ -227,7 +238,7 @@ class ManifestReader:
         self.manifest = parse_manifest(content, str(self.path))
         self.digest = manifest_digest(content)
         self.index = Index.open(self.path, self.manifest, verify)
-        self._examples: NDArray[np.int64] | None = None
+        self._examples: Examples | None = None
         self._files: OrderedDict[int, int] = OrderedDict()
         for entry in self.manifest.shards:
             file = self.path.parent / entry.file
@@ -292,11 +303,13 @@ class ManifestReader:
 
     def records_of(self, examples: Sequence[int]) -> NDArray[np.int64]:
         """The record [N] of each example."""
-        return self.index.samples["record"][self._example_rows()[np.asarray(examples, np.int64)]].astype(np.int64)
+        return self.index.samples["record"][self._example_rows().samples(np.asarray(examples, np.int64))].astype(
+            np.int64
+        )
 
     def sample_of(self, example: int) -> int:
         """The sample that stands for an example: the one with its first caption."""
-        return int(self._example_rows()[example])
+        return self._example_rows()[example]
 
     def records(self) -> Iterator[tuple[Record, Stored]]:
         """Every record once, with its media, in the order of the shards."""
@@ -314,9 +327,9 @@ class ManifestReader:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def _example_rows(self) -> NDArray[np.int64]:
+    def _example_rows(self) -> Examples:
         if self._examples is None:
-            self._examples = np.flatnonzero(self.index.samples["caption"] == 0)
+            self._examples = Examples(self.index.samples["caption"])
         return self._examples
 
     def _read(self, number: int) -> tuple[Record, bytes, str, str]:
