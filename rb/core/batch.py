@@ -1,6 +1,6 @@
 """The nouns that travel from the data to the model and back: ``Sample``, ``Batch``, ``LossTerms``. Nothing here does work.
 
-Shape letters: B micro-batch, S its source pieces, N points, C point columns, T text tokens.
+Shape letters: B micro-batch, S its source pieces, O its subjects, N points, C point columns, T text tokens.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Sample:
 class Batch:
     """One micro-batch of one modality on one rank.
 
-    Several samples may be of one source piece (an image, a cloud): it stands in ``inputs`` once, and is encoded once.
+    Several samples may be of one source piece (an image, a cloud): it stands in ``inputs`` once, and is encoded once. Several may be
+    captions of one subject, which is a source piece or a box in it: the LLM reads what stands before their captions once.
 
     Attributes:
         inputs: images [S, 3, H, W], uint8 (or float32, normalised already), or points [S, N, C] float32; one row a source piece, in the
@@ -65,6 +66,8 @@ class Batch:
         object_keys, caption_keys: [B] int64; equal keys mean the same object, the same caption (ITC and ITM leave those out).
         itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).
         source_rows: [B] int64, the row of ``inputs`` that each sample sees, ascending; none where S is B, row by row.
+        subject_rows: [B] int64, the number of each sample's subject; none where O is B.
+        subjects: [O] int64, a sample of each subject; none where O is B.
         source_keys: [B] int64; equal keys mean the same source. Only ``model.same_image_negatives: leave_out`` reads them.
         are_features: ``inputs`` are what the frozen encoder made of the sources, [.., P, V] (``rb cache-features``); it does not run again.
     """
@@ -84,6 +87,8 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     source_rows: Tensor | None = None
+    subject_rows: Tensor | None = None
+    subjects: Tensor | None = None
     source_keys: Tensor | None = None
     are_features: bool = False
 
@@ -100,9 +105,10 @@ class Batch:
         if self.source_rows is None:
             return dataclasses.replace(self, inputs=self.inputs[chosen], **own)
         seen, rows = torch.unique(self.source_rows[chosen], return_inverse=True)
-        return dataclasses.replace(
-            self, inputs=self.inputs[seen], source_rows=_unless_row_by_row(rows, len(seen)), **own
-        )
+        own["source_rows"] = None if len(seen) == len(rows) else rows
+        if self.subject_rows is not None:
+            own["subject_rows"], own["subjects"] = numbered(self.subject_rows[chosen])
+        return dataclasses.replace(self, inputs=self.inputs[seen], **own)
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
@@ -116,6 +122,8 @@ class Batch:
             fields[name] = torch.cat(values) if isinstance(value, Tensor) else [one for part in values for one in part]
         fields["inputs"] = torch.cat([batch.inputs for batch in batches])
         fields["source_rows"] = joined_source_rows(batches)
+        subjects = _joined([(batch.subject_rows, len(batch), len(batch)) for batch in batches])
+        fields["subject_rows"], fields["subjects"] = (None, None) if subjects is None else numbered(subjects)
         return dataclasses.replace(batches[0], **fields)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -139,25 +147,35 @@ class Batch:
 
 def _of_samples(batch: Batch) -> dict[str, Any]:
     """The fields of a batch that have a row for each sample, and stay what they are in a part of it."""
-    shared = ("modality", "prompt_ids", "inputs", "source_rows", "are_features")
+    shared = ("modality", "prompt_ids", "inputs", "source_rows", "subject_rows", "subjects", "are_features")
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def joined_source_rows(batches: Sequence[Batch]) -> Tensor | None:
     """For the samples of several batches, the rows that they see of all their ``inputs``, one behind the other; none where row by row."""
-    if all(batch.source_rows is None for batch in batches):
+    return _joined([(batch.source_rows, len(batch), len(batch.inputs)) for batch in batches])
+
+
+def _joined(parts: Sequence[tuple[Tensor | None, int, int]]) -> Tensor | None:
+    """Numbers of several batches, each moved behind those before: (numbers, none where they count the rows; rows; how many numbers there are)."""
+    given = [numbers for numbers, _, _ in parts if numbers is not None]
+    if not given:
         return None
-    rows, before = [], 0
-    for batch in batches:
-        own = torch.arange(len(batch), device=batch.inputs.device) if batch.source_rows is None else batch.source_rows
-        rows.append(own + before)
-        before += len(batch.inputs)
-    return torch.cat(rows)
+    moved, before = [], 0
+    for numbers, rows, size in parts:
+        moved.append((torch.arange(rows, device=given[0].device) if numbers is None else numbers) + before)
+        before += size
+    return torch.cat(moved)
 
 
-def _unless_row_by_row(source_rows: Tensor, num_sources: int) -> Tensor | None:
-    return None if num_sources == len(source_rows) else source_rows
+def numbered(keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Equal keys [B] as equal numbers 0, 1, ..., [B], and the first row of each number, [O]; none for both where no two are equal."""
+    seen, rows = torch.unique(keys, return_inverse=True)
+    if len(seen) == len(rows):
+        return None, None
+    places = torch.arange(len(rows), device=rows.device)
+    return rows, torch.full_like(seen, len(rows)).scatter_reduce(0, rows, places, "amin")
 
 
 @dataclass

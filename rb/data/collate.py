@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rb.core.batch import Batch, Sample
+from rb.core.batch import Batch, Sample, numbered
 from rb.core.seeding import hash_key, uniform
 from rb.core.text import TextProcessor
 
@@ -37,6 +37,11 @@ def collate(samples: Sequence[Sample], text: TextProcessor, seed: int) -> Batch:
     text_ids, text_mask = text.encode_qformer(captions)
     llm_ids, llm_mask = text.encode_llm(captions)
     inputs, source_rows = stack_inputs(samples)
+    subject_rows, subjects = None, None
+    if source_rows is not None:  # a subject is an input and a box in it
+        known: dict[tuple[int, str | None], int] = {}
+        about = [(row, sample.object_id) for row, sample in zip(source_rows.tolist(), samples, strict=True)]
+        subject_rows, subjects = numbered(torch.tensor([known.setdefault(one, len(known)) for one in about]))
     draws = [[uniform("itm", seed, modality, sample.position, d) for d in range(2)] for sample in samples]
     return Batch(
         modality=modality,
@@ -54,6 +59,8 @@ def collate(samples: Sequence[Sample], text: TextProcessor, seed: int) -> Batch:
         captions=captions,
         positions=[sample.position for sample in samples],
         source_rows=source_rows,
+        subject_rows=subject_rows,
+        subjects=subjects,
         source_keys=torch.tensor([hash_key("source", sample.source_id) for sample in samples], dtype=torch.int64),
         are_features=samples[0].are_features,
     )

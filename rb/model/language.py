@@ -1,7 +1,7 @@
 """The frozen LLM behind the soft prompt: caption logits for training, generated captions for prediction.
 
 Two kinds: decoders (OPT; any causal LM of transformers that takes ``inputs_embeds``) and encoder-decoders (T5). Embeddings are
-concatenated here, because the library does not check the number of image tokens. Shapes: B micro-batch, Q query tokens, Tp prompt tokens,
+concatenated here, because the library does not check the number of image tokens. Shapes: B micro-batch, O its subjects, Q query tokens, Tp prompt tokens,
 T caption tokens with the end token, L LLM width.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from rb.core.batch import Batch
 from rb.core.config import DecodeConfig
@@ -37,18 +38,17 @@ def _context(language_model: PreTrainedModel, soft_prompt: Tensor, prompt_ids: T
 def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: Batch) -> Tensor:
     """Logits of every caption token given what comes before it, [B, T, vocabulary]; nothing is computed at other positions.
 
+    What stands before several captions of one subject is read once.
+
     Args:
-        soft_prompt: [B, Q, L], the projected query output.
+        soft_prompt: [O, Q, L], the projected query output of each subject (of each row where ``batch.subject_rows`` is none).
         batch: its ``llm_ids`` [B, T] are both input and target; the caller weighs padding out.
     """
-    context = _context(language_model, soft_prompt, batch.prompt_ids)  # [B, Q + Tp, L]
+    context = _context(language_model, soft_prompt, batch.prompt_ids)  # [O, Q + Tp, L]
     if llm_kind(language_model) == "encoder_decoder":
-        start = torch.full_like(batch.llm_ids[:, :1], language_model.config.decoder_start_token_id)
-        return language_model(
-            inputs_embeds=context,
-            decoder_input_ids=torch.cat([start, batch.llm_ids[:, :-1]], dim=1),
-            use_cache=False,
-        ).logits
+        return _by_decoder_of_two(language_model, context, batch)
+    if batch.subject_rows is not None:
+        return _behind_shared_contexts(language_model, context, batch.llm_ids, batch.subject_rows)
     # Causal LMs with rotary positions (Llama) make the library wait once per forward pass all the same (packed sequences); OPT does not.
     # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
     inputs = torch.cat([context, language_model.get_input_embeddings()(batch.llm_ids)], dim=1)  # [B, Q + Tp + T, L]
@@ -60,6 +60,31 @@ def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: 
         logits_to_keep=num_targets + 1,
     ).logits
     return logits[:, -num_targets - 1 : -1]
+
+
+def _by_decoder_of_two(language_model: PreTrainedModel, context: Tensor, batch: Batch) -> Tensor:
+    """Of an encoder-decoder: the encoder reads the contexts [O, Q + Tp, L], the decoder writes the captions."""
+    start = torch.full_like(batch.llm_ids[:, :1], language_model.config.decoder_start_token_id)
+    given: dict[str, Any] = {"inputs_embeds": context}
+    if batch.subject_rows is not None:
+        read = cast(Any, language_model).get_encoder()(inputs_embeds=context).last_hidden_state
+        given = {"encoder_outputs": BaseModelOutput(last_hidden_state=read[batch.subject_rows])}
+    shifted = torch.cat([start, batch.llm_ids[:, :-1]], dim=1)
+    return language_model(decoder_input_ids=shifted, use_cache=False, **given).logits
+
+
+def _behind_shared_contexts(
+    language_model: PreTrainedModel, context: Tensor, llm_ids: Tensor, context_rows: Tensor
+) -> Tensor:
+    """Of a decoder: one pass over the contexts [O, Q + Tp, L], whose keys and values go to each of their captions; one over the captions."""
+    read = language_model(inputs_embeds=context, use_cache=True, logits_to_keep=1)
+    first = read.logits[context_rows]  # [B, 1, vocabulary]
+    if llm_ids.shape[1] == 1:
+        return first
+    read.past_key_values.batch_select_indices(context_rows)
+    embeds = language_model.get_input_embeddings()(llm_ids[:, :-1])  # [B, T - 1, L]; the last token predicts nothing
+    rest = language_model(inputs_embeds=embeds, past_key_values=read.past_key_values, use_cache=True).logits
+    return torch.cat([first, rest], dim=1)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def itg(encoded: Encoded) -> Tensor:
 def llm(encoded: Encoded) -> Tensor:
     """The caption as the LLM writes it (BLIP-2 stage 2)."""
     batch, model, share = encoded.batch, encoded.model, encoded.share
-    soft_prompt = model.soft_prompt(encoded.query_output)
+    of_subjects = encoded.query_output if batch.subjects is None else encoded.query_output[batch.subjects]
+    soft_prompt = model.soft_prompt(of_subjects)  # [O, Q, L]
     logits = language.caption_logits(model.blip2.language_model, soft_prompt, batch).float()  # [B, T, vocabulary]
     return losses.token_loss(logits, batch.llm_ids, batch.llm_mask.float(), share.totals["llm"], share.num_parts, 0.0)
 

@@ -112,6 +112,9 @@ def test_a_micro_batch_reads_each_source_once_and_cuts_change_nothing(
     first = whole[0]
     new = (first.source_keys[1:] != first.source_keys[:-1]).tolist()
     assert (first.source_rows[1:] != first.source_rows[:-1]).tolist() == new
+    # A subject is one object of one source, or the whole source.
+    assert torch.equal(first.object_keys[first.subjects][first.subject_rows], first.object_keys)
+    assert len(first.subjects) == len({*zip(first.source_rows.tolist(), first.object_keys.tolist(), strict=True)})
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -1,4 +1,6 @@
-"""Samples of one source piece in one batch: it is encoded once, and every loss and gradient is what it is with a copy for each sample."""
+"""Samples of one source piece in one batch: it is encoded once, what stands before captions of one subject is read once, and every loss and
+gradient is what it is with a copy for each sample.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from rb.core import dist
-from rb.core.batch import Batch
+from rb.core.batch import Batch, numbered
 from rb.core.config import FoundationConfig
 from rb.core.exit_codes import leave
 from rb.core.modality import IMAGE_REGION, MODALITIES, POINT_CLOUD_REGION
@@ -21,6 +23,7 @@ from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import Built, build_model
 from tests.support import tiny
+from tests.support.host_waits import host_waits
 from tests.support.processes import finish, start_function_ranks
 
 Measured = dict[str, torch.Tensor]
@@ -58,7 +61,14 @@ def copied(modality: str, text: TextProcessor, rows: range) -> Batch:
 def grouped(batch: Batch) -> Batch:
     """The same with each source once."""
     starts = torch.cat([torch.tensor([True]), batch.source_keys[1:] != batch.source_keys[:-1]])
-    return replace(batch, inputs=batch.inputs[starts], source_rows=starts.cumsum(0) - 1)
+    subject_rows, subjects = numbered(batch.object_keys)
+    return replace(
+        batch,
+        inputs=batch.inputs[starts],
+        source_rows=starts.cumsum(0) - 1,
+        subject_rows=subject_rows,
+        subjects=subjects,
+    )
 
 
 def step(model: RegionBLIP, text: TextProcessor, modality: str, layout: StepLayout, in_groups: bool) -> Measured:
@@ -136,6 +146,21 @@ def test_each_source_is_encoded_once(built: Built, monkeypatch: pytest.MonkeyPat
         assert encoded == pieces
 
 
+def test_what_stands_before_the_captions_of_a_subject_is_read_once(built: Built) -> None:
+    """The LLM's first pass has a row for each subject, and nothing makes the host wait for a GPU."""
+    batch = grouped(copied(IMAGE_REGION, built.text, range(ROWS)))
+    seen: list[tuple[int, ...]] = []
+    hook = built.model.blip2.language_model.get_decoder().register_forward_pre_hook(
+        lambda _, args, named: seen.append(tuple(named["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    try:
+        assert host_waits(lambda: built.model(batch).total.backward()) == []
+    finally:
+        hook.remove()
+    assert [rows for rows, _ in seen] == [len(batch.subjects), ROWS]
+    assert len(batch.subjects) < ROWS
+
+
 def test_stages_have_a_row_for_each_sample(built: Built) -> None:
     batch = copied(POINT_CLOUD_REGION, built.text, range(ROWS))
     one, other = built.model.stages(batch), built.model.stages(grouped(batch))
@@ -153,8 +178,11 @@ def test_parts_of_a_batch_take_their_sources_along(built: Built) -> None:
         assert len(one.for_samples(one.inputs)) == len(one)
     assert torch.equal(joined.for_samples(joined.inputs), batch.inputs)
     assert len(joined.inputs) == 6
-    alone = grouped(batch).rows(slice(8, 9))
-    assert alone.source_rows is None
+    whole = grouped(batch)
+    for one in (whole, joined, whole.rows(slice(1, 7))):  # subjects by object, wherever the batch was cut
+        assert torch.equal(one.object_keys[one.subjects][one.subject_rows], one.object_keys)
+    alone = whole.rows(slice(8, 9))
+    assert alone.source_rows is alone.subject_rows is alone.subjects is None
     assert torch.equal(Batch.joined([alone, parts[0]]).source_rows, torch.tensor([0, 1, 1, 1]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,30 @@ def test_a_family_trains_and_generates(llm: str, tmp_path: Path) -> None:
     assert torch.equal(model.generate(IMAGE, image.inputs, None, how), before)  # the image stays plain BLIP-2
     ids = model.generate(IMAGE_REGION, batch.inputs, batch.boxes, how)
     assert len(text.decode_llm(ids)) == len(batch)
+
+
+@pytest.mark.parametrize("llm", ["opt", "t5", "llama", *FAMILIES])
+def test_captions_of_one_subject_share_what_every_family_reads_before_them(llm: str, tmp_path: Path) -> None:
+    foundation = tiny.write_foundation(tmp_path, llm=llm)
+    attention = FAMILIES[llm][1] if llm in FAMILIES else "sdpa"
+    weights = {"itc": 0.0, "itm": 0.0, "itg": 0.0, "reg": 0.0, "llm": 1.0}
+    config = tiny.model_config(
+        foundation, train_modalities=(IMAGE_REGION,), attention=attention, loss_weights=weights, prompt="a photo of"
+    )
+    built = build_model(config, seed=0)
+    rows, subjects = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 2])
+    batch = tiny.make_batch(IMAGE_REGION, built.text, range(5))
+    apart = replace(batch, inputs=batch.inputs[subjects[rows]], boxes=batch.boxes[subjects[rows]])
+    together = replace(apart, subject_rows=rows, subjects=subjects)
+    found = []
+    for one in (apart, together):
+        built.model.zero_grad()
+        total = built.model(one).total
+        total.backward()
+        found.append([total, *(p.grad for p in built.model.parameters() if p.grad is not None)])
+    assert len(found[0]) > 5
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
 def test_an_attention_that_a_family_lacks_is_refused_with_the_one_that_works(tmp_path: Path) -> None:
