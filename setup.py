@@ -35,6 +35,7 @@ setup(
         # 0.19.8's private methods are used to gather and scatter optimizer state; a contract test pins them.
         "deepspeed>=0.19.8,<0.20",
         "defusedxml>=0.7.1",
+        "fsspec>=2025.10",
         "transformers>=5.20,<6",
         "peft>=0.21,<0.22",
         "webdataset>=1.0,<2",
@@ -57,6 +58,10 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        # Stores of shards; hf:// needs no more.
+        "s3": ["s3fs>=2025.10"],
+        "gs": ["gcsfs>=2025.10"],
+        "http": ["aiohttp>=3.10"],
         "flash": ["flash-attn>=2.8"],
         "points": ["torch-quickfps>=2.1"],
         "clouds": ["plyfile>=1.1,<2", "pypcd4>=1.5,<2"],  # rb caption scan.ply, scan.pcd
@@ -65,6 +70,7 @@ setup(
             'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13
             "Flask-WTF>=1.2,<2",  # `mlflow server --app-name basic-auth`, in make drill
             "hypothesis>=6.100",
+            "moto[s3]>=5.1,<6",  # an S3 server on loopback
             "mypy>=1.15",
             "ninja",
             "packaging>=23",

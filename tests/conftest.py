@@ -7,6 +7,7 @@ What tests share, so that none makes it again:
     ``support.exported.make_run``      a run folder with random trained parameters, without training
     ``support.processes``              ranks and jobs as real processes in 0.1 s: forks of one server that has imported the libraries
     ``support.browser``                a headless Chromium
+    ``s3`` (here), ``support.stores``  an S3 server, HTTP servers and a proxy that fails, on loopback
     ``support.weights_files``          checkpoint files in every public layout
 """
 
@@ -31,6 +32,7 @@ import torch
 
 from rb.core.config import FoundationConfig
 from tests.support import tiny
+from tests.support.stores import S3
 
 OURS = (
     "CUDA_",
@@ -64,6 +66,14 @@ def finished(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFact
     make_run(folder, foundation).rename(folder / "run")
     export_run(folder / "run", folder / "export")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """An S3 server on loopback. Use it by ``tests.support.stores.reading_from``."""
+    server = S3()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ READERS = {
     "numpy.loadtxt": "rb/sources/cloud_files.py",  # .xyz
     "numpy.genfromtxt": None,
     "numpy.fromfile": None,
-    "numpy.memmap": "rb/data/index.py",
+    "numpy.memmap": "rb/data/shard_files.py",
     "numpy.lib.format.read_array": None,
     "numpy.lib.format.read_array_header_1_0": "rb/core/npy_files.py",
     "pickle.load": None,

@@ -25,6 +25,7 @@ from rb.core.model_config import (
 from rb.core.optim_config import Extension, OptimConfig
 from rb.core.schedules import SCHEDULES
 from rb.core.step_layout import StepLayout
+from rb.core.urls import location
 
 MIRRORS = ("never", "safe", "swap", "always")  # rules of ``data.mirror``; rb/data/mirrors.py says what they do
 DROPPED_POINTS = ("first", "kept")  # ``data.dropped_points``
@@ -56,13 +57,17 @@ class DataSource:
     """One manifest of one modality."""
 
     manifest: str
-    """Path of a ``manifest.json`` (or its folder)."""
+    """Path or URL (``s3://``, ``gs://``, ``hf://``, ``https://``, ``http://``) of a ``manifest.json`` or its folder."""
     repeat: int = 1
     """How often it is shown per epoch (the released code shows ScanRefer twice)."""
     first: int | None = None
     """Only its first so many samples: an epoch of a small share of the data, as ablations need. Validation losses use it too."""
 
     def __post_init__(self) -> None:
+        try:
+            location(self.manifest)
+        except ValueError as error:
+            raise ValueError(f"data.*.manifest: {error}") from None
         at_least("data.*.repeat", self.repeat, 1)
         at_least("data.*.first", 1 if self.first is None else self.first, 1)
 

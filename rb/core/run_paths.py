@@ -16,6 +16,7 @@ from rb.core.config import DataConfig, DataSource, FoundationConfig, RunConfig
 from rb.core.install import RUNS, find_file, find_shipped, project_file
 from rb.core.run_file import load_run
 from rb.core.run_layout import RUN_CONFIG
+from rb.core.urls import is_url
 
 Find = Callable[[str, str], str]  # (key, value) -> path
 OWN_FOLDERS = ("rb", "ds_configs")  # of the project, in which a run's paths may point
@@ -172,7 +173,9 @@ def _data_with_paths(part: str, data: DataConfig, find: Find) -> dict[str, tuple
     listed: dict[str, tuple[DataSource, ...]] = getattr(data, part)
     return {
         modality: tuple(
-            replace(source, manifest=find(f"data.{part}.{modality}[{i}].manifest", source.manifest))
+            source
+            if is_url(source.manifest)
+            else replace(source, manifest=find(f"data.{part}.{modality}[{i}].manifest", source.manifest))
             for i, source in enumerate(sources)
         )
         for modality, sources in listed.items()

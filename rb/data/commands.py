@@ -12,6 +12,7 @@ from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
 from rb.core.threads import default_workers
+from rb.core.urls import Location, location_argument
 
 if TYPE_CHECKING:
     from rb.data.formats import Manifest
@@ -47,10 +48,12 @@ def run_index(args: argparse.Namespace) -> int:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """``rb data verify``."""
-    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("manifest", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
     parser.add_argument("--decode", action="store_true", help="decode every picture and cloud to its end, too")
     against = "another split: no source, and no picture that looks the same, may be in both; may be given again"
-    parser.add_argument("--against", type=Path, action="append", default=[], metavar="MANIFEST", help=against)
+    parser.add_argument(
+        "--against", type=location_argument, action="append", default=[], metavar="MANIFEST", help=against
+    )
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that decode")
     add_json(parser)
     parser.set_defaults(run=run_verify)
@@ -91,9 +94,11 @@ def add_exclude(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a set again without the sources that other sets hold, as `rb data verify --against` finds them."
     )
-    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("manifest", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
     against = "a set of which nothing may be left, such as a test set; may be given again"
-    parser.add_argument("--against", type=Path, action="append", required=True, metavar="MANIFEST", help=against)
+    parser.add_argument(
+        "--against", type=location_argument, action="append", required=True, metavar="MANIFEST", help=against
+    )
     parser.add_argument("--out", type=Path, required=True, help="a new folder for shards, index and manifest")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are in --out already")
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that decode")
@@ -116,7 +121,13 @@ def add_stats(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Images or clouds, objects, texts, words, regions and their sizes, of each set and of all together."
     )
-    parser.add_argument("manifests", nargs="+", type=Path, metavar="MANIFEST", help="a manifest.json, or its folder")
+    parser.add_argument(
+        "manifests",
+        nargs="+",
+        type=location_argument,
+        metavar="MANIFEST",
+        help="a manifest.json, or its folder; a path or a URL",
+    )
     add_json(parser)
     parser.set_defaults(run=run_stats)
 
@@ -136,8 +147,8 @@ def run_stats(args: argparse.Namespace) -> int:
 def add_diff(parser: argparse.ArgumentParser) -> None:
     """``rb data diff``."""
     parser.description = "Which sources differ between two sets: missing, other media, other boxes or captions."
-    parser.add_argument("first", type=Path, help="a manifest.json, or its folder")
-    parser.add_argument("second", type=Path, help="another")
+    parser.add_argument("first", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
+    parser.add_argument("second", type=location_argument, help="another")
     add_json(parser)
     parser.set_defaults(run=run_diff)
 
@@ -165,7 +176,9 @@ def run_diff(args: argparse.Namespace) -> int:
     return FINISHED if found.empty else FAILED
 
 
-def _say(manifest: Manifest, path: Path, as_json: bool, end: str = "", more: Mapping[str, Any] | None = None) -> None:
+def _say(
+    manifest: Manifest, path: Location, as_json: bool, end: str = "", more: Mapping[str, Any] | None = None
+) -> None:
     if as_json:
         about = {"manifest": str(path), "name": manifest.name, "modality": manifest.modality, "split": manifest.split}
         say_json(about | {"counts": manifest.counts, "shards": len(manifest.shards)} | dict(more or {}))

@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from rb.core import progress
 from rb.core.modality import modality_spec
 from rb.core.strict_json import dumps
 from rb.core.threads import in_order
+from rb.core.urls import Location
 from rb.data.formats import FormatError, Record, require_media
 from rb.data.index import ManifestReader
 from rb.sources.features import decode_features
@@ -52,7 +52,7 @@ class Difference:
         return not (self.only_first or self.only_second or self.media or self.annotations)
 
 
-def difference(first: Path, second: Path) -> Difference:
+def difference(first: Location, second: Location) -> Difference:
     """What differs between two sets of one modality. Digests of the first are held in memory, 100 bytes a source.
 
     Raises:
@@ -106,8 +106,8 @@ def _changes(first: Record, second: Record) -> Counter[str]:
 class Shared:
     """Sources that two sets share: by id, and pairs (source of the first, source of the second) of equal media under other ids."""
 
-    first: Path
-    second: Path
+    first: Location
+    second: Location
     ids: list[str]
     media: list[tuple[str, str]]
 
@@ -117,7 +117,7 @@ class Shared:
         return not (self.ids or self.media)
 
 
-def shared(first: Path, second: Path, workers: int = 1) -> Shared:
+def shared(first: Location, second: Location, workers: int = 1) -> Shared:
     """What two sets share, for splits that must not; pictures and clouds are decoded by ``workers`` threads.
 
     Raises:
@@ -163,7 +163,7 @@ def _alike(known: dict[str, bytes], offered: dict[str, bytes], tolerance: int) -
     return pairs
 
 
-def check_whole(manifest: Path, workers: int = 1) -> list[str]:
+def check_whole(manifest: Location, workers: int = 1) -> list[str]:
     """Decode every picture and cloud of a set to its end, by ``workers`` threads; one line for each that fails."""
     reader = ManifestReader(manifest)
     source = source_of(reader.manifest.modality)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rb.core import progress
+from rb.core.urls import Location
 from rb.data.compare_sets import shared
 from rb.data.formats import REJECTED_FILE, Manifest, read_rejected
 from rb.data.index import ManifestReader
@@ -17,7 +18,7 @@ from rb.data.shard_writer import ShardWriter
 
 
 def exclude(
-    first: Path, others: Sequence[Path], out: Path, overwrite: bool = False, workers: int = 1
+    first: Location, others: Sequence[Location], out: Path, overwrite: bool = False, workers: int = 1
 ) -> tuple[Manifest, int]:
     """Write the set ``first`` to the folder ``out`` without what ``others`` hold; the new manifest, and how many sources were left out.
 
@@ -34,8 +35,7 @@ def exclude(
     reader = ManifestReader(first)
     about = reader.manifest
     with ShardWriter(out, about.name, about.modality, about.split, overwrite=overwrite, exif=about.exif) as writer:
-        earlier = reader.path.with_name(REJECTED_FILE)
-        for row in read_rejected(earlier) if earlier.is_file() else ():
+        for row in read_rejected(reader.path.parent / REJECTED_FILE):
             writer.reject(row.source, row.reason, row.detail, row.object_id)
         title = f"{about.name} {about.split}"
         for number in progress.bar(range(about.counts["records"]), desc=title, unit="record", delay=5):

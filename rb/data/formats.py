@@ -14,7 +14,8 @@ from typing import Any
 from rb.core import strict_json as strict
 from rb.core.files import sha256
 from rb.core.modality import MODALITIES
-from rb.core.strict_json import FormatError, checked, dumps, parse, parse_lines, read_bytes
+from rb.core.strict_json import MAX_FILE_BYTES, FormatError, checked, dumps, parse, parse_lines
+from rb.core.urls import Location, Url, location
 from rb.data.predictions import (
     Prediction,
     ids_digest,
@@ -23,6 +24,7 @@ from rb.data.predictions import (
     sample_id,
     write_predictions,
 )
+from rb.data.store import MissingError, read_file
 from rb.sources.features import DTYPES, FeatureSet
 from rb.sources.pixels import EXIF_CHOICES
 
@@ -55,6 +57,7 @@ __all__ = [
     "parse_record",
     "predictions_meta_path",
     "read_manifest",
+    "read_manifest_bytes",
     "read_predictions",
     "read_rejected",
     "rejected_row",
@@ -72,6 +75,7 @@ RECORD_EXTENSION = "json"
 QUESTIONS = "questions"  # what the samples of a set are, where they are no captions
 # One record is one image or cloud, and is held twice for a moment (its bytes, its members).
 MAX_RECORD_BYTES = 100 << 20
+MAX_REJECTED_BYTES = 1 << 30
 
 
 class UnfitRecordError(FormatError):
@@ -281,9 +285,14 @@ def parse_record(data: bytes, where: str) -> Record:
     return Record(**raw)
 
 
-def find_manifest(path: Path | str) -> Path:
-    """``path`` itself, or ``path/manifest.json`` where it is a folder; ``ValueError`` if there is none."""
-    path = Path(path)
+def find_manifest(place: Location | str) -> Location:
+    """``place`` itself, or ``manifest.json`` in it where it is a folder; ``ValueError`` if there is none.
+
+    A URL that does not end in ``.json`` is a folder's; whether there is a manifest shows when it is read.
+    """
+    path = location(place)
+    if isinstance(path, Url):
+        return path if path.name.endswith(".json") else path / MANIFEST_FILE
     found = path / MANIFEST_FILE if path.is_dir() else path
     if not found.is_file():
         raise ValueError(
@@ -292,10 +301,15 @@ def find_manifest(path: Path | str) -> Path:
     return found
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(place: Location | str) -> Manifest:
     """A manifest, checked in itself; whether its files are there is checked by ``ManifestReader``."""
-    path = find_manifest(path)
-    return parse_manifest(read_bytes(path), str(path))
+    path = find_manifest(place)
+    return parse_manifest(read_manifest_bytes(path), str(path))
+
+
+def read_manifest_bytes(path: Location) -> bytes:
+    """The content of a manifest's file, for its digest and ``parse_manifest``."""
+    return read_file(path, MAX_FILE_BYTES)
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -339,7 +353,7 @@ def _parse_features(raw: object, where: str) -> FeatureSet:
     return about
 
 
-def require_media(manifest: Manifest, path: Path) -> None:
+def require_media(manifest: Manifest, path: Location) -> None:
     """``ValueError`` where the records of the manifest at ``path`` hold frozen features, which only training reads."""
     if manifest.features is not None:
         raise ValueError(
@@ -348,7 +362,7 @@ def require_media(manifest: Manifest, path: Path) -> None:
         )
 
 
-def require_captions(manifest: Manifest, path: Path) -> None:
+def require_captions(manifest: Manifest, path: Location) -> None:
     """``ValueError`` where the samples of the manifest at ``path`` are questions."""
     if manifest.sample_kind == QUESTIONS:
         raise ValueError(
@@ -366,7 +380,10 @@ def rejected_row(row: Rejected) -> str:
     return dumps(asdict(row)) + "\n"
 
 
-def read_rejected(path: Path) -> list[Rejected]:
-    """All rows of a ``rejected.jsonl``."""
-    rows = parse_lines(Path(path).read_bytes(), str(path))
-    return [Rejected(**checked(row, where, _REJECTED)) for where, row in rows]
+def read_rejected(path: Location) -> list[Rejected]:
+    """All rows of a ``rejected.jsonl``; none where there is no such file, as beside tars that others made."""
+    try:
+        content = read_file(path, MAX_REJECTED_BYTES)
+    except (FileNotFoundError, MissingError):
+        return []
+    return [Rejected(**checked(row, where, _REJECTED)) for where, row in parse_lines(content, str(path))]

@@ -11,12 +11,10 @@ manifest holds the size and sha256 of the whole file.
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import struct
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,8 @@ from numpy.typing import NDArray
 
 from rb.core.files import digest64, file_sha256, sha256, whole_file
 from rb.core.modality import modality_spec
-from rb.core.strict_json import FormatError, read_bytes
+from rb.core.strict_json import FormatError
+from rb.core.urls import Location, Url
 from rb.data.examples import Examples
 from rb.data.formats import (
     MAX_RECORD_BYTES,
@@ -37,8 +36,11 @@ from rb.data.formats import (
     find_manifest,
     manifest_digest,
     parse_manifest,
+    read_manifest_bytes,
 )
 from rb.data.predictions import sample_id
+from rb.data.shard_files import ByteRange, StoredShards, map_index, shard_files, sizes_of
+from rb.data.store import CutShortError, MissingError
 from rb.data.tars import split_members
 from rb.sources.features import FeatureSet
 from rb.sources.source import Stored
@@ -47,8 +49,8 @@ _MAGIC = b"RBINDEX1"
 _HEADER = struct.Struct("<8s I 4x Q Q Q 24x")  # magic, shards, records, samples, bytes of ids
 _RECORDS = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("id_end", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 _SAMPLES = np.dtype([("record", "<u4"), ("object", "<i4"), ("caption", "<u4")])
-_OPEN_FILES = 64  # shards a process keeps open; large sets have more shards than a process may open files
 _ROWS = 1 << 16  # rows of a table that are looked at together, so that an index of any size needs little memory
+_AT_HAND = 16  # records read ahead where all are read in order
 _WHOLE = -1  # object number of a sample that is the whole source
 
 
@@ -118,18 +120,22 @@ class Index:
     ids: NDArray[np.uint8]
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest, verify: bool = True) -> Index:
+    def open(cls, path: Location, manifest: Manifest, verify: bool = True) -> Index:
         """Map the index of the manifest at ``path``, after comparing its size, counts and sha256 with the manifest (``verify``)."""
         file = path.parent / manifest.index.file
         remedy = f"make it again: {index_again(path, manifest)}"
-        if not file.is_file():
+        size = shard_files(path, manifest).size(manifest.index.file)
+        if size is None:
             raise ValueError(f"{file}: the index that {path} names is missing; {remedy}")
-        size = file.stat().st_size
         if size != manifest.index.bytes or size < _HEADER.size:
             raise ValueError(f"{file}: {size} bytes, but {path} says {manifest.index.bytes}; {remedy}")
-        content = np.memmap(file, np.uint8, "r").view(np.ndarray)  # a memmap's own views are slow to index
-        if verify and sha256(content.data) != manifest.index.sha256:
-            raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
+        content = map_index(file, manifest)
+        stored = isinstance(file, Url)
+        if (verify or stored) and sha256(content.data) != manifest.index.sha256:
+            if stored:  # the cache's may be torn
+                content = map_index(file, manifest, again=True)
+            if sha256(content.data) != manifest.index.sha256:
+                raise ValueError(f"{file}: altered since {path} was written (sha256 differs); {remedy}")
         magic, num_shards, num_records, num_samples, ids_bytes = _HEADER.unpack(content[: _HEADER.size].tobytes())
         sizes = (_HEADER.size, num_records * _RECORDS.itemsize, num_samples * _SAMPLES.itemsize, ids_bytes)
         starts = list(itertools.accumulate(sizes))
@@ -183,10 +189,12 @@ class Index:
         return self.ids[start : int(self.records[record]["id_end"])].tobytes().decode("utf-8", "replace")
 
 
-def index_again(path: Path, manifest: Manifest) -> str:
+def index_again(path: Location, manifest: Manifest) -> str:
     """The command that writes the index and the very same manifest again from the shards."""
-    words = ["rb", "data", "index", str(path.parent), "--modality", manifest.modality, "--overwrite"]
-    return f"`{shlex.join(words + (['--exif', manifest.exif] if manifest.exif else []))}`"
+    folder = "FOLDER" if isinstance(path, Url) else str(path.parent)
+    words = ["rb", "data", "index", folder, "--modality", manifest.modality, "--overwrite"]
+    command = f"`{shlex.join(words + (['--exif', manifest.exif] if manifest.exif else []))}`"
+    return f"{command} on a copy of the set, and upload both files" if isinstance(path, Url) else command
 
 
 @dataclass(frozen=True)
@@ -232,27 +240,30 @@ class ManifestReader:
         ValueError: at once, if a shard is missing or has another size, or the index does not fit.
     """
 
-    def __init__(self, path: Path, verify: bool = True) -> None:
+    def __init__(self, path: Location | str, verify: bool = True) -> None:
         self.path = find_manifest(path)
-        content = read_bytes(self.path)
+        content = read_manifest_bytes(self.path)
         self.manifest = parse_manifest(content, str(self.path))
         self.digest = manifest_digest(content)
         self.index = Index.open(self.path, self.manifest, verify)
         self._examples: Examples | None = None
-        self._files: OrderedDict[int, int] = OrderedDict()
-        for entry in self.manifest.shards:
+        self._files = shard_files(self.path, self.manifest)
+        if self.stored and not verify:  # a request for each shard
+            return
+        found = sizes_of(self._files, [entry.file for entry in self.manifest.shards], at_once=self.stored)
+        for entry, size in zip(self.manifest.shards, found, strict=True):
             file = self.path.parent / entry.file
-            if not file.is_file():
+            if size is None:
                 raise ValueError(
                     f"{file}: the shard that {self.path} names is missing; bring it back, or make the shards again"
                 )
-            if file.stat().st_size != entry.bytes:
+            if size != entry.bytes:
                 raise ShardCorruptionError(
-                    f"{file}: {file.stat().st_size} bytes, but {self.path} says {entry.bytes}: cut or replaced; "
+                    f"{file}: {size} bytes, but {self.path} says {entry.bytes}: cut or replaced; "
                     "bring the right file back, or make the shards again with `rb prepare`"
                 )
 
-    def __reduce__(self) -> tuple[type[ManifestReader], tuple[Path, bool]]:
+    def __reduce__(self) -> tuple[type[ManifestReader], tuple[Location, bool]]:
         # A worker process that does not fork opens the files itself; they were verified here.
         return ManifestReader, (self.path, False)
 
@@ -314,6 +325,8 @@ class ManifestReader:
     def records(self) -> Iterator[tuple[Record, Stored]]:
         """Every record once, with its media, in the order of the shards."""
         for number in range(len(self.index.records)):
+            if number % _AT_HAND == 0:
+                self._read_ahead(range(number, min(number + _AT_HAND, len(self.index.records))))
             loaded = self.record(number)
             yield loaded.record, loaded.stored
 
@@ -322,10 +335,26 @@ class ManifestReader:
         record, media, extension, where = self._read(number)
         return Loaded(record, None, "", media, extension, where, self.manifest.exif, features=self.manifest.features)
 
+    @property
+    def stored(self) -> bool:
+        """Whether its shards are in a store, at a URL."""
+        return isinstance(self._files, StoredShards)
+
+    def read_ahead(self, samples: Iterable[int]) -> None:
+        """These samples are read next: records of a store are fetched now, several at a time."""
+        self._read_ahead(int(self.index.samples[number]["record"]) for number in samples)
+
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
+
+    def _read_ahead(self, records: Iterable[int]) -> None:
+        if isinstance(self._files, StoredShards):
+            self._files.read_ahead([self._range(self.index.records[number]) for number in records])
+
+    @staticmethod
+    def _range(row: np.void) -> ByteRange:
+        return ByteRange(int(row["shard"]), int(row["offset"]), int(row["length"]))
 
     def _example_rows(self) -> Examples:
         if self._examples is None:
@@ -334,18 +363,26 @@ class ManifestReader:
 
     def _read(self, number: int) -> tuple[Record, bytes, str, str]:
         row = self.index.records[number]
-        offset, length, shard = int(row["offset"]), int(row["length"]), int(row["shard"])
-        file = self.path.parent / self.manifest.shards[shard].file
-        where = f"{file}: record {self.index.source_id(number)!r} at byte {offset}"
+        place, digest = self._range(row), int(row["digest"])
+        file = self.path.parent / self.manifest.shards[place.shard].file
+        where = f"{file}: record {self.index.source_id(number)!r} at byte {place.offset}"
         try:
-            data = os.pread(self._descriptor(shard, file), length, offset)
+            data = self._files.read(place)
+            wrong = len(data) != place.length or digest64(data) != digest
+            if wrong:  # perhaps only in the cache, or on the way
+                data = self._files.read_again(place)
+                wrong = len(data) != place.length or digest64(data) != digest
         except OSError as error:
             raise ShardCorruptionError(
                 f"{where}: cannot be read ({error}); check the disk, or bring the shard back"
             ) from error
-        if len(data) != length or digest64(data) != int(row["digest"]):
+        except (CutShortError, MissingError) as error:
+            raise ShardCorruptionError(f"{where}: {error}") from None
+        if wrong:
             problem = (
-                f"only {len(data)} of {length} bytes are left" if len(data) != length else "its bytes were altered"
+                f"only {len(data)} of {place.length} bytes are left"
+                if len(data) != place.length
+                else "its bytes were altered"
             )
             raise ShardCorruptionError(
                 f"{where}: {problem}; bring the shard back, or make it again with `rb prepare` "
@@ -358,11 +395,3 @@ class ManifestReader:
                 f"{error}; make the index again: {index_again(self.path, self.manifest)}"
             ) from None
         return record, media, extension, where
-
-    def _descriptor(self, shard: int, file: Path) -> int:
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(file, os.O_RDONLY)
-        self._files.move_to_end(shard)
-        return self._files[shard]

@@ -43,6 +43,13 @@ class TrainingData:
         place = self.stream.locate(position)
         return self.readers[place.manifest], place
 
+    def read_ahead(self, positions: Sequence[int]) -> None:
+        """These positions are read next: what stores hold of them is fetched now, several records at a time."""
+        if any(reader.stored for reader in self.readers):
+            places = [self.place(position) for position in positions]
+            for reader in self.readers:
+                reader.read_ahead([place.sample for found, place in places if found is reader])
+
 
 def open_training_data(
     sources: Mapping[str, Sequence[DataSource]], seed: int, arrangement: Arrangement = UNGROUPED
@@ -127,6 +134,7 @@ class TrainDataset(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         """Read, transform and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
         modality, positions = self.positions(item)
+        self.data[modality].read_ahead(positions)
         samples: list[Sample] = []
         while len(samples) < len(positions):
             position = positions[len(samples)]
@@ -217,6 +225,7 @@ class PredictDataset(Dataset[PredictionBatch]):
     def __getitem__(self, item: int) -> PredictionBatch:
         """Read and transform one batch; the same errors as in training."""
         numbers = self.examples[item * self.batch_size : (item + 1) * self.batch_size]
+        self.reader.read_ahead([self.reader.sample_of(number) for number in numbers])
         samples: list[Sample] = []
         for _, rows in groupby(zip(self.reader.records_of(numbers), numbers, strict=True), key=itemgetter(0)):
             of_record = [number for _, number in rows]

@@ -14,6 +14,7 @@ from rb.core import progress
 from rb.core.files import digest64, file_sha256, write_whole
 from rb.core.strict_json import parse
 from rb.core.threads import in_order
+from rb.core.urls import Location, Url
 from rb.data.check_record import check_record
 from rb.data.formats import (
     FORMAT_VERSION,
@@ -30,6 +31,7 @@ from rb.data.formats import (
     read_manifest,
 )
 from rb.data.index import IndexBuilder, ShardCorruptionError
+from rb.data.shard_files import shard_files, stored_sha256
 from rb.data.tars import FoundRecord, scan_shard
 from rb.sources.features import EXTENSION as FEATURES_EXTENSION
 from rb.sources.features import FeatureSet, decode_features
@@ -247,20 +249,25 @@ def adopt(
     )
 
 
-def verify_shards(path: Path) -> Manifest:
+def verify_shards(place: Location) -> Manifest:
     """Compare every shard of a manifest with its sha256; ``ShardCorruptionError`` lists those that differ."""
-    path = find_manifest(path)
+    path = find_manifest(place)
     manifest = read_manifest(path)
+    files = shard_files(path, manifest)
     total = sum(entry.bytes for entry in manifest.shards) + manifest.index.bytes
     wrong = []
     with progress.bar(total=total, desc="verifying", unit="B", unit_scale=True, delay=5) as bar:
         for name, sha256 in [(e.file, e.sha256) for e in manifest.shards] + [
             (manifest.index.file, manifest.index.sha256)
         ]:
-            file = path.parent / name
-            if not file.is_file():
+            folder, size = path.parent, files.size(name)
+            if size is None:
                 wrong.append(f"{name} (missing)")
-            elif file_sha256(file, bar.update) != sha256:
+            elif sha256 != (
+                stored_sha256(folder, name, size, bar.update)
+                if isinstance(folder, Url)
+                else file_sha256(folder / name, bar.update)
+            ):
                 wrong.append(f"{name} (altered)")
     if wrong:
         raise ShardCorruptionError(

@@ -10,13 +10,13 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rb.core import progress
 from rb.core.files import digest64
 from rb.core.modality import modality_spec
 from rb.core.output import aligned
+from rb.core.urls import Location
 from rb.data.formats import Record
 from rb.data.index import ManifestReader
 from rb.data.predictions import sample_id
@@ -119,7 +119,7 @@ class SetStats:
         return found
 
 
-def set_stats(manifest: Path) -> tuple[ManifestReader, SetStats]:
+def set_stats(manifest: Location) -> tuple[ManifestReader, SetStats]:
     """The statistics of one set; every record is read and checked against its digest.
 
     Raises:
@@ -138,7 +138,7 @@ def set_stats(manifest: Path) -> tuple[ManifestReader, SetStats]:
     return reader, found
 
 
-def collect(manifests: Sequence[Path]) -> dict[str, Any]:
+def collect(manifests: Sequence[Location]) -> dict[str, Any]:
     """``sets``: one entry a manifest; ``together``: per modality with several sets, what is in both counted once."""
     sets: list[dict[str, Any]] = []
     sums: dict[str, SetStats] = {}

@@ -10,6 +10,7 @@ from rb.core.exit_codes import FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
 from rb.core.threads import default_workers
+from rb.core.urls import location_argument
 
 
 def add_foundation(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,9 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--run", type=Path, dest="run_file", help="run file: its foundation without training (base model)"
     )
-    parser.add_argument("--data", type=Path, required=True, help="manifest.json or its folder")
+    parser.add_argument(
+        "--data", type=location_argument, required=True, help="manifest.json or its folder; a path or a URL"
+    )
     parser.add_argument("--modality", required=True, choices=list(MODALITIES))
     parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl to write")
     add_foundation(parser)
@@ -118,7 +121,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
         "Write what the frozen encoder makes of every source of a set as a set of shards, which data.train lists in place of it. "
         "A process that was killed goes on where it was."
     )
-    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("manifest", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
     parser.add_argument(
         "--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file: its foundation and settings"
     )

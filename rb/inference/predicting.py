@@ -141,8 +141,9 @@ def _read_as(job: Job, loaded: Loaded) -> str:
 
 def _meta(job: Job, loaded: Loaded, num_rows: int) -> dict[str, Any]:
     made_by = "base" if loaded.trained is None else "checkpoint"
+    path = job.reader.path
     meta = {
-        "data": str(job.reader.path.resolve()),
+        "data": str(path.resolve() if isinstance(path, Path) else path),
         "dataset": job.reader.manifest.name,
         "split": job.reader.manifest.split,
         "modality": job.modality,

@@ -16,7 +16,10 @@ from rb.core.fingerprints import cached_sha256, weaker_fingerprint
 from rb.core.run_layout import CHECKPOINTS, LATEST
 from rb.core.strict_json import read_bytes
 from rb.core.tensor_files import SUFFIX, read_shapes
-from rb.data.formats import find_manifest, manifest_digest, parse_manifest
+from rb.core.urls import Location, Url, location
+from rb.data.formats import find_manifest, manifest_digest, parse_manifest, read_manifest_bytes
+from rb.data.shard_files import stored_sha256
+from rb.data.store import Store, StoreError
 
 T = TypeVar("T")
 THREADS = 8  # a look at a file of a network file system takes milliseconds, and there may be thousands
@@ -53,29 +56,37 @@ def weights_bytes(facts: Mapping[str, Mapping[str, Any]]) -> int:
     return sum(int(size) for name, (size, _) in files if name.endswith(TENSOR_SUFFIXES))
 
 
-def _guarded(look: Callable[[Path, bool], dict[str, Any]], path: str, full: bool) -> dict[str, Any]:
+def _guarded(look: Callable[[Any, bool], dict[str, Any]], path: str, full: bool) -> dict[str, Any]:
     try:
-        return look(Path(path), full)
+        return look(location(path), full)
     except (ValueError, OSError) as error:
         return {"problem": str(error)}
 
 
-def _manifest(path: Path, full: bool) -> dict[str, str]:
-    path = find_manifest(path)
-    content = read_bytes(path)
+def _manifest(place: Location, full: bool) -> dict[str, str]:
+    path = find_manifest(place)
+    content = read_manifest_bytes(path)
     manifest = parse_manifest(content, str(path))
     wanted = {entry.file: (entry.bytes, entry.sha256) for entry in manifest.shards}
     wanted[manifest.index.file] = (manifest.index.bytes, manifest.index.sha256)
 
     def wrong(name: str) -> str:
-        file, (size, digest) = path.parent / name, wanted[name]
+        folder, (size, digest) = path.parent, wanted[name]
         try:
-            found = file.stat().st_size
+            found = Store(folder).size(name) if isinstance(folder, Url) else (folder / name).stat().st_size
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
+        except StoreError as error:
+            return str(error)
         if found != size:
             return f"{name} has {found:,} bytes, the manifest says {size:,}"
-        return f"{name} was altered (sha256)" if full and cached_sha256(file) != digest else ""
+        if not full or digest == (
+            stored_sha256(folder, name, size, lambda _: None)
+            if isinstance(folder, Url)
+            else cached_sha256(folder / name)
+        ):
+            return ""
+        return f"{name} was altered (sha256)"
 
     problems = [problem for problem in _in_threads(wrong, wanted) if problem]
     return {"digest": manifest_digest(content), "problem": _first(problems)}

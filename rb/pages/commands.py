@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
 from rb.core.output import add_json, note, say, say_json
+from rb.core.urls import location_argument
 
 SHOWN_EXAMPLES = 24  # of rb data show
 
@@ -67,7 +68,7 @@ def run_compare(args: argparse.Namespace) -> int:
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     """``rb data show``."""
-    parser.add_argument("manifest", type=Path, help="a manifest.json, or its folder")
+    parser.add_argument("manifest", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
     parser.add_argument("--out", type=Path, required=True, help="the page to write, e.g. page.html")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--index", type=int, metavar="N", help="show only example N, counted from 0")

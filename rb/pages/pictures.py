@@ -35,7 +35,7 @@ def load_examples(
     if not place:
         return {}, f"{path.name} does not name its data (no meta file), so there are no pictures."
     try:
-        reader = ManifestReader(Path(str(place)), verify=False)
+        reader = ManifestReader(str(place), verify=False)
         try:
             if meta.get("manifest_digest", reader.digest) != reader.digest:
                 return {}, f"{place} is not what it was when {path.name} was predicted, so there are no pictures."

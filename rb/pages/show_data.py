@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from rb.core.seeding import generator
+from rb.core.urls import Location
 from rb.data.formats import REJECTED_FILE, Question, find_manifest, require_media
 from rb.data.index import ManifestReader
 from rb.drawing.cards import boxes_switch, caption_line, card, listed
@@ -16,7 +17,7 @@ from rb.drawing.page import Html, esc, facts, note, write_page
 from rb.pages.pictures import picture
 
 
-def show_data(manifest: Path, out: Path, index: int | None = None, count: int = 24, seed: int | None = None) -> int:
+def show_data(manifest: Location, out: Path, index: int | None = None, count: int = 24, seed: int | None = None) -> int:
     """Write the page; returns how many examples it shows.
 
     Args:

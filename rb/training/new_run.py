@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
 from rb.core.output import say
+from rb.core.urls import Location, location_argument
 
 MOST_BATCH = 128  # 8 GPUs of 16, as the full-size run files
 FEWEST_STEPS = 8  # of an epoch of the smallest modality, by which small data get small batches
@@ -25,7 +26,7 @@ LOOKED_AT = 200  # clouds of a set, spread evenly, to know how many points they 
 class _Set:
     """One manifest."""
 
-    path: Path
+    path: Location
     modality: str
     split: str
     counts: dict[str, int]
@@ -36,7 +37,7 @@ class _Set:
         return f"{{manifest: {json.dumps(str(self.path), ensure_ascii=False)}}}  # {number}"
 
 
-def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu: bool) -> str:
+def run_file(name: str, data: Sequence[Location], foundation: Path, epochs: int, gpu: bool) -> str:
     """The text of a run file that trains on ``data``.
 
     Args:
@@ -58,7 +59,7 @@ def run_file(name: str, data: Sequence[Path], foundation: Path, epochs: int, gpu
         file = find_manifest(path)
         about = read_manifest(file)
         require_captions(about, file)
-        sets.append(_Set(file.resolve(), about.modality, about.split, about.counts))
+        sets.append(_Set(file.resolve() if isinstance(file, Path) else file, about.modality, about.split, about.counts))
     train = [one for one in sets if one.split not in ("val", "test")]
     if not train:
         found = ", ".join(f"{one.path.parent} ({one.split})" for one in sets)
@@ -154,7 +155,7 @@ def _points(sets: Sequence[_Set]) -> list[str]:
     return lines
 
 
-def _fewest_points(manifest: Path) -> int:
+def _fewest_points(manifest: Location) -> int:
     from rb.data.index import ManifestReader
     from rb.sources.points import decode_points
 
@@ -179,7 +180,12 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("run_file", type=Path, metavar="RUN.yaml", help="the file to write; its name is the run's")
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="DIR", help="sets of shards: train, val, test"
+        "--data",
+        type=location_argument,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="sets of shards, folders or URLs: train, val, test",
     )
     parser.add_argument(
         "--foundation", type=Path, required=True, help="folder with blip2-*/, text_branch/ and, for clouds, point_bert/"

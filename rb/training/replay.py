@@ -21,6 +21,7 @@ from rb.core.batch import Batch
 from rb.core.config import RunConfig
 from rb.core.seeding import hash_key
 from rb.core.step_layout import StepLayout
+from rb.core.urls import Location
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.cache_features import check_features
@@ -54,7 +55,7 @@ class Found:
     id: str
     position: int
     caption: str
-    manifest: Path
+    manifest: Location
 
 
 @dataclass(frozen=True)
