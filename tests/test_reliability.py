@@ -63,7 +63,8 @@ def test_the_page_shows_new_results_and_keeps_the_others(tmp_path: Path) -> None
     trials = Trials("kills", tmp_path, "aaa")
     run(trials, ["one", "two"])
     first = reliability_page.page(parts, {"kills": read_rows(tmp_path / "kills.json")}, empty)
-    assert "| [kills](#kills) | 2 of 2 | lost 2 | `make drill PART=kills` | aaa | " in first
+    assert "| [kills](#kills) | 2 of 2 | aaa | " in first
+    assert "## kills\n\nWhat kills do to `rb train`.\n\nLargest figures:\n\n- lost: 2\n\n## stops" in first
     assert reliability_page.page(parts, {}, first) == first
 
 

@@ -59,7 +59,8 @@ def deepspeed_commands(job_file: Path, places: Sequence[Place], port: int) -> li
         "--force_multi",
         "--no_ssh_check",
     ]
-    runner += ["--master_addr", places[0].host, "--master_port", str(port)]
+    runner += ["--master_addr", places[0].host, "--master_port", str(port), "--log_level", "error"]
+    runner += ["--launcher_args=-b"]  # of pdsh: SIGINT ends it, once is enough; otherwise it only lists its connections
     # It gives its one process the first GPU alone.
     return [[*runner, "--module", AGENT, "--job", str(job_file), "--all-devices"]]
 

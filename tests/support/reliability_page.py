@@ -1,6 +1,6 @@
 """``docs/reliability.md``, written from the results of the drills: ``python -m tests.support.reliability_page``; ``make drill`` does it at its end.
 
-A part whose results are not in this checkout keeps the row that the page has.
+A part whose results are not in this checkout keeps the row and the figures that the page has.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ What was done to trainings and other commands on purpose, and what held. `make d
 Results lie in `drill/`, a JSON file a part. A trial that passed is not repeated at the same commit, so a drill that was ended goes on. A part begins no new trial after 30
 minutes. Most parts have a short form in `make test`.
 
-| part | passed | largest figures | command | commit | machine | date |
-|---|---|---|---|---|---|---|
+| part | trials passed | commit | machine | date |
+|---|---|---|---|---|
 """
+FIGURES = "Largest figures:\n\n"
 
 
 def page(parts: Mapping[str, Path], results: Mapping[str, Sequence[Row]], earlier: str) -> str:
@@ -32,26 +33,30 @@ def page(parts: Mapping[str, Path], results: Mapping[str, Sequence[Row]], earlie
     Args:
         parts: name -> file of the part.
         results: name -> its rows; a part may lack.
-        earlier: the page as it is, for the rows of such parts.
+        earlier: the page as it is, for rows and figures of such parts.
     """
     kept = {found[1]: line for line in earlier.splitlines() if (found := re.match(r"\| \[(\w+)\]", line))}
+    listed = dict(re.findall(rf"^## (\w+)\n(?:(?!## ).*\n)*?{FIGURES}((?:- .*\n)+)", earlier, re.MULTILINE))
     rows = [table_row(name, results[name]) if results.get(name) else kept.get(name, not_run(name)) for name in parts]
-    sections = [f"## {name}\n\n{docstring(file)}\n" for name, file in parts.items()]
+    sections = []
+    for name, file in parts.items():
+        figures = "".join(_largest(results[name])) if results.get(name) else listed.get(name, "")
+        sections.append(f"## {name}\n\n{docstring(file)}\n" + (f"\n{FIGURES}{figures}" if figures else ""))
     return TITLE + "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
 def not_run(name: str) -> str:
     """The row of a part that nobody has run yet."""
-    return _line(name, "not run", "", "", "", "")
+    return _line(name, "not run", "", "", "")
 
 
 def table_row(name: str, rows: Sequence[Row]) -> str:
-    """The row of a part: trials passed of all, and the largest value of every figure that is a number."""
+    """The row of a part: trials passed of all, and where."""
     last = rows[-1]
     passed = sum(row.passed is True for row in rows)
     waiting = sum(row.passed is None for row in rows)
     counts = f"{passed} of {len(rows)}" + (f", {waiting} not run" if waiting else "")
-    return _line(name, counts, ", ".join(_largest(rows)), last.commit, last.machine, max(row.date for row in rows))
+    return _line(name, counts, last.commit, last.machine, max(row.date for row in rows))
 
 
 def docstring(file: Path) -> str:
@@ -60,17 +65,18 @@ def docstring(file: Path) -> str:
     return text.replace("``", "`").strip()
 
 
-def _line(name: str, counts: str, figures: str, commit: str, machine: str, date: str) -> str:
-    return f"| [{name}](#{name}) | {counts} | {figures} | `make drill PART={name}` | {commit} | {machine} | {date} |"
+def _line(name: str, counts: str, commit: str, machine: str, date: str) -> str:
+    return f"| [{name}](#{name}) | {counts} | {commit} | {machine} | {date} |"
 
 
 def _largest(rows: Sequence[Row]) -> list[str]:
+    """A line for every figure that is a number."""
     largest: dict[str, float] = {}
     for row in rows:
         for figure, value in row.figures.items():
             if isinstance(value, int | float):
                 largest[figure] = max(value, largest.get(figure, value))
-    return [f"{figure} {value:,.4g}" for figure, value in largest.items()]
+    return [f"- {figure.replace('_', ' ')}: {value:,.4g}\n" for figure, value in largest.items()]
 
 
 def main() -> None:
