@@ -22,7 +22,13 @@ MAX_BYTES = 1 << 16
 _SECRET_NAME = re.compile(
     r"(?i)(?:^|[._-])(token|(?:passw(?:or)?d|passphrase|secret|credential|(?:api|access|private|secret|account|auth|ssh)[_-]?key)s?)(?:$|[._-])"
 )
-_NEEDED_WITH_THEM = ("AWS_", "MLFLOW_TRACKING_USERNAME", "AZURE_", "GOOGLE_APPLICATION_CREDENTIALS")  # parts of a login
+_NEEDED_WITH_THEM = (
+    "AWS_",
+    "FSSPEC_",
+    "MLFLOW_TRACKING_USERNAME",
+    "AZURE_",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)  # parts of a login
 _LOGIN_IN_URL = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@")
 # Tokens that say what they are, wherever they stand: Hugging Face, GitHub, AWS, OpenAI, Slack, JSON web tokens.
 _TOKEN = re.compile(

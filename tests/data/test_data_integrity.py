@@ -19,7 +19,9 @@ from rb.data.shards import adopt, verify_shards
 from rb.data.tars import scan_shard
 from rb.sources.pixels import MAX_PIXELS, ImageError, decode_image, image_size
 from rb.sources.points import PointsError, decode_points, encode_points
+from tests.support.corruptions import KINDS, forget, in_store, on_disk, undetected
 from tests.support.small_data import cloud, image_bytes, media, record, write_set
+from tests.support.stores import S3, reading_from
 
 NUM_RECORDS = 6
 
@@ -296,3 +298,14 @@ def test_lying_point_files_are_errors(data: bytes) -> None:
     with pytest.raises(PointsError, match="here"):
         decode_points(data, "here")
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_noticed_on_a_disk_and_in_a_store(tmp_path: Path, s3: S3, kind: str) -> None:
+    """The short form of `make drill PART=corruptions`."""
+    place, draw = on_disk(tmp_path / "disk"), random.Random(kind)
+    assert [problem for _ in range(10) for problem in undetected(place, kind, draw)] == []
+    place = in_store(tmp_path / f"store-{KINDS.index(kind)}", s3)
+    with reading_from(s3.port, tmp_path / "cache"):
+        forgotten = lambda: forget(tmp_path / "cache")  # noqa: E731
+        assert [problem for _ in range(3) for problem in undetected(place, kind, draw, forgotten)] == []
