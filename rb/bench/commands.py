@@ -1,4 +1,4 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `rb bench saving`, `rb bench steps`."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `rb bench order`, `rb bench saving`, `rb bench steps`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
 def run_captions(args: argparse.Namespace) -> int:
     """Measure and print; FAILED if the two ways give different captions."""
     from rb.bench.caption_speed import run
+
+    return run(args)
+
+
+def add_order(parser: argparse.ArgumentParser) -> None:
+    """``rb bench order``."""
+    parser.description = "Walk one epoch in the full order and in blocks, with and without groups: how well each shuffles, how many seeks it makes."
+    parser.add_argument("manifests", type=Path, nargs="*", metavar="MANIFEST", help="sets; without one it is made up")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples of a step, or of a pool (128)")
+    parser.add_argument("--group-by-source", type=int, default=4, help="size of the groups (4)")
+    parser.add_argument("--block-records", type=int, default=256, help="records of a block (256)")
+    parser.add_argument("--window-blocks", type=int, default=64, help="blocks of a window (64)")
+    parser.add_argument("--samples", type=int, default=200_000, help="walk at most so many samples (200,000)")
+    parser.add_argument("--records", type=int, default=19_000, help="of the made-up set (19,000)")
+    parser.add_argument("--captions", type=int, default=6, help="of each record of the made-up set (6)")
+    parser.add_argument("--record-bytes", type=int, default=100_000, help="of the made-up set (100,000)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(run=run_order)
+
+
+def run_order(args: argparse.Namespace) -> int:
+    """Walk and print."""
+    from rb.bench.order_quality import run
 
     return run(args)
 

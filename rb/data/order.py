@@ -153,6 +153,11 @@ class Stream:
             group = self._groups[manifest].members(number, key)
         return Place(epoch, manifest, group[turn - start], group, position - (turn - start))
 
+    def window_start(self, position: int) -> int:
+        """The position of the first sample of the window that holds ``position``; in the full order of its epoch."""
+        epoch, turn = divmod(position, self._length)
+        return position - turn + self._window(epoch, turn).start
+
     def _window(self, epoch: int, turn: int) -> _Window:
         if self.arrangement.order == "full":
             return self._windows.get((epoch, 0), lambda: self._make(epoch, 0, 0, self._blocks[0][:1]))

@@ -63,13 +63,13 @@ def open_training_data(
         check_same_kind(readers)
         repeats = [source.repeat for source in listed]
         sizes = [min(len(r), s.first or len(r)) for r, s in zip(readers, listed, strict=True)]
-        groups = [_groups(r, size, arrangement) for r, size in zip(readers, sizes, strict=True)]
+        groups = [groups_of(r, size, arrangement) for r, size in zip(readers, sizes, strict=True)]
         opened[modality] = TrainingData(readers, Stream(modality, sizes, repeats, seed, arrangement, groups))
     return opened
 
 
-def _groups(reader: ManifestReader, size: int, arrangement: Arrangement) -> Groups | None:
-    """The first ``size`` samples of a manifest by their records, where the order asks for it."""
+def groups_of(reader: ManifestReader, size: int, arrangement: Arrangement) -> Groups | None:
+    """The first ``size`` samples of a manifest by their records, where the order asks for it; ``ValueError`` if they are not in order."""
     if not arrangement.needs_groups:
         return None
     try:
