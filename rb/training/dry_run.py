@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.checkpoints import checkpoint
-from rb.core.config import DataSource, RunConfig
+from rb.core.config import DataConfig, DataSource, RunConfig
 from rb.core.output import aligned
 from rb.core.run_file import dump_run, to_tree
 from rb.core.run_layout import (
@@ -81,6 +81,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
             "contrastive_batch_size": layout.pool_size,
             "qformer_passes": 1 if layout.pool_passes == 1 else 2,
         },
+        "order": _order(config.data, data, layout.global_batch_size),
         "schedule": {
             "kind": schedule.kind,
             "samples_per_epoch": schedule.samples_per_epoch,
@@ -115,6 +116,7 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
         f"  ITC and ITM contrast {batch['contrastive_batch_size']} samples"
         + ("" if batch["qformer_passes"] == 1 else "; more than one pass of the ranks, so the Q-Former runs twice"),
         "",
+        *_order_lines(plan["order"]),
         f"schedule  {schedule['kind']}, {schedule['total_steps']:,} steps, {schedule['epochs_begun']} epoch(s) begun",
         *_columns(
             [
@@ -156,6 +158,36 @@ def _listed(
         ]
         for modality, opened in data.items()
     }
+
+
+def _order(config: DataConfig, data: Mapping[str, TrainingData], batch_size: int) -> dict[str, Any]:
+    """How samples follow each other, and how many sources a step reads and encodes, on average over an epoch."""
+    shares = {modality: opened.stream.num_groups / len(opened.stream) for modality, opened in data.items()}
+    return {
+        "kind": config.order,
+        "block_records": config.block_records if config.order == "blocks" else None,
+        "window_blocks": config.window_blocks if config.order == "blocks" else None,
+        "group_by_source": config.group_by_source,
+        "groups_per_epoch": {modality: opened.stream.num_groups for modality, opened in data.items()},
+        "sources_per_step": {modality: round(share * batch_size, 1) for modality, share in shares.items()},
+    }
+
+
+def _order_lines(order: Mapping[str, Any]) -> list[str]:
+    said = "all samples of an epoch shuffled"
+    if order["kind"] == "blocks":
+        said = f"blocks of {order['block_records']:,} records shuffled, then what each {order['window_blocks']:,} of them hold"
+    if order["group_by_source"] == 1:
+        return [f"order  {said}; every caption reads its source", ""]
+    rows = [
+        (
+            modality,
+            f"{groups:,} groups an epoch",
+            f"about {order['sources_per_step'][modality]:,} sources read and encoded a step",
+        )
+        for modality, groups in order["groups_per_epoch"].items()
+    ]
+    return [f"order  {said}; up to {order['group_by_source']} captions of a source together", *_columns(rows), ""]
 
 
 def _steps_per_modality(schedule: Schedule, total: int) -> dict[str, int]:

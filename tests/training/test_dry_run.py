@@ -12,6 +12,7 @@ from rb.cli import main
 from rb.core.config import FoundationConfig, RunConfig
 from rb.core.run_file import load_run, to_tree
 from rb.core.run_paths import open_run
+from rb.data.formats import read_manifest
 from rb.model.weights.build import build_model
 from rb.training.schedule import Schedule
 from tests.support import small_data, tiny
@@ -87,6 +88,33 @@ def test_it_says_what_training_would_do_and_writes_nothing(
     assert set(plan["parameters"]["trainable"]) == {"image_region", "point_cloud"}
     for words in ("(new)", str(folder / "clouds"), f"{total} steps", "first turns:", "config.yaml", "would write"):
         assert words in text
+
+
+def test_it_says_how_many_sources_a_step_reads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--dry-run", "--ranks", "2", "--run", str(folder / "run.yaml")]
+    orders = ["data.group_by_source=5", "data.order=blocks", "data.window_blocks=3"]
+    assert main(command) == 0
+    assert "order  all samples of an epoch shuffled; every caption reads its source\n" in capsys.readouterr().out
+    assert main([*command, *orders, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert main([*command, *orders]) == 0
+    text = capsys.readouterr().out
+    records = {  # none has more than five samples: each is one group
+        modality: row["repeat"] * read_manifest(Path(row["manifest"]) / "manifest.json").counts["records"]
+        for modality, (row,) in plan["data"]["train"].items()
+    }
+    order = plan["order"]
+    assert (order["kind"], order["block_records"], order["window_blocks"]) == ("blocks", 256, 3)
+    assert order["groups_per_epoch"] == records
+    for modality, number in records.items():
+        assert order["sources_per_step"][modality] == round(
+            4 * number / plan["schedule"]["samples_per_epoch"][modality], 1
+        )
+    assert (
+        "order  blocks of 256 records shuffled, then what each 3 of them hold; up to 5 captions of a source together\n"
+        in text
+    )
+    assert f"about {order['sources_per_step']['image_region']} sources read and encoded a step" in text
 
 
 def test_steps_per_modality_stop_where_the_run_stops(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
