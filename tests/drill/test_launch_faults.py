@@ -52,7 +52,7 @@ class Site:
         for name, value in changes.items():
             host.environment.pop(name, None)
             host.environment |= {name: value} if value is not None else {}
-        host._reload_sshd()
+        host.reload()
 
 
 @pytest.fixture(scope="module")
