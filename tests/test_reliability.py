@@ -23,17 +23,18 @@ def run(trials: Trials, names: list[str], failing: str = "") -> list[str]:
 
 def test_a_drill_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     first = Trials("part", tmp_path, "aaa")
-    with pytest.raises(AssertionError):
-        run(first, ["one", "two", "three"], failing="two")
+    with pytest.raises(pytest.fail.Exception, match="1 trials failed:\n\ntwo: AssertionError"), first.all_of_them():
+        assert run(first, ["one", "two", "three"], failing="two") == ["one", "two", "three"]
     again = Trials("part", tmp_path, "aaa")
-    assert run(again, ["one", "two", "three"]) == ["two", "three"]
-    assert again.summary() == "part: 3 of 3 trials passed (1 of them earlier)"
+    with again.all_of_them():
+        assert run(again, ["one", "two", "three"]) == ["two"]
+    assert again.summary() == "part: 3 of 3 trials passed (2 of them earlier)"
     assert again.skip_reason("one") == "passed at this commit"
     rows = read_rows(tmp_path / "part.json")
     assert [(row.name, row.passed, row.figures) for row in rows] == [
         ("one", True, {"lost": 1}),
         ("two", True, {"lost": 1}),
-        ("three", True, {"lost": 2}),
+        ("three", True, {"lost": 3}),
     ]
     assert run(Trials("part", tmp_path, "bbb"), ["one"]) == ["one"]
     assert [(row.name, row.commit) for row in read_rows(tmp_path / "part.json")] == [("one", "bbb")]

@@ -9,6 +9,8 @@ A file ``test_PART.py`` is a part; its docstring is shown in docs/reliability.md
             with trials.trial(name) as figures:
                 figures["lost"] = lost_points()
 
+      A trial that fails does not end the loop: the test fails at its end. So a trial must leave nothing behind that spoils the next.
+
 A figure has a name with its unit, a small value, and more is worse: the page shows the largest of each.
 """
 
@@ -69,8 +71,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     if not is_one_trial(pyfuncitem):
-        return (yield)
-    with part_of(pyfuncitem).trial(pyfuncitem.name) as figures:
+        with part_of(pyfuncitem).all_of_them():
+            return (yield)
+    with part_of(pyfuncitem).only_trial(pyfuncitem.name) as figures:
         try:
             return (yield)
         finally:

@@ -31,12 +31,11 @@ def test_kills(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
         runs = Runs(tmp_path, foundation, two)
         for name in trials.left(f"{KINDS[n % len(KINDS)]} {n // len(KINDS)}" for n in range(TRIALS)):
             draw, kind = random.Random(f"{SEED} {name}"), name.split()[0]
-            with trials.trial(name) as figures:
+            with trials.trial(name) as figures, two.clean():
                 one_kill(runs, two, name.replace(" ", "-"), kind, draw)
                 found = differing(runs.path(name.replace(" ", "-")), runs.plain(2))
                 figures["tensors that differ"] = len(found)
                 assert not found, found
-            two.end_all()
 
 
 def one_kill(runs: Runs, two: Hosts, run: str, kind: str, draw: random.Random) -> None:

@@ -35,7 +35,7 @@ def test_stops(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
         for name in trials.left(cases):
             number, who, phase = cases[name]
             draw, run = random.Random(f"{SEED} {name}"), name.replace(" ", "-")
-            with trials.trial(name) as figures:
+            with trials.trial(name) as figures, two.clean():
                 often = ["validation.every=3", "validation.num_examples=2", "train.checkpoint_every=2"]
                 how = draw.choice(("pdsh", "ssh"))
                 job = runs.launch(run, "--launcher", how, "--no-sum", *(often if phase in (VALIDATION, SAVING) else []))
@@ -48,7 +48,6 @@ def test_stops(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
                 figures["seconds until the command ends"] = round(time.monotonic() - began, 1)
                 left = two.left_after(10)
                 figures["processes left after 10 s"] = len(left)
-                two.end_all()
                 assert code == STOPPED, job.said()
                 assert not left, left
                 assert figures["seconds until the command ends"] <= WITHIN_S

@@ -24,7 +24,7 @@ def test_hosts_train_as_one(foundation: FoundationConfig, tmp_path: Path, trials
         runs = Runs(tmp_path, foundation, four, steps=8)
         for name in trials.left(cases):
             number, slots, how = cases[name]
-            with trials.trial(name) as figures:
+            with trials.trial(name) as figures, four.clean():
                 run = f"{number}x{slots}{how}"
                 runs.launch(run, "--launcher", how, hosts=number, slots=slots).finish(timeout=900)
                 figures["largest relative difference of a loss"] = furthest(runs.path(run), runs.plain(number * slots))

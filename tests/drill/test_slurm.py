@@ -41,6 +41,13 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def clean(cluster: Cluster) -> Iterator[None]:
+    """A trial that fails does not spoil the next."""
+    yield
+    cluster.clean()
+
+
 class Runs:
     """One run file; its run on this host alone, and by jobs."""
 

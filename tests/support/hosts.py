@@ -274,6 +274,19 @@ class Hosts(list[Host]):
             with suppress(psutil.Error):
                 process.kill()
 
+    @contextmanager
+    def clean(self) -> Iterator[None]:
+        """Around a trial: afterwards, however it ended, nothing of it runs, all cables are in and all hosts on."""
+        try:
+            yield
+        finally:
+            for host in self:
+                if host.alive:
+                    host.link(True)
+                else:
+                    host.start()
+            self.end_all()
+
     def hostfile(self, path: Path, slots: int = 1) -> Path:
         """Write the host file of all of them."""
         path.write_text("".join(f"{host.name} slots={slots}\n" for host in self))

@@ -118,6 +118,26 @@ class Cluster:
         node.start()
         node.run("slurmd").finish()
 
+    def clean(self) -> None:
+        """After a trial that may have failed: no job, nothing of one on the nodes, all nodes on and idle."""
+        for number in self.run("squeue", "--noheader", "--format=%A").split():
+            self.run("scancel", number)
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+        for node in self.nodes:
+            if not node.alive:
+                self.switch_on(node)
+            elif not node.processes("slurmd"):
+                node.run("slurmd").finish()
+        for node in self.nodes:
+            if any(
+                word in self.run("sinfo", "--noheader", "--nodes", node.name, "--format=%t")
+                for word in ("down", "drain")
+            ):
+                self.run("scontrol", "update", f"NodeName={node.name}", "State=RESUME")
+        self.wait(lambda: self.node_states() == {"idle"}, "all nodes idle")
+
     def run(self, *words: object) -> str:
         """Run a command on the head; what it printed."""
         return self.head.run(*words).finish()

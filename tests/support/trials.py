@@ -1,7 +1,8 @@
 """Results of drills: what was tried, whether it passed, its figures. One JSON file for each part, ``drill/PART.json``, which git ignores.
 
 The file is written after every trial, whole or not at all, so that a drill that is killed goes on: a trial that passed at this very commit is
-not repeated, one that failed is. Rows of another commit are dropped. At most 30 minutes of a part are run in one go.
+not repeated, one that failed is. Rows of another commit are dropped. At most 30 minutes of a part are run in one go. A trial that fails does not
+end its part: a test that is a loop of trials fails at its end, with all that failed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,6 +62,7 @@ class Trials:
     def __init__(self, part: str, folder: Path = RESULTS, commit: str = "", limit_s: float = LIMIT_S) -> None:
         self.part, self.commit = part, commit or commit_now()
         self.out_of_time, self.repeated = False, 0
+        self._failed: list[str] = []
         self._file, self._end = folder / f"{part}.json", time.monotonic() + limit_s
         self.rows = {row.name: row for row in read_rows(self._file) if row.commit == self.commit}
 
@@ -89,7 +92,25 @@ class Trials:
 
     @contextmanager
     def trial(self, name: str) -> Iterator[Figures]:
-        """One trial: it passed if the block ends without an exception, which passes on. Gives the dict of its figures."""
+        """One trial of a loop; an exception is printed and kept for ``all_of_them``, so that the loop goes on. Gives the dict of its figures."""
+        try:
+            with self.only_trial(name) as figures:
+                yield figures
+        except Exception as error:  # noqa: BLE001 - whatever a trial raises
+            traceback.print_exc()
+            self._failed.append(f"{name}: {type(error).__name__}: {error}")
+
+    @contextmanager
+    def all_of_them(self) -> Iterator[None]:
+        """Around a test that is a loop of trials: it fails at its end if one of them did."""
+        self._failed.clear()
+        yield
+        if self._failed:
+            pytest.fail("\n\n".join([f"{len(self._failed)} trials failed:", *self._failed]), pytrace=False)
+
+    @contextmanager
+    def only_trial(self, name: str) -> Iterator[Figures]:
+        """The only trial of a test: it passed if the block ends without an exception, which passes on. Gives the dict of its figures."""
         figures: Figures = {}
         passed: bool | None = False
         began = time.monotonic()
