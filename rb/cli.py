@@ -127,6 +127,7 @@ COMMANDS = (
     Command("push", "upload an export to the hub", lazy("rb.exporting.commands:add_push")),
     Command("bench steps", "what watching a run costs of its steps", lazy("rb.bench.commands:add_steps")),
     Command("bench order", "how blocks shuffle and read beside the full order", lazy("rb.bench.commands:add_order")),
+    Command("bench reading", "how fast sets are read, beside webdataset", lazy("rb.bench.commands:add_reading")),
     Command("bench saving", "how long a step waits for a save", lazy("rb.bench.commands:add_saving")),
     Command("bench captions", "many boxes in one call against one by one", lazy("rb.bench.commands:add_captions")),
     Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),

@@ -1,11 +1,13 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `rb bench order`, `rb bench saving`, `rb bench steps`."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `order`, `reading`, `saving`, `steps`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from rb.core.config import ORDERS
 from rb.core.device import add_device
+from rb.core.urls import location_argument
 
 
 def add_captions(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,35 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 def run_order(args: argparse.Namespace) -> int:
     """Walk and print."""
     from rb.bench.order_quality import run
+
+    return run(args)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """``rb bench reading``."""
+    parser.description = "Read sets with and without groups, and by webdataset: samples for each second of processor time, decoded and checked."
+    parser.add_argument(
+        "manifests",
+        nargs="*",
+        type=location_argument,
+        metavar="MANIFEST",
+        help="sets, on disk or at URLs; without one four are made",
+    )
+    parser.add_argument(
+        "--group-by-source", type=int, nargs="+", default=(4, 8, 16), metavar="N", help="groups (4 8 16)"
+    )
+    parser.add_argument("--order", choices=ORDERS, default="full", help="data.order (full)")
+    parser.add_argument("--batch-size", type=int, default=128, help="samples of a micro-batch (128)")
+    parser.add_argument("--sources", type=int, default=100, help="that each reader reads in a round, about (100)")
+    parser.add_argument("--rounds", type=int, default=7, help="that are counted (7), after one that is not")
+    parser.add_argument("--augment", action="store_true", help="augment as data.augment does")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(run=run_reading)
+
+
+def run_reading(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.reading_speed import run
 
     return run(args)
 

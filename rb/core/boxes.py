@@ -83,19 +83,29 @@ def points_in_box(points: NDArray[np.floating], box: Sequence[float]) -> int:
     return int(inside_box(points, box).sum())
 
 
+# [8, 3]: which number of a box is each coordinate of its corners.
+_CORNERS = np.array([[axis + 3 * ((i >> axis) & 1) for axis in range(3)] for i in range(8)])
+
+
 def cloud_box_corners(box: Sequence[float]) -> NDArray[np.float64]:
     """[min xyz, max xyz] as its eight corners [8, 3]."""
-    low, high = np.asarray(box[:3], dtype=np.float64), np.asarray(box[3:], dtype=np.float64)
-    picks = np.array([[(i >> axis) & 1 for axis in range(3)] for i in range(8)])
-    return np.where(picks == 1, high, low)
+    return np.asarray(box, dtype=np.float64)[_CORNERS]
 
 
 def transform_cloud_box(
     box: Sequence[float], matrix: NDArray[np.floating], offset: NDArray[np.floating]
 ) -> list[float]:
     """The axis-aligned hull of ``box`` after x -> matrix @ x + offset ([3, 3] and [3])."""
-    corners = cloud_box_corners(box) @ np.asarray(matrix, dtype=np.float64).T + np.asarray(offset, dtype=np.float64)
-    return [*corners.min(0).tolist(), *corners.max(0).tolist()]
+    return transform_cloud_boxes([box], matrix, offset)[0]
+
+
+def transform_cloud_boxes(
+    boxes: Sequence[Sequence[float]], matrix: NDArray[np.floating], offset: NDArray[np.floating]
+) -> list[list[float]]:
+    """``transform_cloud_box`` of each."""
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 6)[:, _CORNERS]
+    moved = corners @ np.asarray(matrix, dtype=np.float64).T + np.asarray(offset, dtype=np.float64)
+    return np.concatenate([moved.min(1), moved.max(1)], axis=1).tolist()
 
 
 def frame_to_unit(box: Sequence[float]) -> list[float]:

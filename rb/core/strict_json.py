@@ -17,6 +17,7 @@ MAX_DEPTH = 64  # lists and objects within each other; the project's own files h
 MAX_FILE_BYTES = 64 << 20  # of a file that is read as one value: settings, results, the index of a checkpoint's shards
 MAX_MESSAGE = 2000  # letters of an error
 WHOLE_NUMBERS = range(-(2**63), 2**64)  # what numpy, torch and databases hold
+_NUMBERS = (int, float)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Check = Callable[[Any], "str | None"]
@@ -58,7 +59,7 @@ def texts(value: object) -> str | None:
 
 def numbers(value: object) -> str | None:
     """A list of numbers."""
-    good = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    good = isinstance(value, list) and all(isinstance(v, _NUMBERS) and not isinstance(v, bool) for v in value)
     return None if good else "must be a list of numbers"
 
 
@@ -103,13 +104,14 @@ def checked(
         raise FormatError(
             f"{where}: must be a JSON object with the fields {', '.join(checks)}, got {type(raw).__name__}"
         )
-    known = {**checks, **(optional or {})}
-    missing = [field for field in checks if field not in raw]
-    if missing:
-        raise FormatError(f"{where}: field {missing[0]!r} is missing; the fields are {', '.join(checks)}")
-    unknown = [field for field in raw if field not in known]
-    if unknown:
-        raise FormatError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+    known = {**checks, **optional} if optional else checks
+    if raw.keys() != checks.keys():
+        missing = [field for field in checks if field not in raw]
+        if missing:
+            raise FormatError(f"{where}: field {missing[0]!r} is missing; the fields are {', '.join(checks)}")
+        unknown = [field for field in raw if field not in known]
+        if unknown:
+            raise FormatError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
     for field, check in known.items():
         problem = check(raw[field]) if field in raw else None
         if problem:

@@ -247,6 +247,7 @@ class ManifestReader:
         self.digest = manifest_digest(content)
         self.index = Index.open(self.path, self.manifest, verify)
         self._examples: Examples | None = None
+        self._folder = str(self.path.parent)
         self._files = shard_files(self.path, self.manifest)
         if self.stored and not verify:  # a request for each shard
             return
@@ -364,7 +365,7 @@ class ManifestReader:
     def _read(self, number: int) -> tuple[Record, bytes, str, str]:
         row = self.index.records[number]
         place, digest = self._range(row), int(row["digest"])
-        file = self.path.parent / self.manifest.shards[place.shard].file
+        file = f"{self._folder}/{self.manifest.shards[place.shard].file}"
         where = f"{file}: record {self.index.source_id(number)!r} at byte {place.offset}"
         try:
             data = self._files.read(place)

@@ -6,7 +6,7 @@ is an argument; this file does not know which orders exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -25,7 +25,7 @@ from rb.core.text import TextProcessor
 from rb.data.collate import collate, stack_inputs
 from rb.data.formats import find_manifest
 from rb.data.groups import Groups, UnsortedError
-from rb.data.index import ManifestReader, index_again
+from rb.data.index import Loaded, ManifestReader, index_again
 from rb.data.loading import TIMEOUT_S, Batches
 from rb.data.order import UNGROUPED, Arrangement, Place, Stream
 from rb.data.samples import SampleTransform, check_fits
@@ -49,6 +49,16 @@ class TrainingData:
             places = [self.place(position) for position in positions]
             for reader in self.readers:
                 reader.read_ahead([place.sample for found, place in places if found is reader])
+
+    def groups(self, positions: range) -> Iterator[tuple[list[Loaded], int, slice]]:
+        """What a micro-batch of these positions reads: each group's samples, its first position, and which of it are shown here."""
+        self.read_ahead(positions)
+        position = positions.start
+        while position < positions.stop:
+            reader, place = self.place(position)
+            shown = slice(position - place.group_start, positions.stop - place.group_start)
+            yield reader.samples(place.group), place.group_start, shown
+            position = place.group_start + len(place.group)
 
 
 def open_training_data(
@@ -134,14 +144,9 @@ class TrainDataset(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         """Read, transform and collate; ``ShardCorruptionError`` or ``FormatError`` for a record that cannot be used: never skipped."""
         modality, positions = self.positions(item)
-        self.data[modality].read_ahead(positions)
         samples: list[Sample] = []
-        while len(samples) < len(positions):
-            position = positions[len(samples)]
-            reader, place = self.data[modality].place(position)
-            shown = slice(position - place.group_start, positions.stop - place.group_start)
-            group = reader.samples(place.group)
-            samples += self.transform.training_samples(group, modality, place.group_start, shown)
+        for group, start, shown in self.data[modality].groups(positions):
+            samples += self.transform.training_samples(group, modality, start, shown)
         return collate(samples, self.text, self.transform.seed)
 
 

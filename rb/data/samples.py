@@ -8,7 +8,7 @@ time, and knows all references.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -71,14 +71,13 @@ class SampleTransform:
         draws = Draws(key, self.augment, axes, self.dropped_points)
         regional = modality_spec(modality).regional
         inputs, numbers = self._read(group[0], modality, draws, _boxes_of(group) if regional else [])
-        made = [
-            self._sample(loaded, modality, inputs, numbers.get(_box_of(loaded)) if regional else None)
-            for loaded in group
-        ]
         written = one_line if modality in self.raw_captions else clean_caption
         places = range(group_start, group_start + len(group))
-        rows = zip(made, captions, places, strict=True)
-        return [replace(sample, caption=written(caption), position=place) for sample, caption, place in rows][shown]
+        made = []
+        for loaded, caption, place in list(zip(group, captions, places, strict=True))[shown]:
+            box = numbers[_box_of(loaded)] if regional else None
+            made.append(self._sample(loaded, modality, inputs, box, written(caption), place))
+        return made
 
     def prediction_sample(
         self, loaded: Loaded, modality: str, crop: float | None = None, box_of: int | None = None
@@ -157,7 +156,9 @@ class SampleTransform:
         return inputs, dict(zip(different, numbers, strict=True))
 
     @staticmethod
-    def _sample(loaded: Loaded, modality: str, inputs: Tensor, numbers: Tensor | None) -> Sample:
+    def _sample(
+        loaded: Loaded, modality: str, inputs: Tensor, numbers: Tensor | None, caption: str = "", position: int = -1
+    ) -> Sample:
         """A row with its input, and the model's numbers of its box."""
         item, record = loaded.item, loaded.record
         return Sample(
@@ -169,9 +170,10 @@ class SampleTransform:
             split=record.split,
             inputs=inputs,
             box=numbers,
-            caption="",
+            caption=caption,
             references=loaded.references,
             raw_box=tuple(map(float, item.box)) if item else None,
+            position=position,
             are_features=loaded.features is not None,
         )
 

@@ -71,7 +71,7 @@ def split_key(name: str, where: str) -> tuple[str, str]:
     base, dot, extension = path.name.partition(".")
     if not (base and dot and extension):
         raise FormatError(f"{where}: member name {name!r} is not KEY.EXTENSION")
-    known = (RECORD_EXTENSION, *media_extensions(), features.EXTENSION)
+    known = _extensions()
     if extension.lower() not in known:
         longest = max((end for end in known if path.name.lower().endswith(f".{end}")), key=len, default=extension)
         base, extension = path.name[: -len(longest) - 1], longest
@@ -146,6 +146,50 @@ def tar_headers(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
         ) from None
 
 
+# A header as webdataset's writer makes it: fields of octal digits, an own checksum, ustar, no link, no device, no long name.
+_NUMBERS = re.compile(rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 ([0x])")
+_NO_LINK, _NO_DEVICE = bytes(100) + b"ustar\00000", bytes(183)
+_PLAIN_NAME = re.compile(rb"([A-Za-z0-9][A-Za-z0-9_-]*)\.([a-z.]+)\0*")
+_PAX_NAME = b"././@PaxHeader".ljust(100, b"\0")
+_PAX_MTIME = b"13 mtime=0.0\n".ljust(tarfile.BLOCKSIZE, b"\0")  # says nothing that is asked for here
+
+
+def _plain_members(data: bytes) -> list[tuple[str, str, int, int]] | None:
+    """(key, extension, first byte, size) of every member of a byte range in which all headers are as webdataset's writer makes them; else none.
+
+    Python's reader gives the same, and takes eight times as long: a tenth of the time in which a picture is read and decoded.
+    """
+    block, found, place, has_pax = tarfile.BLOCKSIZE, list[tuple[str, str, int, int]](), 0, False
+    extensions = _extensions()
+    while place < len(data):
+        header = data[place : place + block]
+        numbers = _NUMBERS.fullmatch(header, 100, 157)
+        if numbers is None or header[157:265] != _NO_LINK or header[329:] != _NO_DEVICE:
+            return None
+        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(numbers[2], 8):
+            return None
+        size, start = int(numbers[1], 8), place + block
+        place = start + -(-size // block) * block
+        if place > len(data):
+            return None
+        if numbers[3] == tarfile.XHDTYPE:
+            if has_pax or header[:100] != _PAX_NAME or data[start:place] != _PAX_MTIME:
+                return None
+            has_pax = True
+            continue
+        has_pax = False
+        name = _PLAIN_NAME.fullmatch(header, 0, 100)
+        if name is None or name[2].decode() not in extensions:
+            return None
+        found.append((name[1].decode(), name[2].decode(), start, size))
+    return found if found and not has_pax else None
+
+
+def _extensions() -> tuple[str, ...]:
+    """Of the members that a record can have."""
+    return RECORD_EXTENSION, *media_extensions(), features.EXTENSION
+
+
 def behind(member: tarfile.TarInfo) -> int:
     """The first byte behind a member's blocks."""
     return member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -163,18 +207,21 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
     """A record's byte range to (record, media bytes, media extension); ``FormatError`` if it holds anything else."""
     members: dict[str, bytes] = {}
     keys: set[str] = set()
-    for member, key, extension in _members(io.BytesIO(data), where):
+    plain = _plain_members(data)
+    if plain is None:
+        found = _members(io.BytesIO(data), where)
+        plain = [(key, extension, member.offset_data, member.size) for member, key, extension in found]
+    for key, extension, start, size in plain:
         keys.add(key)
         if extension in members:
             raise FormatError(f"{where}: has two members {extension!r}")
-        members[extension] = data[member.offset_data : member.offset_data + member.size]
+        members[extension] = data[start : start + size]
     if len(keys) != 1:
         raise FormatError(f"{where}: holds {len(keys)} keys, a record has one")
     media = [extension for extension in members if extension != RECORD_EXTENSION]
-    allowed = (*media_extensions(), features.EXTENSION)
-    if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in allowed:
+    if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in _extensions():
         raise FormatError(
-            f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(allowed)}"
+            f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(_extensions()[1:])}"
         )
     return parse_record(members[RECORD_EXTENSION], where), members[media[0]], media[0]
 
