@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     good = Record("v", "squares", "train", SIDE, SIDE, [], [ObjectAnnotation("o", box, ["a ball"])])
     with ShardWriter(tmp_path / "set", "squares", VIDEO.name, "train") as writer:
         writer.write(good, media, "gif")
-        with pytest.raises(FormatError, match="media 'png' does not fit video_region: it reads gif"):
+        with pytest.raises(FormatError, match="media 'png' does not fit a set of video_region: it holds gif"):
             writer.write(good, media, "png")
         with pytest.raises(FormatError, match="not a readable GIF"):
             writer.write(good, media[:20], "gif")

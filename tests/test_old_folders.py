@@ -54,7 +54,10 @@ def test_predictions_are_the_same(modality: str, old: Path, tmp_path: Path, capl
 
 
 def test_a_resume_makes_the_step_that_the_old_code_made(old: Path) -> None:
-    """Bit-equal on the processor that made the folders; others round otherwise, by 7e-6 of what the step changes (plain vector kernels)."""
+    """Bit-equal on the processor that made the folders; others round otherwise, by 7e-6 of what the step changes (plain vector kernels).
+
+    Where the step changes a number by few units in its last place, that unit is what it may differ by.
+    """
     start = load_file(checkpoint.require(old / "runs/old").path / "state.safetensors")
     command = [sys.executable, "-m", "rb.train", "--resume", str(old / "runs/old")]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
@@ -64,8 +67,9 @@ def test_a_resume_makes_the_step_that_the_old_code_made(old: Path) -> None:
     made, before = load_file(found.path / "state.safetensors"), load_file(old / "later" / "state.safetensors")
     assert made.keys() == before.keys()
     for name, value in before.items():
+        last_place = torch.from_numpy(np.spacing(value.abs().numpy())) if value.is_floating_point() else 0
         change = (value - start[name]).abs().max()
-        assert (made[name] - value).abs().max() <= 1e-4 * change, name
+        assert ((made[name] - value).abs() <= last_place + 1e-4 * change).all(), name
     assert found.meta["identities"]["foundation"]["blip2"].startswith("sha256:")
 
 

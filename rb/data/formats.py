@@ -25,7 +25,7 @@ from rb.data.predictions import (
     write_predictions,
 )
 from rb.data.store import MissingError, read_file
-from rb.sources.features import DTYPES, FeatureSet
+from rb.sources.feature_set import ITEM_BYTES, FeatureSet
 from rb.sources.pixels import EXIF_CHOICES
 
 __all__ = [
@@ -342,8 +342,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 def _parse_features(raw: object, where: str) -> FeatureSet:
     about = FeatureSet(**checked(raw, where, _FEATURES))
-    if about.dtype not in DTYPES:
-        raise FormatError(f"{where}: dtype {about.dtype!r} is not one of {', '.join(DTYPES)}")
+    if about.dtype not in ITEM_BYTES:
+        raise FormatError(f"{where}: dtype {about.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
     if len(about.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in about.shape):
         raise FormatError(f"{where}: shape {about.shape} must be two whole numbers above 0")
     if about.num_bytes > MAX_RECORD_BYTES:

@@ -42,7 +42,7 @@ from rb.data.predictions import sample_id
 from rb.data.shard_files import ByteRange, StoredShards, map_index, shard_files, sizes_of
 from rb.data.store import CutShortError, MissingError
 from rb.data.tars import split_members
-from rb.sources.features import FeatureSet
+from rb.sources.feature_set import FeatureSet
 from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"

@@ -34,7 +34,7 @@ from rb.data.formats import (
 from rb.data.shards import MEMBER_OVERHEAD, Collector
 from rb.data.tars import FoundRecord, scan_shard
 from rb.data.unfinished import State, UnfinishedSet, Work
-from rb.sources.features import FeatureSet
+from rb.sources.feature_set import FeatureSet
 
 _SHOWN = 3  # items that the error of an empty result names
 

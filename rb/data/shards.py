@@ -33,8 +33,9 @@ from rb.data.formats import (
 from rb.data.index import IndexBuilder, ShardCorruptionError
 from rb.data.shard_files import shard_files, stored_sha256
 from rb.data.tars import FoundRecord, scan_shard
+from rb.sources.feature_set import FeatureSet
 from rb.sources.features import EXTENSION as FEATURES_EXTENSION
-from rb.sources.features import FeatureSet, decode_features
+from rb.sources.features import decode_features
 from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of

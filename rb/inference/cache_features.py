@@ -31,7 +31,8 @@ from rb.data.unfinished import Work
 from rb.inference.load import example_transform
 from rb.model.frozen import UNKNOWN, encoder_settings
 from rb.model.weights.build import Built
-from rb.sources.features import DTYPES, EXTENSION, FeatureSet, encode_features
+from rb.sources.feature_set import FeatureSet
+from rb.sources.features import DTYPES, EXTENSION, encode_features
 from rb.sources.source import Draws
 from rb.sources.table import source_of
 

@@ -6,7 +6,7 @@ a safetensors file: ``features`` [P, V], and ``frame`` where the boxes of the so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rb.core.strict_json import FormatError
 from rb.core.tensor_files import tensor_bytes, tensors_of
+from rb.sources.feature_set import FeatureSet
 from rb.sources.source import Draws, Source, Stored
 
 EXTENSION = "features.safetensors"
@@ -23,40 +24,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 class FeaturesError(FormatError):
     """Stored features that cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """What the features of a set are, as its manifest says it.
-
-    Attributes:
-        dtype: ``float32`` or ``bfloat16``, as they are stored.
-        shape: of one source, [P, V] or [1 + G, point width].
-        made_from: digest of the manifest whose sources were encoded.
-        settings: all that decides the features: the encoder's digest and settings, and the transform's.
-    """
-
-    dtype: str
-    shape: list[int]
-    made_from: str
-    settings: dict[str, Any]
-
-    @property
-    def num_bytes(self) -> int:
-        """Of one source's features."""
-        return self.shape[0] * self.shape[1] * DTYPES[self.dtype].itemsize
-
-    def difference(self, settings: Mapping[str, Any]) -> str | None:
-        """The first setting that is another one in ``settings``, in a few words; none if all are equal."""
-        for name in {**self.settings, **settings}:
-            theirs, ours = self.settings.get(name), settings.get(name)
-            if theirs != ours:
-                return f"{name} {_shown(theirs)}, this model has {_shown(ours)}"
-        return None
-
-
-def _shown(value: object) -> str:
-    return f"{value[:19]}..." if isinstance(value, str) and len(value) > 24 else str(value)
 
 
 def encode_features(features: Tensor, frame: Tensor | None) -> bytes:

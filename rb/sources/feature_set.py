@@ -1,0 +1,43 @@
+"""What a manifest says of stored features (``rb/sources/features.py``). Without torch, so that commands which only look at manifests start at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # by type of the stored numbers
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What the features of a set are, as its manifest says it.
+
+    Attributes:
+        dtype: ``float32`` or ``bfloat16``, as they are stored.
+        shape: of one source, [P, V] or [1 + G, point width].
+        made_from: digest of the manifest whose sources were encoded.
+        settings: all that decides the features: the encoder's digest and settings, and the transform's.
+    """
+
+    dtype: str
+    shape: list[int]
+    made_from: str
+    settings: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one source's features."""
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
+
+    def difference(self, settings: Mapping[str, Any]) -> str | None:
+        """The first setting that is another one in ``settings``, in a few words; none if all are equal."""
+        for name in {**self.settings, **settings}:
+            theirs, ours = self.settings.get(name), settings.get(name)
+            if theirs != ours:
+                return f"{name} {_shown(theirs)}, this model has {_shown(ours)}"
+        return None
+
+
+def _shown(value: object) -> str:
+    return f"{value[:19]}..." if isinstance(value, str) and len(value) > 24 else str(value)
