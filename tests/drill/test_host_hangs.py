@@ -41,7 +41,7 @@ def test_hangs(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
         for host in two:
             host.environment["PYTHONPATH"] += f":{tmp_path / 'site'}"
             host.reload()
-        runs = Runs(tmp_path, foundation, two, steps=100_000)
+        runs = Runs(tmp_path, foundation, two, steps=100_000, batch=8)
         for name in trials.left(f"{kind} {number}" for number in range(TIMES) for kind in KINDS):
             draw, kind = random.Random(f"{SEED} {name}"), name.rpartition(" ")[0]
             with trials.trial(name) as figures, two.clean():

@@ -28,7 +28,7 @@ OF_LAUNCHERS = ("deepspeed.launcher.runner", "deepspeed.launcher.launch", "pdsh 
 @pytest.mark.timeout(0)
 def test_kills(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> None:
     with hosts(2, tmp_path / "hosts") as two:
-        runs = Runs(tmp_path, foundation, two)
+        runs = Runs(tmp_path, foundation, two, batch=8)
         for name in trials.left(f"{KINDS[n % len(KINDS)]} {n // len(KINDS)}" for n in range(TRIALS)):
             draw, kind = random.Random(f"{SEED} {name}"), name.split()[0]
             with trials.trial(name) as figures, two.clean():

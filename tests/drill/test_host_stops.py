@@ -31,7 +31,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def test_stops(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> None:
     cases = {f"{s.name} to {who} in {phase}": (s, who, phase) for s in SIGNALS for who in WHO for phase in PHASES}
     with hosts(2, tmp_path / "hosts") as two:
-        runs = Runs(tmp_path, foundation, two, steps=100_000)
+        runs = Runs(tmp_path, foundation, two, steps=100_000, batch=8)
         for name in trials.left(cases):
             number, who, phase = cases[name]
             draw, run = random.Random(f"{SEED} {name}"), name.replace(" ", "-")

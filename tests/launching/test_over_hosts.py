@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 
 from rb.core.config import FoundationConfig
 from rb.core.exit_codes import FINISHED
-from rb.core.heartbeat import TRAINING
-from tests.support.host_runs import MOST, Runs, differing, furthest, ranks, wait_for, wait_until
+from rb.core.heartbeat import BEGUN, TRAINING
+from tests.support.host_runs import MOST, START_S, Runs, differing, furthest, ranks, wait_for, wait_until
 from tests.support.hosts import hosts
 
 
@@ -28,9 +29,14 @@ def test_two_hosts_hang_start_again_and_finish_as_one(foundation: FoundationConf
         wait_until(lambda: "restart 1 of 1" in job.said(), job)
         assert "hang: rank 1 on node2" in job.said()
         (report,) = (run_dir / "hangs").glob("*/report.json")
-        verdict = json.loads(report.read_text())["verdict"]
+        tree = json.loads(report.read_text())
+        verdict, waiting = tree["verdict"], tree["nodes"][0]["stacks"]["0"]
         assert (verdict["kind"], verdict["phase"], verdict["culprits"][0]["host"]) == ("hang", TRAINING, "node2")
-        job.finish(FINISHED)
+        # What rank 0 says of itself: its stacks, and by torch's own record the collective that it waits in.
+        assert " in take_steps" in waiting
+        newest = waiting.split("newest collectives:\n")[1].split(f"\n{BEGUN}")[0].splitlines()
+        assert re.fullmatch(r"gloo:\S+ of group .*: (scheduled|started), begun \d+\.\d s ago", newest[-1]), newest
+        job.finish(FINISHED, START_S)
         assert not two.left_after(10)
         assert not ranks(two)
         assert furthest(run_dir, plain) <= MOST

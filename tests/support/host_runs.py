@@ -21,6 +21,7 @@ from tests.support import processes, small_data, tiny
 from tests.support.hosts import Command, Host, Hosts
 
 MOST = 1e-5  # between losses over hosts and on one
+LOOK_S = 0.2  # between two looks at all processes, which cost time that the ranks need
 START_S = 400  # a rank imports for seconds, on a busy machine for minutes
 # Parts of command lines of the processes of a job, on any host.
 CONTROLLER, AGENT, RANK, RUNNER, NODE_LAUNCHER = (
@@ -38,15 +39,19 @@ class Runs:
     Args:
         hosts: what they run on; those on one host need none.
         steps: of every run.
+        batch: samples of a step; the default can be shared among 1, 2, 3, 4, 6 and 8 ranks.
     """
 
-    def __init__(self, folder: Path, foundation: FoundationConfig, hosts: Hosts, steps: int = 16) -> None:
+    def __init__(
+        self, folder: Path, foundation: FoundationConfig, hosts: Hosts, steps: int = 16, batch: int = 24
+    ) -> None:
         self.folder, self.hosts, self.steps = folder, hosts, steps
         self.file = folder / "run.yaml"
         self._plain: dict[int, Path] = {}
         for name, records, split in (("clouds", 7, "train"), ("held_out", 4, "val")):
             small_data.write_set(folder / name, "point_cloud", records, split)
-        train = {"global_batch_size": 24, "micro_batch_size": 1, "contrastive_batch_size": 24, "max_steps": steps}
+        train = {"global_batch_size": batch, "micro_batch_size": 1, "contrastive_batch_size": batch}
+        train |= {"max_steps": steps}
         train |= {"log_every": 1, "checkpoint_every": 4, "num_threads": 1, "ds_config": "ds_configs/zero2_cpu.json"}
         tree = {
             "name": "run",
@@ -115,6 +120,7 @@ def wait_for(hosts: list[Host], job: Command, number: int, phase: str, step: int
 
     def there() -> bool:
         if len(found) < number or not all(process.is_running() for process in found.values()):
+            time.sleep(LOOK_S)
             found.clear()
             found.update(ranks(hosts))
         beats = [beat_of(process) for process in found.values()]
