@@ -109,6 +109,9 @@ COMMANDS = (
     Command("replay", "make one step again; name what is not finite", lazy("rb.training.replay_commands:add_replay")),
     Command("track sync", "copy to MLflow what it lacks; safe to repeat", lazy("rb.tracking.commands:add_sync")),
     Command("cache-features", "write frozen features of a set, to train on", lazy("rb.inference.commands:add_cache")),
+    Command(
+        "cache-groups", "write groups of points beside a set's clouds", lazy("rb.inference.commands:add_cache_groups")
+    ),
     Command("predict", "caption every example of a data set", lazy("rb.inference.commands:add_predict")),
     Command(
         "score",

@@ -23,8 +23,8 @@ class Sample:
 
     Attributes:
         id: the sample's identity in prediction files: ``source_id`` or ``source_id#object_id``.
-        inputs: image [3, H, W] uint8, or points [N, C] float32 in the cloud's frame. Samples of one source piece, which is read once, hold the
-            same tensor object.
+        inputs: image [3, H, W] uint8, or points float32 in the cloud's frame, [N, C] or grouped [G, 1 + K, C]. Samples of one source piece,
+            which is read once, hold the same tensor object.
         box: [4] xyxy in [0, 1] or [6] min xyz, max xyz in the cloud's frame mapped by (v + 1) / 2 (or [24], ``model.box3d``); none for whole
             sources.
         caption: the training text; empty when predicting.
@@ -57,8 +57,8 @@ class Batch:
     captions of one subject, which is a source piece or a box in it: the LLM reads what stands before their captions once.
 
     Attributes:
-        inputs: images [S, 3, H, W], uint8 (or float32, normalised already), or points [S, N, C] float32; one row a source piece, in the
-            order of the samples.
+        inputs: images [S, 3, H, W], uint8 (or float32, normalised already), or points [S, N, C] or [S, G, 1 + K, C] float32; one row a
+            source piece, in the order of the samples.
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.

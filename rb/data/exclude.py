@@ -34,7 +34,8 @@ def exclude(
         taken |= {mine: f"{found.first} holds it as {theirs}" for mine, theirs in names}
     reader = ManifestReader(first)
     about = reader.manifest
-    with ShardWriter(out, about.name, about.modality, about.split, overwrite=overwrite, exif=about.exif) as writer:
+    called = about.name, about.modality, about.split
+    with ShardWriter(out, *called, overwrite=overwrite, exif=about.exif, groups=about.groups) as writer:
         for row in read_rejected(reader.path.parent / REJECTED_FILE):
             writer.reject(row.source, row.reason, row.detail, row.object_id)
         title = f"{about.name} {about.split}"
@@ -44,7 +45,8 @@ def exclude(
             if source in taken:
                 writer.reject(source, Reason.SHARED_SOURCE, taken[source])
             else:
-                writer.write(loaded.record, loaded.media, loaded.extension)
+                groups = None if loaded.groups is None else loaded.groups.data
+                writer.write(loaded.record, loaded.media, loaded.extension, groups)
     reader.close()
     assert writer.manifest is not None
     return writer.manifest, len(taken)

@@ -25,7 +25,8 @@ from rb.data.predictions import (
     write_predictions,
 )
 from rb.data.store import MissingError, read_file
-from rb.sources.feature_set import ITEM_BYTES, FeatureSet
+from rb.sources.feature_set import FeatureSet, parse_feature_set
+from rb.sources.groups import GroupSet, parse_group_set
 from rb.sources.pixels import EXIF_CHOICES
 
 __all__ = [
@@ -189,6 +190,7 @@ class Manifest:
             in sets without such images. Then it is not in the file.
         sample_kind: ``questions`` where samples are questions; none, and not in the file, where they are captions.
         features: what they are, where records hold frozen features in place of media; else none, and not in the file.
+        groups: what they are, where records hold groups of their cloud's points too; else none, and not in the file.
     """
 
     format_version: int
@@ -202,6 +204,7 @@ class Manifest:
     exif: str | None = None
     sample_kind: str | None = None
     features: FeatureSet | None = None
+    groups: GroupSet | None = None
 
     def to_json(self) -> bytes:
         """The bytes of the file, indented for people."""
@@ -255,12 +258,11 @@ _MANIFEST: dict[str, strict.Check] = {
     "shards": strict.items,
     "index": strict.anything,
 }
-_OPTIONS: dict[str, strict.Check] = {"exif": strict.name, "sample_kind": strict.name, "features": strict.anything}
-_FEATURES: dict[str, strict.Check] = {
-    "dtype": strict.name,
-    "shape": strict.numbers,
-    "made_from": strict.name,
-    "settings": strict.anything,
+_OPTIONS: dict[str, strict.Check] = {
+    "exif": strict.name,
+    "sample_kind": strict.name,
+    "features": strict.anything,
+    "groups": strict.anything,
 }
 _REJECTED: dict[str, strict.Check] = {
     "source": strict.text,
@@ -336,21 +338,17 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         if Path(entry.file).name != entry.file or entry.file in (".", ".."):
             raise FormatError(f"{where}: file name {entry.file!r} must not leave the manifest's folder")
     if "features" in raw:
-        raw["features"] = _parse_features(raw["features"], f"{where}: features")
+        raw["features"] = parse_feature_set(raw["features"], f"{where}: features")
+        _fits_a_record(raw["features"].num_bytes, f"{where}: features")
+    if "groups" in raw:
+        raw["groups"] = parse_group_set(raw["groups"], f"{where}: groups")
+        _fits_a_record(raw["groups"].num_bytes, f"{where}: groups")
     return Manifest(**raw)
 
 
-def _parse_features(raw: object, where: str) -> FeatureSet:
-    about = FeatureSet(**checked(raw, where, _FEATURES))
-    if about.dtype not in ITEM_BYTES:
-        raise FormatError(f"{where}: dtype {about.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
-    if len(about.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in about.shape):
-        raise FormatError(f"{where}: shape {about.shape} must be two whole numbers above 0")
-    if about.num_bytes > MAX_RECORD_BYTES:
-        raise FormatError(f"{where}: {about.num_bytes:,} bytes a source, a record has at most {MAX_RECORD_BYTES:,}")
-    if not isinstance(about.settings, dict):
-        raise FormatError(f"{where}: settings must map names to values")
-    return about
+def _fits_a_record(num_bytes: int, where: str) -> None:
+    if num_bytes > MAX_RECORD_BYTES:
+        raise FormatError(f"{where}: {num_bytes:,} bytes a source, a record has at most {MAX_RECORD_BYTES:,}")
 
 
 def require_media(manifest: Manifest, path: Location) -> None:

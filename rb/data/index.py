@@ -15,7 +15,7 @@ import shlex
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from rb.data.shard_files import ByteRange, StoredShards, map_index, shard_files,
 from rb.data.store import CutShortError, MissingError
 from rb.data.tars import split_members
 from rb.sources.feature_set import FeatureSet
+from rb.sources.groups import StoredGroups, stored_groups
 from rb.sources.source import Stored
 
 _MAGIC = b"RBINDEX1"
@@ -201,7 +202,7 @@ def index_again(path: Location, manifest: Manifest) -> str:
 class Loaded:
     """One row as stored: the record, its object or none, the caption of this sample, the media file's bytes and extension.
 
-    ``exif`` is as of `rb.sources.source.Stored`; ``features`` as of the manifest. Of a set of questions, ``question`` is this sample's, and ``caption`` its text.
+    ``exif``, ``groups``: as of `rb.sources.source.Stored`. In a set of questions ``question`` is this sample's, and ``caption`` its text.
     """
 
     record: Record
@@ -213,6 +214,7 @@ class Loaded:
     exif: str | None = None
     question: Question | None = None
     features: FeatureSet | None = None
+    groups: StoredGroups | None = None
 
     @property
     def id(self) -> str:
@@ -222,7 +224,7 @@ class Loaded:
     @property
     def stored(self) -> Stored:
         """The media as their source reads them."""
-        return Stored(self.media, self.record.size, self.where, self.exif)
+        return Stored(self.media, self.record.size, self.where, self.exif, self.groups)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -234,14 +236,14 @@ class ManifestReader:
     """Random access to the samples and the examples of one manifest.
 
     A sample is (record, object or none, caption), for training; an example is (record, object or none), for prediction, with all its
-    captions as references. In a set of questions a sample is (record, question), an example a record with all its questions. Safe to use after a fork: reads name their place and share no file position.
+    captions as references. In a set of questions a sample is (record, question), an example a record with all its questions. Safe to use after a fork: reads name their place and share no file position. ``use_groups``: whether to hand out stored groups.
 
     Raises:
         ValueError: at once, if a shard is missing or has another size, or the index does not fit.
     """
 
-    def __init__(self, path: Location | str, verify: bool = True) -> None:
-        self.path = find_manifest(path)
+    def __init__(self, path: Location | str, verify: bool = True, use_groups: bool = True) -> None:
+        self.path, self.use_groups = find_manifest(path), use_groups
         content = read_manifest_bytes(self.path)
         self.manifest = parse_manifest(content, str(self.path))
         self.digest = manifest_digest(content)
@@ -264,9 +266,9 @@ class ManifestReader:
                     "bring the right file back, or make the shards again with `rb prepare`"
                 )
 
-    def __reduce__(self) -> tuple[type[ManifestReader], tuple[Location, bool]]:
+    def __reduce__(self) -> tuple[type[ManifestReader], tuple[Location, bool, bool]]:
         # A worker process that does not fork opens the files itself; they were verified here.
-        return ManifestReader, (self.path, False)
+        return ManifestReader, (self.path, False, self.use_groups)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -285,15 +287,15 @@ class ManifestReader:
         """Samples of one record, which is read and checked once, and whose media they share. Errors as of ``sample``."""
         records = {self.record_of(number) for number in numbers}
         assert len(records) == 1, f"{self.path}: samples {numbers} are of {len(records)} records"
-        parts = self._read(records.pop())
-        return [self._loaded(number, *parts) for number in numbers]
+        whole = self.record(records.pop())
+        return [self._one(number, whole) for number in numbers]
 
     def record_of(self, number: int) -> int:
         """The record of sample ``number``."""
         return int(self.index.samples[number]["record"])
 
-    def _loaded(self, number: int, record: Record, media: bytes, extension: str, where: str) -> Loaded:
-        row = self.index.samples[number]
+    def _one(self, number: int, whole: Loaded) -> Loaded:
+        row, record = self.index.samples[number], whole.record
         item_number, caption_number = int(row["object"]), int(row["caption"])
         try:
             item = None if item_number == _WHOLE else record.objects[item_number]
@@ -302,12 +304,10 @@ class ManifestReader:
             caption = texts[caption_number] if question is None else question.question
         except IndexError:
             raise ShardCorruptionError(
-                f"{where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
+                f"{whole.where}: has no object {item_number} with a caption {caption_number}, which sample {number} of the index names; "
                 f"make the index again: {index_again(self.path, self.manifest)}"
             ) from None
-        return Loaded(
-            record, item, caption, media, extension, where, self.manifest.exif, question, self.manifest.features
-        )
+        return replace(whole, item=item, caption=caption, question=question)
 
     def example(self, number: int) -> Loaded:
         """Example ``number`` of 0 .. num_examples - 1, with its first caption; all of them are in ``references``."""
@@ -333,8 +333,16 @@ class ManifestReader:
 
     def record(self, number: int) -> Loaded:
         """Record ``number`` in the order of the shards, as a whole; ``ShardCorruptionError`` if it was altered."""
-        record, media, extension, where = self._read(number)
-        return Loaded(record, None, "", media, extension, where, self.manifest.exif, features=self.manifest.features)
+        data, where = self._read(number)
+        try:
+            record, media, extension, groups = split_members(data, where)
+        except FormatError as error:
+            raise ShardCorruptionError(
+                f"{error}; make the index again: {index_again(self.path, self.manifest)}"
+            ) from None
+        about = self.manifest
+        stored = stored_groups(groups, about.groups, where) if self.use_groups else None
+        return Loaded(record, None, "", media, extension, where, about.exif, features=about.features, groups=stored)
 
     @property
     def stored(self) -> bool:
@@ -362,7 +370,7 @@ class ManifestReader:
             self._examples = Examples(self.index.samples["caption"])
         return self._examples
 
-    def _read(self, number: int) -> tuple[Record, bytes, str, str]:
+    def _read(self, number: int) -> tuple[bytes, str]:
         row = self.index.records[number]
         place, digest = self._range(row), int(row["digest"])
         file = f"{self._folder}/{self.manifest.shards[place.shard].file}"
@@ -389,10 +397,4 @@ class ManifestReader:
                 f"{where}: {problem}; bring the shard back, or make it again with `rb prepare` "
                 f"(`rb data verify {self.path.parent}` checks all)"
             )
-        try:
-            record, media, extension = split_members(data, where)
-        except FormatError as error:
-            raise ShardCorruptionError(
-                f"{error}; make the index again: {index_again(self.path, self.manifest)}"
-            ) from None
-        return record, media, extension, where
+        return data, where

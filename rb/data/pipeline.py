@@ -71,6 +71,9 @@ def open_training_data(
         for reader in readers:
             check_fits(reader, modality, predicting=False)
         check_same_kind(readers)
+        if len({reader.manifest.groups for reader in readers}) > 1:  # a batch could not hold grouped clouds and others
+            for reader in readers:
+                reader.use_groups = False
         repeats = [source.repeat for source in listed]
         sizes = [min(len(r), s.first or len(r)) for r, s in zip(readers, listed, strict=True)]
         groups = [groups_of(r, size, arrangement) for r, size in zip(readers, sizes, strict=True)]

@@ -31,10 +31,12 @@ from rb.data.formats import (
     Rejected,
     rejected_row,
 )
-from rb.data.shards import MEMBER_OVERHEAD, Collector
+from rb.data.shards import Collector, record_size
 from rb.data.tars import FoundRecord, scan_shard
 from rb.data.unfinished import State, UnfinishedSet, Work
 from rb.sources.feature_set import FeatureSet
+from rb.sources.groups import EXTENSION as GROUPS_EXTENSION
+from rb.sources.groups import GroupSet
 
 _SHOWN = 3  # items that the error of an empty result names
 
@@ -74,6 +76,7 @@ class ShardWriter:
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none refuses such images.
         work: what the set is made from: after a kill, a writer of the same work goes on behind the last closed shard.
         features: what they are, of a set that holds frozen features in place of media.
+        groups: what they are, of a set that holds groups of its clouds' points.
 
     Raises:
         ValueError: ``out_dir`` is not empty, or another process is writing it.
@@ -91,6 +94,7 @@ class ShardWriter:
         exif: str | None = None,
         work: Work | None = None,
         features: FeatureSet | None = None,
+        groups: GroupSet | None = None,
     ) -> None:
         modality_spec(modality)
         if not name or Path(name).name != name or name.startswith("."):
@@ -109,7 +113,7 @@ class ShardWriter:
         self.manifest: Manifest | None = None
         self._check_target()
         self._unfinished = UnfinishedSet(self.out_dir, work)
-        self._collector = Collector(modality, split, exif, features)
+        self._collector = Collector(modality, split, exif, features, groups)
         self._rejected: Counter[str] = Counter()
         self._shown: dict[str, list[Rejected]] = {}  # a few of each reason, for the error where nothing can be used
         self._tar: TarWriter | None = None
@@ -179,14 +183,14 @@ class ShardWriter:
         """As of ``SetWriter``."""
         return self._collector.holds(source_id)
 
-    def write(self, record: Record, media: bytes, extension: str) -> None:
-        """One record. ``extension``: of ``media``, one of its source's (``rb/sources``): ``jpg``, ``points.npy``, ...
+    def write(self, record: Record, media: bytes, extension: str, groups: bytes | None = None) -> None:
+        """One record. ``extension``: of ``media``, one of its source's (``rb/sources``): ``jpg``, ``points.npy``, ... ``groups``: of its points.
 
         Raises:
             FormatError: the record does not fit; a converter should have rejected it. Nothing was written of it.
         """
-        extension, text = self._collector.accept(record, media, extension)
-        size = len(media) + len(text) + MEMBER_OVERHEAD
+        extension, text = self._collector.accept(record, media, extension, groups)
+        size = record_size(media, text, groups)
         if self._in_shard and (self._in_shard >= self.max_shard_records or self._bytes + size > self.max_shard_bytes):
             self._close_shard()
         if self._tar is None:
@@ -195,7 +199,8 @@ class ShardWriter:
             self._tar = TarWriter(self._file, user="rb", group="rb", mode=0o444, encoder=False, mtime=0.0)
         # A running number as the key: a source id may hold dots and slashes, which mean something to tar and WebDataset.
         with naming(self.out_dir, self._folder):
-            self._tar.write({"__key__": f"{self._number:09d}", extension: media, RECORD_EXTENSION: text})
+            more = {} if groups is None else {GROUPS_EXTENSION: groups}
+            self._tar.write({"__key__": f"{self._number:09d}", extension: media, **more, RECORD_EXTENSION: text})
         self._number += 1
         self._in_shard += 1
         self._bytes += size

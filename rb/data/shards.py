@@ -36,11 +36,12 @@ from rb.data.tars import FoundRecord, scan_shard
 from rb.sources.feature_set import FeatureSet
 from rb.sources.features import EXTENSION as FEATURES_EXTENSION
 from rb.sources.features import decode_features
+from rb.sources.groups import GroupSet, stored_groups
 from rb.sources.pixels import EXIF_CHOICES
 from rb.sources.source import Stored
 from rb.sources.table import source_of
 
-MEMBER_OVERHEAD = 4 * 512  # headers and padding of a record's two members, at most
+MEMBER_OVERHEAD = 2 * 512  # header and padding of a record's member, at most
 
 
 class Collector:
@@ -50,21 +51,30 @@ class Collector:
         split: none until the first record says it.
         exif: which pixels of images with an EXIF orientation sizes and boxes refer to: ``stored``, ``upright``; none refuses such images.
         features: what they are, of a set that holds frozen features in place of media.
+        groups: what they are, of a set that holds groups of its clouds' points.
     """
 
-    def __init__(self, modality: str, split: str | None, exif: str | None, features: FeatureSet | None = None) -> None:
+    def __init__(
+        self,
+        modality: str,
+        split: str | None,
+        exif: str | None,
+        features: FeatureSet | None = None,
+        groups: GroupSet | None = None,
+    ) -> None:
         if exif not in (None, *EXIF_CHOICES):
             raise ValueError(f"exif {exif!r} is not one of {', '.join(EXIF_CHOICES)}")
         self.modality = modality
         self.exif = exif
         self.features = features
+        self.groups = groups
         self.split = split
         self.sample_kind: str | None = None  # said by the first record
         self.builder = IndexBuilder(modality)
         self.shards: list[ShardEntry] = []
         self._seen: set[int] = set()
 
-    def check(self, record: Record, media: bytes, extension: str, where: str) -> None:
+    def check(self, record: Record, media: bytes, extension: str, where: str, groups: bytes | None = None) -> None:
         """``FormatError`` unless this record and its media fit the format, the modality, the split and the records before."""
         source = source_of(self.modality)
         check_record(record, self.modality, where)
@@ -84,7 +94,7 @@ class Collector:
             raise FormatError(
                 f"{where}: a record of {kind or 'captions'} in a set of {self.sample_kind or 'captions'}; make two sets of them"
             )
-        stored = Stored(media, record.size, where, self.exif)
+        stored = Stored(media, record.size, where, self.exif, stored_groups(groups, self.groups, where))
         if self.features is not None:  # boxes were looked at when the sources were
             decode_features(stored, self.features, source.frame_numbers)
             return
@@ -96,7 +106,7 @@ class Collector:
         if self.features is None:
             source_of(self.modality).check_whole(Stored(media, record.size, where, self.exif))
 
-    def accept(self, record: Record, media: bytes, extension: str) -> tuple[str, bytes]:
+    def accept(self, record: Record, media: bytes, extension: str, groups: bytes | None = None) -> tuple[str, bytes]:
         """Check and remember a record that is written now: its media's extension and its ``KEY.json`` as they are stored.
 
         Raises:
@@ -106,13 +116,13 @@ class Collector:
         extension = extension.lower().lstrip(".")
         where = f"record {record.source_id!r}"
         try:
-            self.check(record, media, extension, where)
+            self.check(record, media, extension, where, groups)
         except FormatError as error:
             raise UnfitRecordError(str(error)) from None
         text = record.to_json()
         if b"\\ud" in text:  # half a character, perhaps, which no reader of the shard would take
             _parse_own(text, where)
-        size = len(media) + len(text) + MEMBER_OVERHEAD
+        size = record_size(media, text, groups)
         if size > MAX_RECORD_BYTES:
             raise UnfitRecordError(
                 f"{where}: {size:,} bytes, a record has at most {MAX_RECORD_BYTES:,}; shrink its image or cloud"
@@ -142,7 +152,7 @@ class Collector:
 
         def found_fit() -> Iterator[FoundRecord]:
             for found in scan_shard(path):
-                self.check(found.record, found.media, found.extension, found.where)
+                self.check(found.record, found.media, found.extension, found.where, found.groups)
                 self.remember(found.record, found.where)
                 yield found
 
@@ -195,9 +205,15 @@ class Collector:
             self.exif,
             self.sample_kind,
             self.features,
+            self.groups,
         )
         write_whole(folder / MANIFEST_FILE, manifest.to_json())
         return manifest
+
+
+def record_size(media: bytes, text: bytes, groups: bytes | None) -> int:
+    """Bytes of a record in its tar, at most."""
+    return sum(len(member) + MEMBER_OVERHEAD for member in (media, text, groups) if member is not None)
 
 
 def _parse_own(text: bytes, where: str) -> None:
@@ -242,7 +258,7 @@ def adopt(
             raise ValueError(f"{file}: exists already; say --overwrite to index the folder again")
         with contextlib.suppress(ValueError):  # of a damaged one nothing is kept
             older = read_manifest(file)
-    collector = Collector(modality, None, exif, older.features if older else None)
+    collector = Collector(modality, None, exif, older.features if older else None, older.groups if older else None)
     for path in progress.bar(tars, desc="indexing", unit="shard", delay=5):
         collector.add_shard(path, collector.checked(path, workers))
     return collector.finish(

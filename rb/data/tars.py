@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from rb.core.strict_json import FormatError
 from rb.data.formats import MAX_RECORD_BYTES, RECORD_EXTENSION, Record, parse_record
-from rb.sources import features
+from rb.sources import features, groups
 from rb.sources.table import media_extensions
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
@@ -55,6 +55,7 @@ class FoundRecord:
     record: Record
     media: bytes
     extension: str
+    groups: bytes | None
     where: str
 
 
@@ -186,8 +187,8 @@ def _plain_members(data: bytes) -> list[tuple[str, str, int, int]] | None:
 
 
 def _extensions() -> tuple[str, ...]:
-    """Of the members that a record can have."""
-    return RECORD_EXTENSION, *media_extensions(), features.EXTENSION
+    """Of the members that a record can have: the two that stand beside media, then those of media."""
+    return RECORD_EXTENSION, groups.EXTENSION, *media_extensions(), features.EXTENSION
 
 
 def behind(member: tarfile.TarInfo) -> int:
@@ -203,8 +204,8 @@ def _members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarInfo, str,
             yield member, *found
 
 
-def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
-    """A record's byte range to (record, media bytes, media extension); ``FormatError`` if it holds anything else."""
+def split_members(data: bytes, where: str) -> tuple[Record, bytes, str, bytes | None]:
+    """A record's byte range to (record, media bytes, media extension, groups of its points or none); ``FormatError`` if it holds anything else."""
     members: dict[str, bytes] = {}
     keys: set[str] = set()
     plain = _plain_members(data)
@@ -218,12 +219,12 @@ def split_members(data: bytes, where: str) -> tuple[Record, bytes, str]:
         members[extension] = data[start : start + size]
     if len(keys) != 1:
         raise FormatError(f"{where}: holds {len(keys)} keys, a record has one")
-    media = [extension for extension in members if extension != RECORD_EXTENSION]
+    media = [extension for extension in members if extension not in (RECORD_EXTENSION, groups.EXTENSION)]
     if RECORD_EXTENSION not in members or len(media) != 1 or media[0] not in _extensions():
         raise FormatError(
-            f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(_extensions()[1:])}"
+            f"{where}: key {keys.pop()!r} has members {sorted(members)}; a record is KEY.json and one of {', '.join(_extensions()[2:])}"
         )
-    return parse_record(members[RECORD_EXTENSION], where), members[media[0]], media[0]
+    return parse_record(members[RECORD_EXTENSION], where), members[media[0]], media[0], members.get(groups.EXTENSION)
 
 
 def scan_shard(path: Path) -> Iterator[FoundRecord]:

@@ -8,7 +8,7 @@ features stands in their manifest (``FeatureSet``); training compares it with it
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,28 +156,44 @@ def check_features(built: Built, config: RunConfig, data: Mapping[str, TrainingD
 def _encoded(
     job: Caching, built: Built, transform: Any, numbers: range
 ) -> Iterator[tuple[Record, Tensor, Tensor | None]]:
-    """Record, features [P, V] and frame of some records, in order; threads decode some batches ahead of the encoder."""
+    """Record, features [P, V] and frame of some records, in order."""
     about, model = job.reader.manifest, built.model
+    source = source_of(about.modality)
+
+    def encode(inputs: Tensor) -> Tensor:
+        return model.frozen_features(about.modality, inputs.to(model.device)).to(DTYPES[job.dtype])
+
+    for loaded, features in each_encoded(job, transform, numbers, "features", encode):
+        yield loaded.record, features, source.frame(loaded.stored)
+
+
+def each_encoded(
+    job: Caching, transform: Any, numbers: range, what: str, encode: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Loaded, Tensor]]:
+    """Some records of a set in order, and for each its row of what ``encode`` makes of a batch of inputs; threads decode some batches ahead.
+
+    Raises:
+        ValueError: ``what`` cannot be stored, as the input is not the same every time.
+    """
+    about = job.reader.manifest
     source, regional = source_of(about.modality), modality_spec(about.modality).regional
 
-    def decode(loaded: Loaded) -> tuple[Tensor, Tensor | None]:
+    def decode(loaded: Loaded) -> Tensor:
         drawn = source.drawn(transform, loaded.stored, regional)
         if drawn is not None:
             raise ValueError(
-                f"{loaded.where}: a draw says {drawn}, another one for every sample, so its features cannot be stored; "
+                f"{loaded.where}: a draw says {drawn}, another one for every sample, so its {what} cannot be stored; "
                 "prepare clouds of as many points as the model reads, or set model.num_points (of scenes: model.num_scene_points)"
             )
         # Every box gives the same input, as nothing is drawn; that there is one makes a cloud a scene.
         boxes = [loaded.record.objects[0].box] if regional else []
-        inputs, _ = source.read(transform, loaded.stored, boxes, Draws(("cache", loaded.record.source_id)))
-        return inputs, source.frame(loaded.stored)
+        return source.read(transform, loaded.stored, boxes, Draws(("cache", loaded.record.source_id)))[0]
 
     decoded = in_order(decode, map(job.reader.record, numbers), job.workers, ahead=2 * job.batch_size + job.workers)
     title = f"{about.name} {about.split}"
     with progress.bar(total=about.counts["records"], initial=numbers.start, desc=title, unit="source", delay=5) as bar:
         while rows := list(itertools.islice(decoded, job.batch_size)):
-            inputs = torch.stack([inputs for _, (inputs, _) in rows]).to(model.device)
-            features = model.frozen_features(about.modality, inputs).to(DTYPES[job.dtype]).cpu()
-            for (loaded, (_, frame)), own in zip(rows, features, strict=True):
-                yield loaded.record, own, frame
+            encoded = encode(torch.stack([inputs for _, inputs in rows])).cpu()
+            for (loaded, _), own in zip(rows, encoded, strict=True):
+                yield loaded, own
                 bar.update()

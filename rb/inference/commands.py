@@ -1,9 +1,10 @@
-"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks. ``rb cache-features``."""
+"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks. ``rb cache-features``, ``rb cache-groups``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rb.core.device import add_device
 from rb.core.exit_codes import FINISHED
@@ -11,6 +12,9 @@ from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
 from rb.core.threads import default_workers
 from rb.core.urls import location_argument
+
+if TYPE_CHECKING:
+    from rb.data.formats import Manifest
 
 
 def add_foundation(parser: argparse.ArgumentParser) -> None:
@@ -121,32 +125,44 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
         "Write what the frozen encoder makes of every source of a set as a set of shards, which data.train lists in place of it. "
         "A process that was killed goes on where it was."
     )
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the stored features (bfloat16)"
+    )
+    _add_caching(parser)
+    parser.set_defaults(run=run_cache)
+
+
+def add_cache_groups(parser: argparse.ArgumentParser) -> None:
+    """``rb cache-groups``."""
+    parser.description = (
+        "Write a set of clouds again with the groups of points that the run's point encoder finds in them, which are then not searched for at "
+        "every step. A process that was killed goes on where it was."
+    )
+    _add_caching(parser)
+    parser.set_defaults(run=run_cache_groups)
+
+
+def _add_caching(parser: argparse.ArgumentParser) -> None:
+    """What the two commands that write a set from a set share."""
     parser.add_argument("manifest", type=location_argument, help="a manifest.json, or its folder; a path or a URL")
     parser.add_argument(
         "--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file: its foundation and settings"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the stored features (bfloat16)"
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="sources that are encoded at once (16)")
+    parser.add_argument("--batch-size", type=int, default=16, help="sources that are read by the device at once (16)")
     parser.add_argument("--workers", type=int, default=default_workers(), help="threads that read and decode")
     parser.add_argument("--shard-mb", type=int, default=500, help="largest size of a shard (500)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older set")
     add_device(parser)
     add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.augment=false")
-    parser.set_defaults(run=run_cache)
 
 
 def run_cache(args: argparse.Namespace) -> int:
     """Encode a set, once."""
-    for name in ("batch_size", "workers", "shard_mb"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    _check_caching(args)
     from rb.core.device import usable_device
     from rb.core.run_paths import open_foundation
-    from rb.data.formats import MANIFEST_FILE
     from rb.data.index import ManifestReader
     from rb.inference.cache_features import Caching, cache_features
     from rb.model.weights.build import build_model
@@ -155,10 +171,46 @@ def run_cache(args: argparse.Namespace) -> int:
     config = open_foundation(args.run_file, args.overrides)
     reader = ManifestReader(args.manifest)
     job = Caching(reader, args.dtype, args.batch_size, args.workers, args.overwrite, args.shard_mb * 1_000_000)
-    made = cache_features(job, config, build_model(config.model, config.seed, device), args.out)
-    num_bytes = sum(entry.bytes for entry in made.shards)
-    if args.json:
-        say_json({"manifest": str(args.out / MANIFEST_FILE), "bytes": num_bytes, "counts": made.counts})
-    else:
-        say(f"features of {made.counts['records']:,} sources, {num_bytes / 1e9:,.3f} GB -> {args.out / MANIFEST_FILE}")
+    _say_made(args, "features", cache_features(job, config, build_model(config.model, config.seed, device), args.out))
     return FINISHED
+
+
+def run_cache_groups(args: argparse.Namespace) -> int:
+    """Find the groups of a set's clouds, once."""
+    _check_caching(args)
+    from rb.core.device import usable_device
+    from rb.core.run_paths import open_foundation
+    from rb.data.index import ManifestReader
+    from rb.inference.cache_features import Caching
+    from rb.inference.cache_groups import cache_groups
+    from rb.model.weights.build import build_model
+
+    device = usable_device(args.device)
+    config = open_foundation(args.run_file, args.overrides)
+    job = Caching(
+        ManifestReader(args.manifest),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        max_shard_bytes=args.shard_mb * 1_000_000,
+    )
+    _say_made(
+        args, "groups", cache_groups(job, config, build_model(config.model, config.seed, "meta"), args.out, device)
+    )
+    return FINISHED
+
+
+def _check_caching(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "workers", "shard_mb"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+
+
+def _say_made(args: argparse.Namespace, what: str, made: Manifest) -> None:
+    from rb.data.formats import MANIFEST_FILE
+
+    file, num_bytes = args.out / MANIFEST_FILE, sum(entry.bytes for entry in made.shards)
+    if args.json:
+        say_json({"manifest": str(file), "bytes": num_bytes, "counts": made.counts})
+    else:
+        say(f"{what} of {made.counts['records']:,} sources, {num_bytes / 1e9:,.3f} GB -> {file}")

@@ -255,6 +255,7 @@ def example_transform(built: Built, seed: int, image_size: int | None = None) ->
     """How stored rows become inputs of this model, not augmented; ``image_size`` if it is not the encoder's own."""
     points = built.model.point_encoder
     channels = points.config.in_channels if points is not None else 3
-    settings = EncoderSettings(image_size or built.image_side, channels)
+    grouping = points.config.grouping if points is not None else None
+    settings = EncoderSettings(image_size or built.image_side, channels, grouping)
     of_source = {name: source.transform(built.config, settings) for name, source in SOURCES.items()}
     return SampleTransform(of_source, augment=False, seed=seed)

@@ -21,11 +21,13 @@ from rb.core import dist
 from rb.core.config import DecodeConfig
 from rb.core.files import CannotWriteError
 from rb.core.modality import IMAGE, modality_spec
+from rb.core.output import note
 from rb.data.index import ManifestReader
 from rb.data.pipeline import InputView, PredictDataset
 from rb.data.predictions import Prediction, write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
+from rb.inference.cache_groups import use_of_groups
 from rb.inference.generate import caption_examples
 from rb.inference.load import Loaded
 from rb.sources.table import source_of
@@ -90,6 +92,9 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
         CannotWriteError: ``out`` cannot be written; the message says where the predictions are.
     """
     box_of = shuffle_boxes(job.reader).box_of if job.view == SHUFFLED else {}
+    said = use_of_groups(job.reader, job.modality, loaded.transform)
+    if said is not None and dist.is_main():
+        note(said)
     rows = caption_examples(loaded, _dataset(job, loaded, box_of), _read_as(job, loaded), job.num_workers)
     gathered = dist.gather_objects(rows)
     if gathered is None:

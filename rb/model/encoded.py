@@ -85,7 +85,7 @@ class ModalityModel:
         return self.blip2.vision_model(pixels, interpolate_pos_encoding=interpolate).last_hidden_state
 
     def encode_points(self, points: Tensor) -> Tensor:
-        """The point encoder, [B, N, C] to [B, 1 + G, point width]."""
+        """The point encoder, [B, N, C], or grouped [B, G, 1 + K, C], to [B, 1 + G, point width]."""
         return self.points()(points)
 
     def points(self) -> PointBert:

@@ -1,14 +1,16 @@
 """Grouping of point clouds: farthest point sampling and nearest neighbours, as indices.
 
 Always in float32 outside autocast: squared distances rounded to bfloat16 lose 40-70 % of the true neighbours of a room.
-Indices only, no weights and no gradients; `point_encoder.py` gathers with them. Shape letters: B micro-batch, N points,
-G groups, K points per group.
+Indices only, no weights and no gradients; `point_encoder.py` gathers with them, `rb/inference/cache_groups.py` stores them. Shape letters:
+B micro-batch, N points, G groups, K points per group.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rb.sources.groups import Grouping
 
 try:
     import torch_quickfps
@@ -101,3 +103,10 @@ def knn_group(points: Tensor, centres: Tensor, size: int) -> Tensor:
             distances = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
             nearest.append(distances.topk(size, dim=-1, largest=False, sorted=False).indices)
     return torch.cat(nearest, dim=1)
+
+
+def group_index(xyz: Tensor, how: Grouping) -> Tensor:
+    """Indices [B, G, 1 + K] (int64) of each group in clouds [B, N, 3]: the picked centre, then its nearest points. Errors as of the two steps."""
+    picked = farthest_point_sample(xyz, how.num_group, how.skip_near_origin).unsqueeze(-1)  # [B, G, 1]
+    centres = xyz.gather(1, picked.expand(-1, -1, 3))
+    return torch.cat((picked, knn_group(xyz, centres, how.group_size)), dim=-1)

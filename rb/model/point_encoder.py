@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rb.model.grouping import farthest_point_sample, knn_group
+from rb.model.grouping import group_index
+from rb.sources.groups import Grouping
 
 MLP_RATIO = 4  # of every public Point-BERT
 
@@ -46,16 +47,16 @@ class PointBertConfig:
                 f"point encoder: trans_dim {self.trans_dim} is not a multiple of num_heads {self.num_heads}"
             )
 
+    @property
+    def grouping(self) -> Grouping:
+        """How it groups points."""
+        return Grouping(self.num_group, self.group_size, self.skip_near_origin)
+
 
 def _linear_fp32(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """The layer in float32 whatever autocast or the weights' type say: coordinates need more than bfloat16's 8 bits."""
     with torch.autocast(inputs.device.type, enabled=False):
         return F.linear(inputs.float(), layer.weight.float(), layer.bias.float())
-
-
-def _gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Points [B, N, C], index [B, M] -> [B, M, C]."""
-    return points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
 
 
 class PatchEmbed(nn.Module):
@@ -184,27 +185,32 @@ class PointBert(nn.Module):
         return self
 
     def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres [B, G, 3] and patches [B, G, K, C] of a cloud [B, N, C], float32; xyz relative to the centre.
+        """Centres [B, G, 3] and patches [B, G, K, C] of a cloud, float32; xyz relative to the centre.
+
+        Args:
+            points: [B, N, C], or grouped already [B, G, 1+K, C], the centre first.
 
         Raises:
-            ValueError: not [B, N, in_channels], or fewer than max(num_group, group_size) points.
+            ValueError: neither of these shapes, or fewer than max(num_group, group_size) points.
         """
         config = self.config
-        if points.ndim != 3 or points.shape[-1] != config.in_channels:
+        grouped = (config.num_group, 1 + config.group_size, config.in_channels)
+        if points.shape[1:] != grouped and (points.ndim != 3 or points.shape[-1] != config.in_channels):
             raise ValueError(
-                f"the point encoder needs clouds [B, N, {config.in_channels}], got {tuple(points.shape)}; "
+                f"the point encoder needs clouds [B, N, {config.in_channels}] or groups {['B', *grouped]}, got {tuple(points.shape)}; "
                 "check in_channels and whether the clouds carry colour"
             )
         points = points.float()
-        xyz = points[..., :3]
-        centres = _gather_points(xyz, farthest_point_sample(xyz, config.num_group, config.skip_near_origin))
-        neighbours = knn_group(xyz, centres, config.group_size)  # [B, G, K]
-        patches = _gather_points(points, neighbours.flatten(1)).unflatten(1, neighbours.shape[1:])
+        if points.ndim == 3:
+            index = group_index(points[..., :3], config.grouping)
+            rows = index.flatten(1).unsqueeze(-1).expand(-1, -1, points.shape[-1])
+            points = points.gather(1, rows).unflatten(1, index.shape[1:])
+        centres, patches = points[:, :, 0, :3], points[:, :, 1:]
         relative = patches[..., :3] - centres.unsqueeze(2)
         return centres, torch.cat((relative, patches[..., 3:]), dim=-1)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Cloud [B, N, C] -> tokens [B, 1+G, D] after the final LayerNorm, class token first."""
+        """Cloud [B, N, C], or its groups [B, G, 1+K, C] -> tokens [B, 1+G, D] after the final LayerNorm, class token first."""
         centres, patches = self.group(points)
         tokens = self.patch_proj(self.patch_embed(patches))
         tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)

@@ -237,7 +237,7 @@ class RegionBLIP(nn.Module):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def encode(self, modality: str, inputs: Tensor) -> Tensor:
-        """Frozen features of images [S, 3, H, W] or points [S, N, C]: [S, P, V], or [S, 1 + G, point width]."""
+        """Frozen features of images [S, 3, H, W] or points [S, N, C] or [S, G, 1 + K, C]: [S, P, V], or [S, 1 + G, point width]."""
         return self.of(modality).encode(inputs)
 
     def frozen_features(self, modality: str, inputs: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class RegionBLIP(nn.Module):
 
         Args:
             modality: its adapter and parts are used; one without trained parts is plain BLIP-2.
-            inputs: images [S, 3, H, W] or points [S, N, C].
+            inputs: images [S, 3, H, W] or points [S, N, C] or [S, G, 1 + K, C].
             boxes: [B, box_dim] for regional modalities.
             how: prompt and search.
             source_rows: [B] int64, the row of ``inputs`` that each caption is of; none: row by row.

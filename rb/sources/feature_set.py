@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rb.core import strict_json as strict
+from rb.core.strict_json import FormatError, checked
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # by type of the stored numbers
 
 
@@ -37,6 +40,26 @@ class FeatureSet:
             if theirs != ours:
                 return f"{name} {_shown(theirs)}, this model has {_shown(ours)}"
         return None
+
+
+_FIELDS: dict[str, strict.Check] = {
+    "dtype": strict.name,
+    "shape": strict.numbers,
+    "made_from": strict.name,
+    "settings": strict.anything,
+}
+
+
+def parse_feature_set(raw: object, where: str) -> FeatureSet:
+    """``features`` of a manifest, its fields and types checked."""
+    about = FeatureSet(**checked(raw, where, _FIELDS))
+    if about.dtype not in ITEM_BYTES:
+        raise FormatError(f"{where}: dtype {about.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
+    if len(about.shape) != 2 or not all(isinstance(n, int) and n > 0 for n in about.shape):
+        raise FormatError(f"{where}: shape {about.shape} must be two whole numbers above 0")
+    if not isinstance(about.settings, dict):
+        raise FormatError(f"{where}: settings must map names to values")
+    return about
 
 
 def _shown(value: object) -> str:

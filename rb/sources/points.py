@@ -1,8 +1,7 @@
 """The source ``points``: clouds read safely, put into the cloud's frame with their box, augmented when training; read by Point-BERT.
 
 The cloud's frame: mean of all stored points at 0, largest radius 1, before any augmentation (the released code leaves scenes in metres:
-`PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners. Ranges of the
-augmentation: the released code's (ULIP's). Mirrors are drawn by ``rb/data/mirrors.py``, which knows the caption.
+`PointTransform.frame`). A box moves with its cloud through every step, as the axis-aligned hull of its turned corners.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ from rb.core.seeding import generator
 from rb.core.strict_json import FormatError
 from rb.drawing.page import Html
 from rb.drawing.pictures import cloud_canvas, cloud_still
+from rb.sources.groups import Grouping, GroupSet
+from rb.sources.point_augmentation import drop_points, object_motion, scene_motion
 from rb.sources.source import Draws, EncoderSettings, FrozenEncoders, Source, Stored
 
 EXTENSION = "points.npy"
@@ -40,12 +41,6 @@ EXTENSION = "points.npy"
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}), ([36])\), \} *\n", re.DOTALL
 )
-
-MAX_DROPOUT = 0.875
-SCALE_RANGE = (0.8, 1.25)
-MAX_SHIFT = 0.1
-TILT_STD, MAX_TILT = 0.06, 0.18  # radians
-MAX_SCENE_TURN = np.deg2rad(5.0)
 
 
 class PointsError(FormatError):
@@ -103,45 +98,6 @@ def _centred(points: NDArray[np.floating], where: str) -> tuple[NDArray[np.float
     return centre, radius, columns
 
 
-def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
-    """[3, 3], a right-handed turn about one axis (0 x, 1 y, 2 z)."""
-    a, b = [(1, 2), (2, 0), (0, 1)][axis]
-    matrix = np.eye(3)
-    matrix[a, a] = matrix[b, b] = np.cos(angle)
-    matrix[a, b], matrix[b, a] = -np.sin(angle), np.sin(angle)
-    return matrix
-
-
-def object_motion(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Augmentation of objects as x -> matrix @ x + offset: scale, shift, small tilt about all axes, full turn about y, in this order."""
-    scale = rng.uniform(*SCALE_RANGE)
-    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 3)
-    tilt = np.clip(rng.normal(0.0, TILT_STD, 3), -MAX_TILT, MAX_TILT)
-    turn = _rotation(1, rng.uniform(0.0, 2.0 * np.pi))
-    turned = turn @ _rotation(2, tilt[2]) @ _rotation(1, tilt[1]) @ _rotation(0, tilt[0])
-    return turned * scale, turned @ shift
-
-
-def scene_motion(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Augmentation of scenes as x -> matrix @ x + offset: up to 5 degrees about z."""
-    return _rotation(2, rng.uniform(-MAX_SCENE_TURN, MAX_SCENE_TURN)), np.zeros(3)
-
-
-def drop_points(points: NDArray[np.floating], rng: np.random.Generator, fill: str = "first") -> NDArray[np.floating]:
-    """A random share of up to 0.875 of the points dropped; others take their place, so that the number of points stays.
-
-    Args:
-        fill: ``first``: the first one, whether it stays or not; ``kept``: the points that stay, each as often (``data.dropped_points``).
-    """
-    dropped = rng.random(len(points)) < rng.uniform(0.0, MAX_DROPOUT)
-    if fill == "first" or dropped.all():
-        return np.where(dropped[:, None], points[:1], points)
-    stay, gone = np.flatnonzero(~dropped), np.flatnonzero(dropped)
-    filled = points.copy()
-    filled[gone] = points[stay[np.arange(len(gone)) * len(stay) // max(len(gone), 1)]]
-    return filled
-
-
 @dataclass(frozen=True)
 class PointTransform:
     """Stored points [N', 3 | 6] -> [N, C] float32 in the cloud's frame, and the box as the model's numbers.
@@ -153,6 +109,7 @@ class PointTransform:
         allow_few_points: fill a cloud of too few points by repeating some, instead of an error.
         frame: of scenes (clouds with a box): "unit", or "metres": as stored, turned about the stored origin.
         box3d: "min_max", or "metres_corners"; see `rb.core.config.ModelConfig`. Neither changes what the other means.
+        grouping: of the point encoder; none where nothing is known of it.
     """
 
     num_points: int
@@ -161,6 +118,7 @@ class PointTransform:
     num_scene_points: int | None = None
     frame: str = "unit"
     box3d: str = "min_max"
+    grouping: Grouping | None = None
 
     def __post_init__(self) -> None:
         if self.num_points < 1 or self.num_channels not in (3, 6):
@@ -233,6 +191,11 @@ class PointTransform:
         """Points that are read of a cloud; a scene is a cloud with a box."""
         return (self.num_scene_points if scene else None) or self.num_points
 
+    def group_set(self, scene: bool) -> GroupSet | None:
+        """The groups that the point encoder finds in clouds that are not augmented; none where nothing is known of it."""
+        frame = self.frame if scene else "unit"
+        return None if self.grouping is None else GroupSet.of(self.grouping, self.wanted(scene), frame)
+
     def box_numbers(self, box: Sequence[float], centre: NDArray[np.float64], radius: float) -> Tensor:
         """A box in the cloud's own units as the model's numbers, where nothing is augmented; centre and radius as of ``cloud_frame``."""
         metres = self.frame == "metres"
@@ -280,6 +243,8 @@ class PointSource(Source[PointTransform]):
                 f"{stored.where}: colours reach from {colours.min():g} to {colours.max():g}; a record has them in [0, 1]: "
                 "divide them by 255 if they are 0 to 255"
             )
+        if stored.groups is not None:
+            stored.groups.decode(len(points), stored.where)
 
     def check_size(self, size: tuple[int, int], where: str) -> None:
         """A cloud has none."""
@@ -319,6 +284,7 @@ class PointSource(Source[PointTransform]):
             num_scene_points=config.num_scene_points,
             frame=config.cloud_frame,
             box3d=config.box3d,
+            grouping=settings.grouping,
         )
 
     def read(
@@ -329,10 +295,27 @@ class PointSource(Source[PointTransform]):
         draws: Draws,
         crop: tuple[Sequence[float], float] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """[N, C], and each box as the model's numbers."""
+        """[N, C], or [G, 1 + K, C] where stored groups can be used; and each box as the model's numbers."""
         assert crop is None, "a cloud cannot be cropped"
         points, augmentation = decode_points(stored.media, stored.where), draws.augmentation()
-        return transform(points, boxes, stored.where, draws.key, augmentation, draws.mirror, draws.dropped_points)
+        inputs, numbers = transform(
+            points, boxes, stored.where, draws.key, augmentation, draws.mirror, draws.dropped_points
+        )
+        groups = stored.groups
+        if groups is None or self.groups_unused(transform, groups.about, len(boxes) > 0, draws.augment) is not None:
+            return inputs, numbers
+        index = groups.decode(len(points), stored.where).astype(np.int64)
+        return inputs[torch.from_numpy(index)], numbers
+
+    def groups_unused(self, transform: PointTransform, about: GroupSet, regional: bool, augment: bool) -> str | None:
+        """Points that augmentation drops, or that a draw leaves out; other settings. A turn or a mirror of a scene keeps which points are near."""
+        wanted = transform.group_set(regional)
+        if wanted is None:
+            return "this model has no point encoder"
+        difference = about.difference(wanted)
+        if difference is not None:
+            return f"they were made with {difference}"
+        return "data.augment: true drops points" if augment and not regional else None
 
     def frozen_settings(self, transform: PointTransform, regional: bool) -> dict[str, Any]:
         """Points, columns and frame."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from rb.core.model_config import ModelConfig
 from rb.core.seeding import generator
 from rb.drawing.page import Html
+from rb.sources.groups import Grouping, GroupSet, StoredGroups
 
 Transform = TypeVar("Transform")
 
@@ -32,7 +33,7 @@ class FrozenEncoders(Protocol):
         """BLIP-2's vision transformer: [B, 3, H, W], bytes or normalised numbers, to [B, P, V]."""
 
     def encode_points(self, points: Tensor) -> Tensor:
-        """Point-BERT: [B, N, C] to [B, 1 + G, point width]; ``ValueError`` if the model was built without it."""
+        """Point-BERT: [B, N, C], or grouped [B, G, 1 + K, C], to [B, 1 + G, point width]; ``ValueError`` if the model was built without it."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class EncoderSettings:
     Attributes:
         image_side: pixels of a side.
         point_channels: 3 (xyz), or 6 (xyz and colour).
+        grouping: of points; none without a point encoder.
     """
 
     image_side: int
     point_channels: int = 3
+    grouping: Grouping | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Stored:
         size: (width, height) that the record states; (0, 0) for a source without.
         where: file and record, for errors.
         exif: which pixels of an image with an EXIF orientation size and boxes refer to: ``stored``, ``upright``, or none: nobody said.
+        groups: of a cloud whose set has them.
     """
 
     media: bytes
     size: tuple[int, int]
     where: str
     exif: str | None = None
+    groups: StoredGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,16 @@ class Source(ABC, Generic[Transform]):
     def frame(self, stored: Stored) -> Tensor | None:  # noqa: ARG002 (for those whose boxes need more than the record)
         """What ``box_numbers`` must know of the media, float64 [``frame_numbers``]; it is stored beside their features. None where ``frame_numbers`` is 0."""
         return None
+
+    def groups_unused(
+        self,
+        transform: Transform,  # noqa: ARG002 (for those who have some)
+        about: GroupSet,  # noqa: ARG002
+        regional: bool,  # noqa: ARG002
+        augment: bool,  # noqa: ARG002
+    ) -> str | None:
+        """Why the stored groups of a set cannot stand for those of its inputs, in a few words; none: ``read`` uses them."""
+        return f"the encoder of {self.name} groups no points"
 
     def box_numbers(
         self, transform: Transform, box: Sequence[float], size: tuple[int, int], frame: Tensor | None

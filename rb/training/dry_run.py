@@ -28,7 +28,9 @@ from rb.core.run_layout import (
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.cache_features import check_features
+from rb.inference.cache_groups import use_of_groups
 from rb.model.weights.build import build_model
+from rb.training.batches import training_transform
 from rb.training.extending import length_of
 from rb.training.loop import check_request, trainable_counts
 from rb.training.run_folder import check_continues, check_new
@@ -73,6 +75,12 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
         "run_folder": str(folder),
         "resume_from_step": start if resume is not None else None,
         "data": {"train": _listed(config.data.train, data), "val": _listed(config.data.val, held_out)},
+        "groups": [
+            line
+            for modality, opened in data.items()
+            for reader in opened.readers
+            if (line := use_of_groups(reader, modality, training_transform(config, built))) is not None
+        ],
         "batch": {
             "ranks": world_size,
             "micro_batch_size": layout.micro_batch_size,
@@ -110,6 +118,7 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
             for row in listed
         ]
         lines += [title, *_columns(rows), ""] if rows else []
+    lines += [*plan["groups"], ""] if plan["groups"] else []
     lines += [
         f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']} "
         f"x {batch['grad_accum_steps']} accumulated",

@@ -17,7 +17,8 @@ from rb.data.index import ManifestReader
 from rb.data.samples import SampleTransform
 from rb.sources.images import ImageTransform, Normalisation, crop_to_box, normalised
 from rb.sources.pixels import decode_image
-from rb.sources.points import PointsError, PointTransform, cloud_frame, drop_points, object_motion, scene_motion
+from rb.sources.point_augmentation import drop_points, object_motion, scene_motion
+from rb.sources.points import PointsError, PointTransform, cloud_frame
 from tests.support.small_data import HEIGHT, WIDTH, cloud, image_bytes, write_set
 
 

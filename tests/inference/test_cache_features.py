@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import rb.inference.cache_features as caching
 from rb.cli import main
@@ -31,65 +29,12 @@ from rb.sources.features import FeatureReader, FeatureSet, decode_features
 from rb.sources.source import Draws, EncoderSettings, Stored
 from rb.sources.table import source_of
 from rb.tracking import metric_points
-from rb.training.batches import training_batches
-from rb.training.schedule import Schedule
 from rb.training.validate import open_validation_data
 from tests.support import tiny
+from tests.support.cached_sets import MODALITIES, STEPS, World, batches
 from tests.support.processes import finish, start_ranks
 from tests.support.remedies import remedy
 from tests.support.small_data import NUM_POINTS, write_set
-
-STEPS = 20
-MODALITIES = (IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION)
-
-
-@dataclass(frozen=True)
-class World:
-    """A folder with a set of each modality under its name, and its features under ``fp32/`` and ``bf16/``."""
-
-    folder: Path
-    foundation: FoundationConfig
-
-    def run_file(self, name: str, sets: str = "", more: dict[str, Any] | None = None) -> Path:
-        """A run of 20 steps; ``sets``: the folder of the sets it lists. ``more``: sections, merged key by key."""
-        model = tiny.model_config(self.foundation, train_modalities=MODALITIES, num_points=NUM_POINTS)
-        tree: dict[str, Any] = {
-            "name": name,
-            "output_dir": str(self.folder / "runs"),
-            "model": to_tree(model),
-            "data": {
-                "train": {m: [{"manifest": str(self.folder / sets / m)}] for m in MODALITIES},
-                "augment": False,
-                "num_workers": 0,
-            },
-            "optim": {"lr": 1e-3, "warmup_steps": 3},
-            "train": {
-                "global_batch_size": 4,
-                "micro_batch_size": 2,
-                "max_steps": STEPS,
-                "log_every": 1,
-                "ds_config": "ds_configs/zero2_cpu.json",
-                "num_threads": 1,
-            },
-            "tracking": {"mlflow": False},
-        }
-        for section, values in (more or {}).items():
-            tree[section] = {**tree.get(section, {}), **values}
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(tree))
-        return path
-
-    def cache(self, modality: str, out: Path, *options: str) -> int:
-        """The command."""
-        words = [
-            "cache-features",
-            str(self.folder / modality),
-            "--run",
-            str(self.folder / "plain.yaml"),
-            "--device",
-            "cpu",
-        ]
-        return main([*words, "--out", str(out), "--workers", "2", "--batch-size", "2", *options])
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +67,6 @@ def test_training_from_features_equals_training_from_the_sources(world: World) -
     for name, values in plain.items():
         assert cached[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
     assert min(len(values) for values in plain.values()) >= STEPS // 4
-
-
-def batches(world: World, sets: str) -> tuple[Any, list[Any]]:
-    config = open_run(world.run_file("direct", sets))
-    data = open_training_data(config.data.train, config.seed)
-    built = build_model(config.model, config.seed)
-    samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
-    schedule = Schedule(config.train.schedule, samples, 4, config.seed)
-    return built.model, list(training_batches(config, built, data, schedule, config.train.layout(1), 0, range(6)))
 
 
 def test_the_samples_are_the_same_and_no_encoder_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

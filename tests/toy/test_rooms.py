@@ -23,7 +23,8 @@ from rb.data.samples import SampleTransform
 from rb.data.tars import scan_shard
 from rb.inference.predicting import Job, predict
 from rb.model.weights.build import build_model
-from rb.sources.points import MAX_SCENE_TURN, PointTransform, decode_points, scene_motion
+from rb.sources.point_augmentation import MAX_SCENE_TURN, scene_motion
+from rb.sources.points import PointTransform, decode_points
 from rb.toy.pretraining.tokenizers import opt_tokenizer, qformer_tokenizer
 from rb.toy.raw.rooms import SCANREFER_KINDS
 from rb.toy.world.room_truth import parse_description, singles_out, true_region, turned
