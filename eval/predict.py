@@ -1,4 +1,4 @@
-"""``rb predict`` under its former name, ``python -m eval.predict``; ``deepspeed --module eval.predict`` works too."""
+"""``rb predict`` under its former name, ``python -m eval.predict``."""
 
 from functools import partial
 

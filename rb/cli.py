@@ -112,7 +112,12 @@ COMMANDS = (
     Command(
         "cache-groups", "write groups of points beside a set's clouds", lazy("rb.inference.commands:add_cache_groups")
     ),
-    Command("predict", "caption every example of a data set", lazy("rb.inference.commands:add_predict")),
+    Command(
+        "predict",
+        "caption every example of a data set",
+        lazy("rb.inference.commands:add_predict"),
+        {"share": lazy("rb.launching.local:share_here")},
+    ),
     Command(
         "score",
         "compute caption metrics of prediction files",

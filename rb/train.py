@@ -144,7 +144,7 @@ def _complete_environment(local_rank: int | None) -> None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
     if "RANK" in os.environ:
         return
-    from rb.core.launcher import free_port
+    from rb.core.ranks_here import free_port
 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(alone | {"MASTER_PORT": str(free_port())})

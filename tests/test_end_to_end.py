@@ -132,18 +132,10 @@ def test_prediction_sharded_over_ranks_is_the_same_file(
         "--out",
         str(out),
     ]
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_accelerators",
-        "2",
-        "--module",
-        "eval.predict",
-    ]
+    command = [sys.executable, "-m", "rb.cli", "predict", "--ranks", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert read_predictions(out)[0] == read_predictions(alone)[0]

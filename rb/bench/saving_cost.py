@@ -32,9 +32,9 @@ from rb.core import dist
 from rb.core.batch import LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.core.exit_codes import FINISHED
-from rb.core.launcher import free_port
 from rb.core.modality import IMAGE_REGION
 from rb.core.output import say, say_json
+from rb.core.ranks_here import free_port
 from rb.core.run_paths import open_run
 from rb.core.step_layout import StepLayout
 from rb.tracking import Tracker

@@ -26,8 +26,8 @@ import torch
 
 from rb.core import dist, heartbeat
 from rb.core.exit_codes import FINISHED
-from rb.core.launcher import free_port
 from rb.core.output import say, say_json
+from rb.core.ranks_here import free_port
 from rb.core.run_paths import open_run
 from rb.core.stopping import StopRequest
 from rb.training.loop import finish, prepare, start_tracking, take_steps

@@ -65,14 +65,13 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="examples of one forward pass (16)")
     parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
-    parser.add_argument("--ranks", type=int, help="share the examples among so many processes; needs the launcher")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("--ranks", type=int, help="share the examples among so many processes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.num_beams=1")
     parser.set_defaults(run=run_predict)
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """One prediction job, or the launcher that starts its ranks."""
+    """One prediction job; with ``--ranks`` the supervisor that starts its ranks (``share``, from above this room)."""
     if args.run_file is not None and (args.foundation is not None or args.allow):
         raise ValueError(
             "--foundation, --allow: go with --checkpoint; with --run give model.foundation.blip2=FOLDER and so on"
@@ -110,13 +109,11 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace) -> int:
     """The same command as ``--ranks`` processes, each of which is ``python -m rb.inference``."""
-    from rb.core.launcher import launch_ranks
-
     if args.ranks < 1:
         raise ValueError(f"--ranks {args.ranks}: must be at least 1")
     ranks = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ranks.add_argument("--ranks")
-    return launch_ranks("rb.inference", ranks.parse_known_args(args.argv)[1], args.ranks)
+    return int(args.share("rb.inference", ranks.parse_known_args(args.argv)[1], args.ranks, "rb predict"))
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from rb.core.exit_codes import FINISHED, NODE_LOST, guarded, leave
 from rb.core.files import write_json
-from rb.core.launcher import VISIBLE, free_port
 from rb.core.output import note
+from rb.core.ranks_here import VISIBLE, free_port
 from rb.core.stopping import LAUNCHER_ENDED, Parents
 from rb.launching.job_file import JobFile, read_job
 from rb.launching.node import Assignment, Node

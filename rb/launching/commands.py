@@ -208,6 +208,6 @@ def _places(args: argparse.Namespace, place: Callable[[str, int], Place]) -> tup
 
 
 def _own_ranks() -> int:
-    from rb.core.launcher import devices_of_ranks
+    from rb.core.ranks_here import devices_of_ranks
 
     return len(devices_of_ranks(None))

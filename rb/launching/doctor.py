@@ -15,8 +15,8 @@ from rb.core.config import RunConfig
 from rb.core.exit_codes import FAILED as FOUND_FAULTS
 from rb.core.exit_codes import FINISHED
 from rb.core.install import import_path
-from rb.core.launcher import NO_DEVICE, VISIBLE, free_port
 from rb.core.output import add_json, say, say_json
+from rb.core.ranks_here import NO_DEVICE, VISIBLE, free_port
 from rb.core.run_file import to_tree
 from rb.core.run_layout import RUN_CONFIG
 from rb.core.strict_json import parse

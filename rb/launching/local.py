@@ -1,13 +1,15 @@
-"""A training on this host alone, watched by this process: what `rb train` does."""
+"""Ranks on this host alone, watched by this process: a training by `rb train`, predictions by `rb predict --ranks`."""
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from rb.core.config import LimitsConfig
-from rb.core.launcher import devices_of_ranks, free_port
+from rb.core.output import note
+from rb.core.ranks_here import devices_of_ranks, free_port
 from rb.launching.ending import Ending
 from rb.launching.job import Job, Wish
 from rb.launching.node import Node
@@ -37,3 +39,30 @@ def run_here(module: str, run_dir: Path, arguments: Sequence[str], ranks: int | 
             return ending.code(ended)
     finally:
         node.close()
+
+
+def share_here(module: str, arguments: Sequence[str], ranks: int, command: str) -> int:
+    """Let ranks on this host share a work that has no run folder, until they have ended; returns the exit code.
+
+    A rank that dies, and a wish to stop, end all of them. How long they are silent has no limit.
+
+    Args:
+        module: what a rank runs.
+        arguments: of the module.
+        ranks: how many.
+        command: of the user, for what is said.
+
+    Raises:
+        ValueError: fewer GPUs than ranks.
+    """
+    count, node = len(devices_of_ranks(ranks)), Node(0, socket.gethostname())
+    try:
+        with Wish() as wish:
+            ended = Job([node], [count], LimitsConfig(*[math.inf] * 5), wish).run(
+                module, arguments, "127.0.0.1", free_port(), {}
+            )
+    finally:
+        node.close()
+    if ended.verdict and ended.code > 128:  # by a signal: no rank has said why
+        note(f"{command}: {ended.verdict.sentence}")
+    return ended.code

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from rb.core.files import check_writable
-from rb.core.launcher import NO_DEVICE, VISIBLE
+from rb.core.ranks_here import NO_DEVICE, VISIBLE
 from rb.launching.addresses import route_to
 
 SMI_TIMEOUT_S = 20.0

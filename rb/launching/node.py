@@ -1,4 +1,4 @@
-"""The ranks of one node: started, watched, signalled, ended. Used by the agent of a node, and by `rb train` for this host.
+"""The ranks of one node: started, watched, signalled, ended. Used by the agent of a node, and by `rb train` and `rb predict` for this host.
 
 A rank is a plain process in a session of its own, so that Ctrl-C in a terminal reaches only who supervises it, and so that it can be ended
 with its loader workers. It writes signs of progress into a file that is made here (`rb/core/heartbeat.py`). A second process, the guard, ends
@@ -23,7 +23,7 @@ import psutil
 
 from rb.core import heartbeat
 from rb.core.install import import_path
-from rb.core.launcher import NO_DEVICE, VISIBLE, devices_of_ranks, shell_code
+from rb.core.ranks_here import NO_DEVICE, VISIBLE, devices_of_ranks
 from rb.core.stopping import PARENT_VARIABLE
 from rb.launching.states import NodeState, RankState
 
@@ -61,7 +61,7 @@ class _Rank:
     def state(self) -> RankState:
         now, code = time.monotonic(), self.process.poll()
         if code is not None:
-            code, self.ended = shell_code(code), self.ended or now
+            code, self.ended = 128 - code if code < 0 else code, self.ended or now  # as a shell shows it
         with contextlib.suppress(OSError):
             self.beat = heartbeat.read(self.beats) or self.beat
         stopped = False

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rb.core.launcher import VISIBLE
 from rb.core.locks import FileLock
+from rb.core.ranks_here import VISIBLE
 from rb.core.run_layout import RUN_CONFIG
 from rb.launching import commands
 from rb.launching.controller import claimed

@@ -1,6 +1,6 @@
-"""A rank without torch, for tests of launchers: says what it was given, waits until it is asked to stop, and says how it ended.
+"""A rank without torch, for tests of launchers: says what it was given, and waits until it is asked to stop.
 
-usage: python -m tests.support.rank_probe --local_rank=N FOLDER
+usage: python -m tests.support.rank_probe FOLDER
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ from pathlib import Path
 
 from rb.core.exit_codes import STOPPED
 from rb.core.stopping import StopRequest
-from rb.training.run_end import write_end
 
 GIVEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
 
 
 def main(folder: Path) -> int:
-    """STOPPED once the launcher is gone."""
+    """STOPPED once it is asked to stop."""
     stop = StopRequest()
     stop.start_steps()
     rank = os.environ["RANK"]
-    given = {name: os.environ.get(name) for name in GIVEN} | {"launcher": os.getppid()}
+    given = {name: os.environ.get(name) for name in GIVEN} | {"pid": os.getpid()}
     (folder / f"{rank}.tmp").write_text(json.dumps(given))
     (folder / f"{rank}.tmp").rename(folder / f"rank{rank}.json")
     while not stop.reason:
         time.sleep(0.05)
-    if rank == "0":
-        write_end(folder, STOPPED, 7, 60)
     return STOPPED
 
 
