@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_a_drill_goes_on_where_it_was_ended(tmp_path: Path) -> None:
     assert [(row.name, row.commit) for row in read_rows(tmp_path / "part.json")] == [("one", "bbb")]
 
 
+def test_trials_that_were_not_reached_are_shown_as_not_run(tmp_path: Path) -> None:
+    trials = Trials("part", tmp_path, "aaa")
+    assert next(iter(trials.left(["one", "two", "three"]))) == "one"  # and then it is killed
+    assert trials.summary() == "part: 0 of 3 trials passed, 3 not run"
+
+
 def test_changes_that_are_not_committed_count_for_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         assert run(Trials("part", tmp_path, "aaa-dirty"), ["one"]) == ["one"]
@@ -48,6 +55,7 @@ def test_changes_that_are_not_committed_count_for_nothing(tmp_path: Path) -> Non
 def test_a_part_that_is_out_of_time_says_how_to_go_on(tmp_path: Path) -> None:
     late = Trials("part", tmp_path, "aaa", limit_s=-1)
     assert run(late, ["one", "two"]) == []
+    assert [row.passed for row in read_rows(tmp_path / "part.json")] == [None, None]
     assert late.skip_reason("three") == "30 minutes are over; `make drill PART=part` goes on"
     assert late.summary() == f"part: 0 of 3 trials passed, 3 not run; {late.how_to_go_on()}"
     assert run(Trials("part", tmp_path, "aaa"), ["one", "two"]) == ["one", "two"]
@@ -62,11 +70,17 @@ def test_the_page_shows_new_results_and_keeps_the_others(tmp_path: Path) -> None
     assert "| [kills](#kills) | not run |" in empty
     assert "\n## stops\n\nWhat stops do to `rb train`.\n" in empty
     trials = Trials("kills", tmp_path, "aaa")
-    run(trials, ["one", "two"])
+    run(trials, ["one", "two"], failing="two")
     first = reliability_page.page(parts, {"kills": read_rows(tmp_path / "kills.json")}, empty)
-    assert "| [kills](#kills) | 2 of 2 | aaa | " in first
-    assert "## kills\n\nWhat kills do to `rb train`.\n\nLargest figures:\n\n- lost: 2\n\n## stops" in first
+    assert "| [kills](#kills) | 1 of 2 | aaa | " in first
+    said = "Of 2 trials 1 passed. Failed: two. Largest figures:\n\n- lost: 2\n"
+    assert f"## kills\n\nWhat kills do to `rb train`.\n\n{said}\n## stops" in first
     assert reliability_page.page(parts, {}, first) == first
+    without = [replace(row, figures={}) for row in read_rows(tmp_path / "kills.json")]
+    second = reliability_page.page(parts, {"stops": without}, first)
+    assert "## stops\n\nWhat stops do to `rb train`.\n\nOf 2 trials 1 passed. Failed: two.\n" in second
+    assert said in second
+    assert reliability_page.page(parts, {}, second) == second
 
 
 def test_the_page_of_this_repository_has_every_part() -> None:

@@ -61,6 +61,13 @@ def is_one_trial(item: pytest.Item) -> bool:
     return MANY not in getattr(item, "fixturenames", ())
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is about to be run counts as not run until it is."""
+    for item in session.items:
+        if item.path.is_relative_to(HERE) and is_one_trial(item) and not session.config.option.collectonly:
+            part_of(item).expect([item.name])
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture is made: a trial that passed is not repeated."""

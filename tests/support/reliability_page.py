@@ -24,7 +24,10 @@ minutes. Most parts have a short form in `make test`.
 | part | trials passed | commit | machine | date |
 |---|---|---|---|---|
 """
-FIGURES = "Largest figures:\n\n"
+FIGURES = " Largest figures:\n\n"
+RESULT = (
+    r"^## (\w+)\n(?:(?!## ).*\n)*?(Of \d+ trials .*\n(?:\n- .*\n(?:- .*\n)*)?)"  # of a section: name, what came out
+)
 
 
 def page(parts: Mapping[str, Path], results: Mapping[str, Sequence[Row]], earlier: str) -> str:
@@ -36,12 +39,12 @@ def page(parts: Mapping[str, Path], results: Mapping[str, Sequence[Row]], earlie
         earlier: the page as it is, for rows and figures of such parts.
     """
     kept = {found[1]: line for line in earlier.splitlines() if (found := re.match(r"\| \[(\w+)\]", line))}
-    listed = dict(re.findall(rf"^## (\w+)\n(?:(?!## ).*\n)*?{FIGURES}((?:- .*\n)+)", earlier, re.MULTILINE))
+    said = dict(re.findall(RESULT, earlier, re.MULTILINE))
     rows = [table_row(name, results[name]) if results.get(name) else kept.get(name, not_run(name)) for name in parts]
     sections = []
     for name, file in parts.items():
-        figures = "".join(_largest(results[name])) if results.get(name) else listed.get(name, "")
-        sections.append(f"## {name}\n\n{docstring(file)}\n" + (f"\n{FIGURES}{figures}" if figures else ""))
+        came_out = outcome(results[name]) if results.get(name) else said.get(name, "")
+        sections.append(f"## {name}\n\n{docstring(file)}\n" + (f"\n{came_out}" if came_out else ""))
     return TITLE + "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
@@ -57,6 +60,17 @@ def table_row(name: str, rows: Sequence[Row]) -> str:
     waiting = sum(row.passed is None for row in rows)
     counts = f"{passed} of {len(rows)}" + (f", {waiting} not run" if waiting else "")
     return _line(name, counts, last.commit, last.machine, max(row.date for row in rows))
+
+
+def outcome(rows: Sequence[Row]) -> str:
+    """What came out of a part: how many trials passed, which failed, the largest figures."""
+    text = f"Of {len(rows)} trials {sum(row.passed is True for row in rows)} passed."
+    if failed := [row.name for row in rows if row.passed is False]:
+        text += f" Failed: {'; '.join(failed)}."
+    if waiting := sum(row.passed is None for row in rows):
+        text += f" Not run: {waiting}."
+    figures = "".join(_largest(rows))
+    return text + (f"{FIGURES}{figures}" if figures else "\n")
 
 
 def docstring(file: Path) -> str:
