@@ -1,4 +1,4 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `order`, `reading`, `saving`, `steps`."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `generate`, `order`, `reading`, `saving`, `steps`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rb.core.config import ORDERS
 from rb.core.device import add_device
+from rb.core.output import add_json
 from rb.core.urls import location_argument
 
 
@@ -31,6 +32,29 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
 def run_captions(args: argparse.Namespace) -> int:
     """Measure and print; FAILED if the two ways give different captions."""
     from rb.bench.caption_speed import run
+
+    return run(args)
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """``rb bench generate``."""
+    parser.description = "Captions by our beam search beside plain transformers': FLOPs, processor time, texts."
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
+    source.add_argument("--run", type=Path, dest="run_file", metavar="FILE", help="run file: its model before training")
+    parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if --checkpoint is an export")
+    parser.add_argument("--examples", type=int, default=300, help="number of captions (300)")
+    parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
+    add_device(parser)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    add_json(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.max_new_tokens=10")
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.generation import run
 
     return run(args)
 

@@ -280,6 +280,9 @@ class DecodeConfig:
     """Exponent of the length that scores are divided by."""
     image_size: int | None = None
     """Side of the image when it is not the encoder's own (the released code evaluates at 364)."""
+    merge_lora: bool | None = None
+    """Add the LLM's LoRA to copies of its weights while captions are made, which saves all kernels of LoRA at every word. None does it where
+    weights are float32; in bfloat16 the sum is rounded, which changes a caption now and then."""
 
     def __post_init__(self) -> None:
         at_least("decode.num_beams", self.num_beams, 1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class Adapters:
         self.peft: PeftModel | None = None
         self.point_peft: PeftModel | None = None
         self._layers: list[LoraLayer] = []
+        self._llm_layers: list[LoraLayer] = []
         self._active: str | None = None
         if not self.names:
             return
@@ -122,6 +124,7 @@ class Adapters:
                 self.peft = _add(self.peft, blip2, name, config, targets)
             if apart and config.qformer:
                 self.point_peft = _add(self.point_peft, point_qformer, name, config, QUERY_VALUE_OF_QFORMER)
+        self._llm_layers = [module for module in blip2.language_model.modules() if isinstance(module, LoraLayer)]
         roots = (blip2,) if point_qformer is None else (blip2, point_qformer)
         self._layers = [module for root in roots for module in root.modules() if isinstance(module, LoraLayer)]
         self._initialise(seed)
@@ -162,3 +165,37 @@ class Adapters:
     def active(self) -> str | None:
         """The modality whose adapter is active, none for plain BLIP-2."""
         return self._active
+
+    @contextmanager
+    def merged_in_llm(self, wanted: bool | None = True) -> Iterator[None]:
+        """Within, the LLM's layers hold the sum of their weight and the active adapter's product, in a copy, and LoRA's own kernels do not run.
+
+        The weights themselves are not touched, so adapters switch as before. The copies last as long as the context: making them costs about as
+        much as one pass over them.
+
+        Args:
+            wanted: none where the weights are float32 (``decode.merge_lora``).
+        """
+        name = None if self._active is None else self.names[self._active]
+        layers = [layer for layer in self._llm_layers if name in layer.lora_A]
+        weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
+        if wanted is False or (wanted is None and any(weight.dtype != torch.float32 for weight in weights)):
+            layers = weights = []
+        try:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().register_parameter("weight", _sum_of(layer, name, weight))
+                layer._active_adapter = []  # noqa: SLF001
+            yield
+        finally:
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.get_base_layer().register_parameter("weight", weight)
+                layer._active_adapter = [name]  # noqa: SLF001
+
+
+def _sum_of(layer: LoraLayer, name: str | None, weight: nn.Parameter) -> nn.Parameter:
+    """A layer's weight plus what its adapter adds, rounded once."""
+    assert name is not None
+    a, b = (part[name].get_parameter("weight").detach().float() for part in (layer.lora_A, layer.lora_B))
+    added = (b @ a) * layer.scaling[name]
+    stored = added.T if getattr(layer, "fan_in_fan_out", False) else added  # GPT-2's Conv1D holds its weight transposed
+    return nn.Parameter((weight.detach().float() + stored).to(weight.dtype), requires_grad=False)

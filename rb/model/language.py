@@ -110,8 +110,14 @@ class Generation:
 
 
 @torch.no_grad()
-def generate(language_model: PreTrainedModel, soft_prompt: Tensor, how: Generation) -> Tensor:
-    """Generated token ids [B, <= max_new_tokens], padded right, by beam search (greedy with one beam)."""
+def generate(
+    language_model: PreTrainedModel, soft_prompt: Tensor, how: Generation, reads_for_all_beams: bool = True
+) -> Tensor:
+    """Generated token ids [B, <= max_new_tokens], padded right, by beam search (greedy with one beam).
+
+    The search is transformers' own. Of a decoder, what stands before a caption is read once for all of its beams; transformers alone, without
+    ``reads_for_all_beams``, reads it once for each.
+    """
     context, decode = _context(language_model, soft_prompt, how.prompt_ids), how.decode
     settings = GenerationConfig(
         num_beams=decode.num_beams,
@@ -124,11 +130,24 @@ def generate(language_model: PreTrainedModel, soft_prompt: Tensor, how: Generati
         bos_token_id=getattr(language_model.config, "bos_token_id", None),  # T5 has none
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
-    generate: Callable[..., Tensor] = cast(
-        Any, language_model
-    ).generate  # every LLM here has it; PreTrainedModel does not declare it
+    # Every LLM here has it; PreTrainedModel does not declare it.
+    generate: Callable[..., Tensor] = cast(Any, language_model).generate
     return generate(
         inputs_embeds=context,
         attention_mask=context.new_ones(context.shape[:2], dtype=torch.int64),
         generation_config=settings,
+        **(_read_for_all_beams(language_model, context, decode.num_beams) if reads_for_all_beams else {}),
     )
+
+
+def _read_for_all_beams(language_model: PreTrainedModel, context: Tensor, num_beams: int) -> dict[str, Any]:
+    """Keys and values of contexts [B, Q + Tp, L], repeated for the beams of each, as arguments of transformers' ``generate``.
+
+    Without them it reads a context once for every beam. It reads the last place itself, whose logits it wants. An encoder-decoder reads its
+    contexts once anyway.
+    """
+    if llm_kind(language_model) == "encoder_decoder" or num_beams == 1 or context.shape[1] == 1:
+        return {}
+    read = language_model(inputs_embeds=context[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+    read.batch_repeat_interleave(num_beams)
+    return {"past_key_values": read}

@@ -283,6 +283,6 @@ class RegionBLIP(nn.Module):
     ) -> Tensor:
         """As ``generate``, from frozen features (``encode``), so that many boxes of a source cost one encoder pass."""
         query_output = self.query_output(modality, features, boxes, source_rows)
-        with self._autocast():
+        with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
             soft_prompt = self.of(modality).soft_prompt(query_output)
             return language.generate(self.blip2.language_model, soft_prompt, how)

@@ -62,7 +62,12 @@ def test_a_rank_without_a_gpu_says_so(gpus, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "command", [["caption", "no.jpg", "--checkpoint", "no"], ["bench", "captions", "--run", "no.yaml"]]
+    "command",
+    [
+        ["caption", "no.jpg", "--checkpoint", "no"],
+        ["bench", "captions", "--run", "no.yaml"],
+        ["bench", "generate", "--run", "no.yaml"],
+    ],
 )
 def test_commands_say_it_before_they_look_at_anything_else(gpus, command: list[str], capsys) -> None:
     gpus(0, None)
