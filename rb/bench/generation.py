@@ -121,8 +121,10 @@ def measure(built: Built, decode: DecodeConfig, num_examples: int, batch_size: i
         decode.max_new_tokens,
         str(model.device),
         str(llm.dtype).removeprefix("torch."),
-        *map(statistics.median, seconds),
-        *gflop,
+        statistics.median(seconds[0]),
+        statistics.median(seconds[1]),
+        gflop[0],
+        gflop[1],
         differing,
     )
 

@@ -176,11 +176,11 @@ class Adapters:
         Args:
             wanted: none where the weights are float32 (``decode.merge_lora``).
         """
-        name = None if self._active is None else self.names[self._active]
+        name = "" if self._active is None else self.names[self._active]
         layers = [layer for layer in self._llm_layers if name in layer.lora_A]
         weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
         if wanted is False or (wanted is None and any(weight.dtype != torch.float32 for weight in weights)):
-            layers = weights = []
+            layers, weights = [], []
         try:
             for layer, weight in zip(layers, weights, strict=True):
                 layer.get_base_layer().register_parameter("weight", _sum_of(layer, name, weight))
@@ -192,9 +192,8 @@ class Adapters:
                 layer._active_adapter = [name]  # noqa: SLF001
 
 
-def _sum_of(layer: LoraLayer, name: str | None, weight: nn.Parameter) -> nn.Parameter:
+def _sum_of(layer: LoraLayer, name: str, weight: nn.Parameter) -> nn.Parameter:
     """A layer's weight plus what its adapter adds, rounded once."""
-    assert name is not None
     a, b = (part[name].get_parameter("weight").detach().float() for part in (layer.lora_A, layer.lora_B))
     added = (b @ a) * layer.scaling[name]
     stored = added.T if getattr(layer, "fan_in_fan_out", False) else added  # GPT-2's Conv1D holds its weight transposed
