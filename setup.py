@@ -64,6 +64,9 @@ setup(
         "http": ["aiohttp>=3.10"],
         "flash": ["flash-attn>=2.8"],
         "points": ["torch-quickfps>=2.1"],
+        "kernels": [
+            'triton>=3.3; sys_platform == "linux"'
+        ],  # comes with torch for CUDA; tests run it in its interpreter
         "clouds": ["plyfile>=1.1,<2", "pypcd4>=1.5,<2"],  # rb caption scan.ply, scan.pcd
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [

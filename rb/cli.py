@@ -138,6 +138,7 @@ COMMANDS = (
     Command("bench reading", "how fast sets are read, beside webdataset", lazy("rb.bench.commands:add_reading")),
     Command("bench saving", "how long a step waits for a save", lazy("rb.bench.commands:add_saving")),
     Command("bench generate", "our beam search beside plain transformers'", lazy("rb.bench.commands:add_generate")),
+    Command("bench fps", "farthest point sampling, each way beside the other", lazy("rb.bench.commands:add_fps")),
     Command("bench captions", "many boxes in one call against one by one", lazy("rb.bench.commands:add_captions")),
     Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),
     Command("toy foundation", "copy the toy foundation, to try commands with", lazy("rb.toy.commands:add_foundation")),

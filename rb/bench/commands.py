@@ -1,4 +1,4 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `generate`, `order`, `reading`, `saving`, `steps`."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `fps`, `generate`, `order`, `reading`, `saving`, `steps`."""
 
 from __future__ import annotations
 
@@ -145,5 +145,26 @@ def add_saving(parser: argparse.ArgumentParser) -> None:
 def run_saving(args: argparse.Namespace) -> int:
     """Measure and print."""
     from rb.bench.saving_cost import run
+
+    return run(args)
+
+
+def add_fps(parser: argparse.ArgumentParser) -> None:
+    """``rb bench fps``."""
+    parser.description = (
+        "Sample random clouds by each way that this machine has: time, operations a pick, whether the picks are equal."
+    )
+    parser.add_argument("--clouds", type=int, default=4, help="clouds of a batch (4)")
+    parser.add_argument("--points", type=int, default=8192, help="points of a cloud (8,192)")
+    parser.add_argument("--picks", type=int, default=512, help="points that are picked (512)")
+    parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (5); the median counts")
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(run=run_fps)
+
+
+def run_fps(args: argparse.Namespace) -> int:
+    """Measure and print; FAILED if two ways pick other points."""
+    from rb.bench.sampling_speed import run
 
     return run(args)

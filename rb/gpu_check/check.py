@@ -32,6 +32,7 @@ from rb.core.files import write_whole
 from rb.gpu_check import attention, steps
 from rb.gpu_check.needs import ZERO2, missing
 from rb.gpu_check.random_models import SIZES, Size, build_random, random_batch
+from rb.gpu_check.sampling import check_sampling
 from rb.model.region_blip import RegionBLIP
 
 FULL, SMALL = ("opt_6.7b", "flant5_xxl"), ("small_opt", "small_t5")
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {"machine": machine(device), "models": {}}
     say(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     sizes = sorted(args.micro_batch or ((2, 4) if args.small else (16, 128)))
-    failed = False
+    failed = not sampling_agrees(device, report)
     for name in args.llm or (SMALL if args.small else FULL):
         failures: dict[str, str] = {}
         found = attempt(name, failures, partial(check_model, name, SIZES[name], device, sizes, lacking))
@@ -80,6 +81,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"{args.out} written; {'SOMETHING DID NOT AGREE OR FAILED' if failed else 'all agree'}")
     dist.shutdown()
     return FAILED if failed else FINISHED
+
+
+def sampling_agrees(device: torch.device, report: dict[str, Any]) -> bool:
+    """Whether the kernel for farthest point sampling picks torch's points, or there is none; prints, and writes into ``report``."""
+    failures: dict[str, str] = {}
+    found = attempt("farthest point sampling", failures, partial(check_sampling, device)) or []
+    report["sampling"] = [asdict(one) for one in found] or {"not_run": failures or f"no kernel on {device.type}"}
+    for one in found:
+        say(
+            f"farthest point sampling of {one.clouds} x {one.points}, {one.picks} picks: kernel {one.kernel_ms:.2f} ms, "
+            f"torch {one.torch_ms:.2f} ms, equal picks {_verdict(one.equal)}"
+        )
+    if not found:
+        say(f"farthest point sampling: by torch, no kernel on {device.type}")
+    return not failures and all(one.equal for one in found)
 
 
 def check_model(

@@ -22,7 +22,7 @@ from rb.data.shard_writer import ShardWriter
 from rb.data.unfinished import Work
 from rb.inference.cache_features import Caching, each_encoded
 from rb.inference.load import example_transform
-from rb.model.grouping import group_index
+from rb.model.point_encoder import group_index
 from rb.model.weights.build import Built
 from rb.sources.groups import encode_groups
 from rb.sources.table import source_of

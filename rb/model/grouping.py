@@ -1,16 +1,20 @@
 """Grouping of point clouds: farthest point sampling and nearest neighbours, as indices.
 
 Always in float32 outside autocast: squared distances rounded to bfloat16 lose 40-70 % of the true neighbours of a room.
-Indices only, no weights and no gradients; `point_encoder.py` gathers with them, `rb/inference/cache_groups.py` stores them. Shape letters:
+Indices only, no weights and no gradients; `point_encoder.py` gathers with them. Shape letters:
 B micro-batch, N points, G groups, K points per group.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+
 import torch
 from torch import Tensor
 
-from rb.sources.groups import Grouping
+from rb.core import op_costs
 
 try:
     import torch_quickfps
@@ -19,31 +23,71 @@ except ImportError:  # optional: the plain loop below needs no package
 
 # pointnet2_ops never selects a point whose squared norm is at most this (it marks padding there).
 NEAR_ORIGIN_SQUARED = 1e-3
+log = logging.getLogger(__name__)
 # Largest block of distances kept at once, in elements (128 MB of float32): a scene of 40,000 points goes in pieces.
 MAX_DISTANCES = 2**25
 
 
+@torch.library.custom_op("rb::farthest_points", mutates_args=())
+def _one_kernel(points: Tensor, num: int, skip_near_origin: bool) -> Tensor:
+    """`farthest_point_sample` by Triton, as one operator that graphs and counters know."""
+    from rb.model.sampling_kernel import farthest_points
+
+    return farthest_points(points, num, NEAR_ORIGIN_SQUARED if skip_near_origin else -1.0)
+
+
+@_one_kernel.register_fake
+def _(points: Tensor, num: int, skip_near_origin: bool) -> Tensor:  # noqa: ARG001 (as the operator)
+    return points.new_empty(points.shape[0], num, dtype=torch.long)
+
+
+op_costs.register("rb::farthest_points", launches=1)  # no products of matrices
+
+
+@functools.cache
+def kernel_problem(device: torch.device) -> str | None:
+    """Why the kernel cannot run on a CUDA device, in a few words; none if it can. Runs it once, on five points with ties."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    corners = torch.tensor([[[0.0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]])
+    problem: str | None
+    try:
+        picks = _one_kernel(corners.to(device), 5, False).cpu()
+    except Exception as error:  # noqa: BLE001 (whatever a driver, a compiler or a library of another version raises)
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        problem = None if torch.equal(picks, _sample_torch(corners, 5, False)) else "it picks other points than torch"
+    if problem is not None:
+        log.warning("%s: the kernel for farthest point sampling cannot be used, torch does it: %s", device, problem)
+    return problem
+
+
 def sampling_backends(device: torch.device | str, skip_near_origin: bool = False) -> tuple[str, ...]:
-    """What `farthest_point_sample` can use there, default first: "torch" and perhaps "torch_quickfps"."""
-    usable = torch_quickfps is not None and torch.device(device).type == "cpu" and not skip_near_origin
+    """What `farthest_point_sample` can use there, default first: "torch", "triton" on CUDA, perhaps "torch_quickfps" on a CPU."""
+    device = torch.device(device)
+    if device.type == "meta" or (device.type == "cuda" and kernel_problem(device) is None):
+        return ("triton", "torch")  # meta stands for CUDA: what is counted there is what runs here
+    usable = torch_quickfps is not None and device.type == "cpu" and not skip_near_origin
     return ("torch", "torch_quickfps") if usable else ("torch",)
 
 
 @torch.no_grad()
-def farthest_point_sample(points: Tensor, num: int, skip_near_origin: bool = False, backend: str = "torch") -> Tensor:
+def farthest_point_sample(
+    points: Tensor, num: int, skip_near_origin: bool = False, backend: str | None = None
+) -> Tensor:
     """Indices [B, num] (int64) of points that are each the farthest from those chosen before; the first is index 0.
 
-    Deterministic: fixed start, float32. Backend "torch" gives ties to the lowest index and repeats index 0 once every
-    distinct position is chosen. "torch_quickfps" is ten times faster on a CPU and gives the same indices for clouds
-    without ties; on a lattice, or with fewer distinct positions than `num`, it makes other, equally far choices. It is
-    therefore only used when asked for: features must not depend on which packages a machine has.
+    Deterministic: fixed start, float32. "torch" and "triton" give ties to the lowest index and repeat index 0 once every
+    distinct position is chosen; both give the same indices. "torch_quickfps" is ten times faster on a CPU and gives the same
+    indices for clouds without ties; on a lattice, or with fewer distinct positions than `num`, it makes other, equally far
+    choices. It is therefore only used when asked for: features must not depend on which packages a machine has.
 
     Args:
         points: [B, N, 3], any unit, any float type.
         num: number of points to choose, at most N.
         skip_near_origin: never choose points with squared norm <= 1e-3 (except index 0), as the CUDA kernel of
             pointnet2_ops does, with which Point-BERT and ULIP were trained.
-        backend: one of `sampling_backends(points.device, skip_near_origin)`.
+        backend: one of `sampling_backends(points.device, skip_near_origin)`; none for the first of them.
 
     Raises:
         ValueError: wrong shape, more points asked for than given, or a backend that cannot do this.
@@ -53,28 +97,36 @@ def farthest_point_sample(points: Tensor, num: int, skip_near_origin: bool = Fal
     if not 1 <= num <= points.shape[1]:
         raise ValueError(f"cannot sample {num} of {points.shape[1]} points; give clouds of at least {num} points")
     usable = sampling_backends(points.device, skip_near_origin)
+    backend = backend or usable[0]
     if backend not in usable:
         raise ValueError(f"sampling backend {backend!r} cannot be used here; use one of {', '.join(usable)}")
     points = points.detach().float()
     if backend == "torch_quickfps":
         return torch_quickfps.sample_idx(points.contiguous(), num, start_idx=0)
+    if backend == "triton":
+        return _one_kernel(points, num, skip_near_origin)
     return _sample_torch(points, num, skip_near_origin)
 
 
 def _sample_torch(points: Tensor, num: int, skip_near_origin: bool) -> Tensor:
-    """The plain loop, batched over B; no host synchronisation."""
-    x, y, z = (axis.contiguous() for axis in points.unbind(-1))  # each [B, N]
-    nearest = torch.full_like(x, 1e10)  # squared distance to the closest chosen point
+    """The plain loop, batched over B: seven operations a pick, no host synchronisation."""
+    axes = points.permute(2, 0, 1).contiguous()  # [3, B, N]
+    nearest = torch.full_like(axes[0], 1e10)  # squared distance to the closest chosen point
+    offsets = torch.empty_like(axes)
+    dx, dy, dz = offsets.unbind(0)
     if skip_near_origin:  # such points start, and stay, below every other distance
-        nearest = torch.where(x * x + y * y + z * z <= NEAR_ORIGIN_SQUARED, -1.0, nearest)
-    chosen = torch.zeros(points.shape[0], num, dtype=torch.long, device=points.device)
-    last = chosen[:, :1]
-    for step in range(1, num):
-        dx, dy, dz = x - x.gather(1, last), y - y.gather(1, last), z - z.gather(1, last)
-        nearest = torch.minimum(nearest, dx * dx + dy * dy + dz * dz)
+        torch.mul(axes, axes, out=offsets)
+        nearest.masked_fill_(dx + dy + dz <= NEAR_ORIGIN_SQUARED, -1.0)
+    last = torch.zeros(points.shape[0], 1, dtype=torch.long, device=points.device)
+    chosen = [last]
+    for _ in range(1, num):
+        torch.sub(axes, axes.gather(2, last.expand(3, -1, -1)), out=offsets)
+        offsets.mul_(offsets)
+        dx.add_(dy).add_(dz)
+        torch.minimum(nearest, dx, out=nearest)
         last = nearest.argmax(dim=1, keepdim=True)
-        chosen[:, step : step + 1] = last
-    return chosen
+        chosen.append(last)
+    return torch.cat(chosen, dim=1)
 
 
 @torch.no_grad()
@@ -103,10 +155,3 @@ def knn_group(points: Tensor, centres: Tensor, size: int) -> Tensor:
             distances = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
             nearest.append(distances.topk(size, dim=-1, largest=False, sorted=False).indices)
     return torch.cat(nearest, dim=1)
-
-
-def group_index(xyz: Tensor, how: Grouping) -> Tensor:
-    """Indices [B, G, 1 + K] (int64) of each group in clouds [B, N, 3]: the picked centre, then its nearest points. Errors as of the two steps."""
-    picked = farthest_point_sample(xyz, how.num_group, how.skip_near_origin).unsqueeze(-1)  # [B, G, 1]
-    centres = xyz.gather(1, picked.expand(-1, -1, 3))
-    return torch.cat((picked, knn_group(xyz, centres, how.group_size)), dim=-1)

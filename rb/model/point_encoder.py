@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rb.model.grouping import group_index
+from rb.model.grouping import farthest_point_sample, knn_group
 from rb.sources.groups import Grouping
 
 MLP_RATIO = 4  # of every public Point-BERT
@@ -57,6 +57,13 @@ def _linear_fp32(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """The layer in float32 whatever autocast or the weights' type say: coordinates need more than bfloat16's 8 bits."""
     with torch.autocast(inputs.device.type, enabled=False):
         return F.linear(inputs.float(), layer.weight.float(), layer.bias.float())
+
+
+def group_index(xyz: Tensor, how: Grouping) -> Tensor:
+    """Indices [B, G, 1 + K] (int64) of each group in clouds [B, N, 3]: the picked centre, then its nearest points. Errors as of the two steps."""
+    picked = farthest_point_sample(xyz, how.num_group, how.skip_near_origin).unsqueeze(-1)  # [B, G, 1]
+    centres = xyz.gather(1, picked.expand(-1, -1, 3))
+    return torch.cat((picked, knn_group(xyz, centres, how.group_size)), dim=-1)
 
 
 class PatchEmbed(nn.Module):

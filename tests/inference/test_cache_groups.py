@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import rb.model.grouping as grouping
+import rb.model.point_encoder as point_encoder
 from rb.cli import main
 from rb.core.config import DataSource, FoundationConfig
 from rb.core.modality import IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
@@ -72,8 +72,8 @@ def test_training_from_stored_groups_equals_training_without(world: World, monke
     searched = []
     with Operations() as computed:
         expected = [model(batch).total for batch in plain]
-    sample = grouping.farthest_point_sample
-    monkeypatch.setattr(grouping, "farthest_point_sample", lambda *a: searched.append(a) or sample(*a))
+    sample = point_encoder.farthest_point_sample
+    monkeypatch.setattr(point_encoder, "farthest_point_sample", lambda *a: searched.append(a) or sample(*a))
     with Operations() as fewer:
         found = [model(batch).total for batch in stored]
     assert searched == []
@@ -85,7 +85,7 @@ def test_training_from_stored_groups_equals_training_without(world: World, monke
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
         if one.modality in CLOUDS:
             assert other.inputs.shape[1:] == (SIZES.num_group, 1 + SIZES.group_size, 3)
-            index = grouping.group_index(one.inputs, SIZES)
+            index = point_encoder.group_index(one.inputs, SIZES)
             assert torch.equal(other.inputs, torch.stack([c[i] for c, i in zip(one.inputs, index, strict=True)]))
 
 
@@ -97,7 +97,7 @@ def test_dropped_points_are_searched_anew_and_turned_scenes_are_not(world: World
         _, stored = batches(world, "grouped", more)
         for one, other in zip(plain, stored, strict=True):
             if one.modality == POINT_CLOUD_REGION:
-                index = grouping.group_index(one.inputs, SIZES)
+                index = point_encoder.group_index(one.inputs, SIZES)
                 own = torch.stack([cloud[i] for cloud, i in zip(one.inputs, index, strict=True)])
                 assert torch.equal(other.inputs[:, :, 0], own[:, :, 0])
                 assert torch.equal(other.inputs.sort(dim=2).values, own.sort(dim=2).values)
@@ -200,7 +200,7 @@ def test_after_a_kill_it_goes_on_and_writes_the_same_bytes(
 ) -> None:
     config = open_foundation(world.folder / "plain.yaml")
     built = build_model(config.model, config.seed, "meta")
-    sample, calls = grouping.farthest_point_sample, [0]
+    sample, calls = point_encoder.farthest_point_sample, [0]
 
     def dies(*args: Any) -> torch.Tensor:
         calls[0] += 1
@@ -211,7 +211,7 @@ def test_after_a_kill_it_goes_on_and_writes_the_same_bytes(
     def job() -> Caching:
         return Caching(ManifestReader(world.folder / POINT_CLOUD), batch_size=1, max_shard_bytes=1)
 
-    monkeypatch.setattr(grouping, "farthest_point_sample", dies)
+    monkeypatch.setattr(point_encoder, "farthest_point_sample", dies)
     with pytest.raises(KeyboardInterrupt):
         cache_groups(job(), config, built, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
