@@ -32,7 +32,7 @@ LAYER = {
     "eval": 9,
 }
 # Rooms of one layer that may use each other; any other import inside a layer is across a wall.
-DOORS: set[tuple[str, str]] = {("rb.sources", "rb.drawing"), ("rb.ablate", "rb.train")}
+DOORS: set[tuple[str, str]] = {("rb.sources", "rb.drawing"), ("rb.ablate", "rb.train"), ("rb.bench", "rb.gpu_check")}
 
 
 def room_of(module: str) -> str | None:

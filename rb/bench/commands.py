@@ -1,4 +1,6 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `fps`, `generate`, `order`, `reading`, `saving`, `steps`."""
+"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `fps`, `generate`, `order`, `reading`, `saving`, `step`,
+`watching`.
+"""
 
 from __future__ import annotations
 
@@ -111,19 +113,37 @@ def run_reading(args: argparse.Namespace) -> int:
     return run(args)
 
 
-def add_steps(parser: argparse.ArgumentParser) -> None:
-    """``rb bench steps``."""
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """``rb bench step``."""
+    parser.description = "Count, without a GPU, data or weights, what a micro-batch of each modality needs and executes at the run's full size."
+    parser.add_argument("--run", required=True, dest="run_file", metavar="FILE", help="run file, or a project's run")
+    parser.add_argument("--counters", action="store_true", required=True, help="FLOPs, launches, collectives, bytes")
+    parser.add_argument("--batches", type=int, default=1, help="micro-batches of which the mean is taken (1)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.group_by_source=4")
+    parser.set_defaults(run=run_step)
+
+
+def run_step(args: argparse.Namespace) -> int:
+    """Count and print."""
+    from rb.bench.step_counters import run
+
+    return run(args)
+
+
+def add_watching(parser: argparse.ArgumentParser) -> None:
+    """``rb bench watching``."""
     parser.description = "Train some steps in one process, and say how much of their processor time goes into beats, counters and journal."
     parser.add_argument("--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file")
     parser.add_argument("--steps", type=int, default=100, help="steps that are measured (100), after ten others")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.log_every=1")
-    parser.set_defaults(run=run_steps)
+    parser.set_defaults(run=run_watching)
 
 
-def run_steps(args: argparse.Namespace) -> int:
+def run_watching(args: argparse.Namespace) -> int:
     """Measure and print."""
-    from rb.bench.step_costs import run
+    from rb.bench.watching_cost import run
 
     return run(args)
 

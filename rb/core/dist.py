@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -101,6 +102,34 @@ def init_alone() -> None:
     if not active():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def played(ranks: int) -> Iterator[None]:
+    """This process as rank 0 of so many that do not exist: collectives return at once, with what was in their results before.
+
+    For counts of calls and sizes (``rb bench step``): the real code runs, and no number means anything.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)  # DeepSpeed reads them
+    torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def group_size(handle: torch.ScriptObject) -> int:
+    """Ranks of a process group as an operator of torch.distributed gets it."""
+    return torch_dist.ProcessGroup.unbox(handle).size()
 
 
 def _check_environment() -> None:

@@ -92,12 +92,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def build_random(size: Size, device: torch.device, dtype: torch.dtype) -> RegionBLIP:
+def build_random(size: Size, device: torch.device, dtype: torch.dtype, config: ModelConfig | None = None) -> RegionBLIP:
     """The model on ``device``, its frozen encoders and LLM in ``dtype``, the Q-Former and all that trains in fp32.
+
+    ``config`` is a run's, of which the foundation is not read; none: the default.
 
     FlanT5's head is its own matrix, as the hub's is: the library ties the two whenever it builds from a config.
     """
-    config = Blip2Config(
+    if config is None:
+        trained = tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
+        config = ModelConfig(train_modalities=trained)
+    hub = Blip2Config(
         vision_config=size.vision,
         qformer_config={"use_qformer_text_input": True, **size.qformer},
         text_config=size.llm,
@@ -107,11 +112,11 @@ def build_random(size: Size, device: torch.device, dtype: torch.dtype) -> Region
     )
     with torch.device(device):
         with _default_dtype(dtype):
-            blip2 = Blip2ForConditionalGeneration(config)
-            if llm_config_of(config).is_encoder_decoder:
-                own = torch.empty(llm_config_of(config).vocab_size, llm_config_of(config).d_model)
+            blip2 = Blip2ForConditionalGeneration(hub)
+            if llm_config_of(hub).is_encoder_decoder:
+                own = torch.empty(llm_config_of(hub).vocab_size, llm_config_of(hub).d_model)
                 blip2.language_model.lm_head.weight = nn.Parameter(own)
-        qformer = Blip2QFormerConfig(**{**qformer_config_of(config).to_dict(), "vocab_size": size.vocabulary})
+        qformer = Blip2QFormerConfig(**{**qformer_config_of(hub).to_dict(), "vocab_size": size.vocabulary})
         text_branch = TextBranch(qformer, size.vocabulary - 1)
         point_encoder = PointBert(size.points)
     point_encoder.cast_frozen(dtype)
@@ -123,9 +128,8 @@ def build_random(size: Size, device: torch.device, dtype: torch.dtype) -> Region
         for parameter in module.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(0.0, SPREAD, generator=draws)
-    trained = tuple(name for name, spec in MODALITIES.items() if spec.trains_by_default)
     # Made on the host: the few millions that train, keyed as always.
-    model = RegionBLIP(blip2, text_branch, point_encoder, ModelConfig(train_modalities=trained), size.itc_width)
+    model = RegionBLIP(blip2, text_branch, point_encoder, config, size.itc_width)
     for name, parameter in model.trainable_parameters().items():
         if name.endswith(".query_tokens"):
             nn.init.normal_(parameter, 0.0, SPREAD)

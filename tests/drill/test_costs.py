@@ -1,6 +1,6 @@
 """What watching a run costs of a toy step, in processor time: at most 2 %.
 
-First within a rank: beats, counters and journal (`rb bench steps`). Then the supervisor of two ranks, with its guard, as a share of what the ranks
+First within a rank: beats, counters and journal (`rb bench watching`). Then the supervisor of two ranks, with its guard, as a share of what the ranks
 and their loader processes use in the same time. Processor time is measured because other work on the machine hardly changes it.
 """
 
@@ -57,7 +57,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_beats_counters_and_journal(demo: Path, figures: Figures) -> None:
     done = subprocess.run(
-        rb(demo, "bench", "steps", "--run", RUN, "--json"), cwd=ROOT, check=True, capture_output=True, text=True
+        rb(demo, "bench", "watching", "--run", RUN, "--json"), cwd=ROOT, check=True, capture_output=True, text=True
     )
     costs = json.loads(done.stdout)
     figures |= {

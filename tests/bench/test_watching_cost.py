@@ -1,4 +1,4 @@
-"""``rb bench steps`` on a tiny run: it measures the real loop. The drill `costs` holds the 2 % on a toy run."""
+"""``rb bench watching`` on a tiny run: it measures the real loop. The drill `costs` holds the 2 % on a toy run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_costs_of_a_tiny_step(foundation: FoundationConfig, tmp_path: Path) -> N
         "train": {"global_batch_size": 1, "micro_batch_size": 1, "ds_config": "ds_configs/zero2_cpu.json"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
-    output = finish(start("rb.cli", "bench", "steps", "--run", tmp_path / "run.yaml", "--steps", 3, "--json"))
+    output = finish(start("rb.cli", "bench", "watching", "--run", tmp_path / "run.yaml", "--steps", 3, "--json"))
     costs = json.loads(output[output.index("{\n") :])
     assert costs["steps"] == 3
     assert costs["step_ms"] > costs["between_ms"] > 0

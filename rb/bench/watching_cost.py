@@ -1,4 +1,4 @@
-"""``rb bench steps``: how much of a step's processor time goes into what only watches it, in the real loop of a real run on one process.
+"""``rb bench watching``: how much of a step's processor time goes into what only watches it, in the real loop of a real run on one process.
 
 A run of some steps goes to a temporary folder. Measured, all by processor time of this one process, which other work on the machine hardly
 lengthens:
@@ -37,7 +37,7 @@ BEATS = 20_000  # that are made to time one
 
 
 @dataclass(frozen=True)
-class StepCosts:
+class WatchingCost:
     """Milliseconds of processor time of a step, but for ``beats_per_step``."""
 
     steps: int
@@ -79,11 +79,11 @@ class Clock:
         self._left = time.process_time()
         return result
 
-    def costs(self, beat_s: float) -> StepCosts:
+    def costs(self, beat_s: float) -> WatchingCost:
         """Of the measured steps, where a beat takes so many seconds; those of a step are taken from its time."""
         beats = (self._last_beat - self._first_beat) / self.steps
         step = self.within / self.steps - beats * beat_s
-        return StepCosts(self.steps, 1e3 * step, beats, 1e3 * beats * beat_s, 1e3 * self.between / self.steps)
+        return WatchingCost(self.steps, 1e3 * step, beats, 1e3 * beats * beat_s, 1e3 * self.between / self.steps)
 
     def _count(self) -> int:
         beat = heartbeat.read(self._beats)
@@ -91,7 +91,7 @@ class Clock:
         return beat.count
 
 
-def measure(run_file: Path, steps: int, overrides: list[str]) -> StepCosts:
+def measure(run_file: Path, steps: int, overrides: list[str]) -> WatchingCost:
     """Train, in this process, which must not have trained before."""
     with tempfile.TemporaryDirectory() as folder:
         beats = Path(folder) / "beats"

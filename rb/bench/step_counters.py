@@ -1,0 +1,220 @@
+"""``rb bench step --counters``: what one micro-batch of each modality executes at full size, beside what it needs. No GPU, no data, no weights.
+
+The run's model is made on the meta device; a folder of weights that is not there stands for the public model of its name. One rank of 32 is
+played (``rb.core.dist.played``): the model's own gathers are counted as they are called, and those of DeepSpeed's optimizer step by the real
+engine over parameters of the run's shapes. ``executed.py``, ``needed.py``, ``typical_batch.py`` and
+``on_meta.py`` say what each number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rb.bench.engine_collectives import count_engine
+from rb.bench.executed import Counter, Counts, by_parts
+from rb.bench.needed import needed
+from rb.bench.on_meta import as_on_a_gpu
+from rb.bench.typical_batch import typical_batches
+from rb.core import dist
+from rb.core.config import RunConfig
+from rb.core.exit_codes import FINISHED
+from rb.core.model_config import ModelConfig
+from rb.core.output import aligned, say, say_json
+from rb.core.run_paths import view_run
+from rb.gpu_check.random_models import SIZES, build_random
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import build_model
+
+RANKS = 32
+COLUMNS = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb")  # of a part
+META = torch.device("meta")
+# The public BLIP-2 folders, by name.
+PUBLIC = {
+    "blip2-opt-2.7b": "opt_2.7b",
+    "blip2-opt-6.7b": "opt_6.7b",
+    "blip2-flan-t5-xl": "flant5_xl",
+    "blip2-flan-t5-xxl": "flant5_xxl",
+}
+
+
+@dataclass
+class StepCount:
+    """Of one micro-batch of one modality on one rank, a mean where several were counted.
+
+    Attributes:
+        samples: of the micro-batch. sources, subjects: of these.
+        needed: FLOPs by part.
+        executed: by part.
+    """
+
+    samples: int
+    sources: float
+    subjects: float
+    needed: dict[str, float]
+    executed: dict[str, Counts]
+
+    def total(self, what: str) -> float:
+        """Sum of an attribute of ``Counts`` over the parts."""
+        return sum(getattr(counts, what) for counts in self.executed.values())
+
+    @property
+    def needed_gflop(self) -> float:
+        """For each sample."""
+        return sum(self.needed.values()) / self.samples / 1e9
+
+    @property
+    def executed_gflop(self) -> float:
+        """For each sample."""
+        return self.total("flops") / self.samples / 1e9
+
+    def summary(self) -> dict[str, float | int]:
+        """The five figures."""
+        return {
+            "needed_gflop": _digits(self.needed_gflop),
+            "executed_gflop": _digits(self.executed_gflop),
+            "launches": round(self.total("launches")),
+            "collectives": round(self.total("collectives")),
+            "received_mb": _digits(self.total("received") / 1e6),
+        }
+
+
+def _digits(value: float) -> float:
+    """Six digits, since a toy's model has thousandths of what a full one has."""
+    return float(f"{value:.6g}")
+
+
+def model_of(config: ModelConfig) -> RegionBLIP:
+    """A run's model on the meta device, its frozen parts in the type of a GPU.
+
+    Raises:
+        ValueError: the foundation is neither here nor named as a public one.
+    """
+    if config.frozen_dtype == "auto":
+        config = replace(config, frozen_dtype="bfloat16")
+    folder = Path(config.foundation.blip2)
+    if (folder / "config.json").is_file():
+        return build_model(config, 0, META).model
+    if folder.name not in PUBLIC:
+        raise ValueError(
+            f"model.foundation.blip2: {folder} does not exist, and {folder.name!r} is none of {', '.join(PUBLIC)}; "
+            "name a folder that exists, or one of these"
+        )
+    dtype = torch.float32 if config.frozen_dtype == "float32" else torch.bfloat16
+    with META:
+        return build_random(SIZES[PUBLIC[folder.name]], META, dtype, config)
+
+
+def count_step(model: RegionBLIP, modality: str, micro_batch: int, group: int, batches: int = 1) -> StepCount:
+    """Count one micro-batch, or the mean of several."""
+    found = Counter()
+    wanted: dict[str, float] = {}
+    sources = subjects = 0
+    pool = micro_batch * dist.world_size()
+    for batch in islice(typical_batches(model, modality, micro_batch, group), batches):
+        sources += len(batch.inputs)
+        subjects += len(batch) if batch.subjects is None else len(batch.subjects)
+        for part, flops in needed(model, batch, pool).items():
+            wanted[part] = wanted.get(part, 0.0) + flops / batches
+        on_meta = batch.to(META)
+        model.zero_grad(set_to_none=True)
+        with as_on_a_gpu(), by_parts(found), found:
+            model(on_meta).total.backward()
+    mean = {part: Counts(**{k: v / batches for k, v in asdict(c).items()}) for part, c in found.found.parts.items()}
+    return StepCount(micro_batch, sources / batches, subjects / batches, wanted, mean)
+
+
+@dataclass
+class RunCount:
+    """Of every modality that a run trains, by name.
+
+    Attributes:
+        steps: with the run's groups.
+        ungrouped: the model's part without groups; empty where the run has none.
+    """
+
+    steps: dict[str, StepCount]
+    ungrouped: dict[str, StepCount]
+
+    def grouped_share(self, modality: str) -> float:
+        """What is executed with groups, in parts of what is without."""
+        return self.steps[modality].executed_gflop / self.ungrouped[modality].executed_gflop
+
+
+def count_run(config: RunConfig, batches: int = 1) -> RunCount:
+    """Count a rank of ``RANKS``. Once in a process, which DeepSpeed does not leave as it was."""
+    model, group = model_of(config.model), config.data.group_by_source
+
+    def counted(size: int) -> dict[str, StepCount]:
+        rows = config.train.micro_batch_size
+        return {m: count_step(model, m, rows, size, batches) for m in config.model.train_modalities}
+
+    with dist.played(RANKS):
+        found = RunCount(counted(group), counted(1) if group > 1 else {})
+        for modality, parts in count_engine(model, config.train, config.optim).items():
+            found.steps[modality].executed.update(parts)
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Count and print."""
+    config = view_run(args.run_file, args.overrides)
+    found = count_run(config, args.batches)
+    if args.json:
+        say_json(_tree(found))
+        return FINISHED
+    say(
+        f"{config.name}: micro-batch {config.train.micro_batch_size}, groups of {config.data.group_by_source}, a rank of {RANKS}; "
+        "GFLOP a sample, all else a step"
+    )
+    for modality in found.steps:
+        say("")
+        for line in _lines(modality, found):
+            say(line)
+    return FINISHED
+
+
+def _tree(found: RunCount) -> dict[str, Any]:
+    steps = found.steps.items()
+    tree: dict[str, Any] = {"modalities": {modality: count.summary() for modality, count in steps}}
+    tree["parts"] = {
+        m: {part: dict(zip(COLUMNS, row, strict=True)) for part, *row in _parts(count)} for m, count in steps
+    }
+    tree["batches"] = {
+        m: {"samples": one.samples, "sources": one.sources, "subjects": one.subjects} for m, one in steps
+    }
+    if found.ungrouped:
+        tree["grouped_to_ungrouped"] = {m: round(found.grouped_share(m), 4) for m in found.steps}
+    return tree
+
+
+def _parts(count: StepCount) -> list[tuple[str, float, float, int, int, float]]:
+    """Part and ``COLUMNS``."""
+    scale = count.samples * 1e9
+    rows = []
+    for name in dict.fromkeys([*count.needed, *count.executed]):
+        done = count.executed.get(name, Counts())
+        flops = _digits(count.needed.get(name, 0.0) / scale), _digits(done.flops / scale)
+        rows.append((name, *flops, round(done.launches), round(done.collectives), _digits(done.received / 1e6)))
+    return rows
+
+
+def _lines(modality: str, found: RunCount) -> list[str]:
+    count = found.steps[modality]
+    summary = count.summary()
+    lines = [
+        f"{modality}: needed {summary['needed_gflop']:,} of {summary['executed_gflop']:,} GFLOP executed "
+        f"({count.needed_gflop / count.executed_gflop:.3f}), {summary['launches']:,} launches, {summary['collectives']} collectives, "
+        f"{summary['received_mb']:,} MB received",
+        f"  {count.samples} samples of {count.sources:g} sources and {count.subjects:g} subjects",
+    ]
+    if found.ungrouped:
+        whole = found.ungrouped[modality].executed_gflop
+        lines.append(f"  {found.grouped_share(modality):.3f} of the {whole:,.2f} GFLOP without groups")
+    rows = [(part, *(f"{value:,}" for value in row)) for part, *row in _parts(count)]
+    return lines + aligned([("part", *COLUMNS), *rows], 1, indent="  ")
