@@ -1,6 +1,4 @@
-"""What benchmarks measure, each with the arguments of its command: `rb bench captions`, `fps`, `generate`, `order`, `reading`, `saving`, `step`,
-`watching`.
-"""
+"""What benchmarks measure, each with the arguments of its command (`rb bench captions` to `rb bench watching`)."""
 
 from __future__ import annotations
 
