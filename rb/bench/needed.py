@@ -39,6 +39,8 @@ from rb.model.region_blip import RegionBLIP
 
 # Layers of an encoder-decoder's decoder that read the encoder's output.
 _OF_CONTEXT = re.compile(r"(EncDecAttention|encoder_attn)\.(k|v|k_proj|v_proj)$")
+# Its first layers read frozen embeddings, which need no gradient.
+_OF_EMBEDDINGS = re.compile(r"^(block\.0\.layer\.0\.SelfAttention|layers\.0\.self_attn)\.(q|k|v|q_proj|k_proj|v_proj)$")
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,11 @@ def _llm(model: RegionBLIP, of: ModalityModel, batch: Batch, lengths: _Lengths) 
     head = llm.get_output_embeddings()
     total = of.parts.query_tokens.shape[1] * lengths.subjects * _cost(of.parts.language_projection, None)
 
-    def linear(root: nn.Module, tokens: int, chosen: Callable[[str], bool] = lambda _: True) -> float:
-        return tokens * sum(_cost(one, adapter) for name, one in _linears(root) if one is not head and chosen(name))
+    def linear(
+        root: nn.Module, tokens: int, chosen: Callable[[str], bool] = lambda _: True, through: bool = True
+    ) -> float:
+        layers = [one for name, one in _linears(root) if one is not head and chosen(name)]
+        return tokens * sum(_cost(one, adapter, through) for one in layers)
 
     depth, width = config.num_hidden_layers, config.hidden_size
     if llm_kind(llm) == "decoder":
@@ -221,8 +226,10 @@ def _llm(model: RegionBLIP, of: ModalityModel, batch: Batch, lengths: _Lengths) 
         return total + 12 * pairs * width * depth + labels * _cost(head, adapter)
     inner = getattr(config, "d_kv", width // config.num_attention_heads) * config.num_attention_heads
     total += linear(llm.get_encoder(), contexts)
-    total += linear(llm.get_decoder(), contexts, lambda name: bool(_OF_CONTEXT.search(name)))
-    total += linear(llm.get_decoder(), captions, lambda name: not _OF_CONTEXT.search(name))
+    decoder = llm.get_decoder()
+    total += linear(decoder, contexts, lambda name: bool(_OF_CONTEXT.search(name)))
+    total += linear(decoder, captions, lambda name: bool(_OF_EMBEDDINGS.search(name)), through=False)
+    total += linear(decoder, captions, lambda name: not (_OF_CONTEXT.search(name) or _OF_EMBEDDINGS.search(name)))
     total += 12 * inner * depth * lengths.subjects * context**2
     layers = getattr(config, "num_decoder_layers", None) or depth
     total += 12 * inner * layers * sum(c * c + c * context for c in lengths.caption)
