@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rb.bench.on_meta import replaced
 from rb.core import dist, op_costs
-from rb.model import encoded, loss_terms, point_encoder
+from rb.model import encoded, grouping, loss_terms
 
 REST = "rest"
 # Operators of torch that launch nothing and do not show it by the alias in their schema.
@@ -179,8 +179,8 @@ def by_parts(counter: Counter) -> Iterator[None]:
 
     places: list[tuple[Any, str, str]] = [
         (encoded.ModalityModel, "encode", "encoder"),
-        (point_encoder, "farthest_point_sample", "fps"),
-        (point_encoder, "knn_group", "neighbours"),
+        (grouping, "farthest_point_sample", "fps"),
+        (grouping, "knn_group", "neighbours"),
         (encoded, "query_pass", "qformer"),
         (encoded, "query_and_text_pass", "qformer"),
         *((loss_terms.FUNCTIONS, term, term) for term in loss_terms.FUNCTIONS),
