@@ -32,6 +32,7 @@ from tests.support.trials import Figures
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 25  # steps between two checkpoints
 SHORT, LONG = 300, 1200  # steps of a run; a time limit is looked at every 30 s, and the long run must last for more
+END_S = 1800  # for what is left of a run, on a machine that does other work too
 SIZES = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
 
 
@@ -104,7 +105,8 @@ class Job:
 
     def ends(self, state: str) -> dict[str, str]:
         """Wait for the job's end; what Slurm says of it."""
-        self.wait(lambda: self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), f"{state}")
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self.wait(lambda: self.state() in over, state, END_S)
         found = self.cluster.job(self.number)
         assert found["JobState"] == state, f"{found}\n{self.said()}"
         return found
