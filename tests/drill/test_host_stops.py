@@ -6,6 +6,7 @@ start-up, training, validation and saving. The state is saved and everybody has 
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_stops(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
                 wait_for(two, job, 2, phase)
                 time.sleep(draw.uniform(0, 3.0 if phase == START else 0.2 if phase == TRAINING else 0.0))
                 began = time.monotonic()
-                for process in chosen(who, two, job, draw):
+                for process in chosen(who, number, two, job, draw):
                     process.send_signal(number)
                 code = job.wait(180)
                 figures["seconds until the command ends"] = round(time.monotonic() - began, 1)
@@ -55,7 +56,7 @@ def test_stops(foundation: FoundationConfig, tmp_path: Path, trials: Trials) -> 
                     assert checkpoint.require(runs.path(run)).step == max(losses(runs.path(run)))
 
 
-def chosen(who: str, two: Hosts, job: Command, draw: random.Random) -> list[psutil.Process]:
+def chosen(who: str, number: signal.Signals, two: Hosts, job: Command, draw: random.Random) -> list[psutil.Process]:
     """The processes that a trial signals."""
     if who == "controller":
         return [job.process()]
@@ -67,6 +68,14 @@ def chosen(who: str, two: Hosts, job: Command, draw: random.Random) -> list[psut
         found = two.processes("-m rb.launching.agent")
         return [draw.choice([p for p in found if p.name().startswith("python") and "launcher." not in p.cmdline()[3]])]
     found = [
-        p for p in two.processes() if p.name() in ("ssh", "pdsh") or "deepspeed.launcher." in " ".join(p.cmdline())
+        p
+        for p in two.processes()
+        if p.name() in ("ssh", "pdsh", "pdsh.bin") or "deepspeed.launcher." in " ".join(p.cmdline())
     ]
-    return [draw.choice([p for p in found if p.name() not in ("bash", "sshd")])]
+    return [draw.choice([p for p in found if p.name() not in ("bash", "sshd") and not deaf(p, number)])]
+
+
+def deaf(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal would never reach it: pdsh blocks SIGINT in every ssh that it starts. It blocks it in itself too, but waits for it."""
+    (blocked,) = re.findall(r"SigBlk:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return process.name() == "ssh" and bool(int(blocked, 16) >> (number - 1) & 1)
