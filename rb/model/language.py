@@ -51,15 +51,11 @@ def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: 
         return _behind_shared_contexts(language_model, context, batch.llm_ids, batch.subject_rows)
     # Causal LMs with rotary positions (Llama) make the library wait once per forward pass all the same (packed sequences); OPT does not.
     # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
-    inputs = torch.cat([context, language_model.get_input_embeddings()(batch.llm_ids)], dim=1)  # [B, Q + Tp + T, L]
-    num_targets = batch.llm_ids.shape[1]
-    logits = language_model(
-        inputs_embeds=inputs,
-        use_cache=False,
-        # The token at place i is predicted at place i - 1; the last place predicts nothing we know.
-        logits_to_keep=num_targets + 1,
-    ).logits
-    return logits[:, -num_targets - 1 : -1]
+    # The last token is an input of nothing, so it is none.
+    words = language_model.get_input_embeddings()(batch.llm_ids[:, :-1])
+    inputs = torch.cat([context, words], dim=1)  # [B, Q + Tp + T - 1, L]
+    # The token at place i is predicted at place i - 1.
+    return language_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=batch.llm_ids.shape[1]).logits
 
 
 def _by_decoder_of_two(language_model: PreTrainedModel, context: Tensor, batch: Batch) -> Tensor:
