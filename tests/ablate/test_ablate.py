@@ -204,6 +204,9 @@ def test_the_projects_own_plan_is_valid(monkeypatch: pytest.MonkeyPatch) -> None
     assert lora.overrides == plan.overrides  # the same runs, so that its rows stand beside those of toy.yaml
     made = [lora.training(v, 0, 0, Path("x"))[1].model.lora for v in lora.variants]
     assert [(one.qformer, one.shared) for one in made] == [(True, False), (False, False), (True, True)]
+    groups = read_plan(ROOT / "launch" / "ablations" / "toy_groups.yaml")
+    assert groups.overrides == plan.overrides
+    assert [groups.training(v, 0, 0, Path("x"))[1].data.group_by_source for v in groups.variants] == [1, 4]
     assert {stages[0].train.schedule for stages in configs.values()} == {
         "weighted_round_robin",
         "round_robin",
