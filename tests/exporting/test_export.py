@@ -104,8 +104,8 @@ with torch.no_grad():
         start = torch.full_like(caption[:, :1], blip2.config.text_config.decoder_start_token_id)
         logits = blip2.language_model(inputs_embeds=context, decoder_input_ids=torch.cat([start, caption[:, :-1]], 1)).logits
     else:
-        inputs = torch.cat([context, blip2.get_input_embeddings()(caption)], 1)
-        logits = blip2.language_model(inputs_embeds=inputs).logits[:, -caption.shape[1] - 1 : -1]
+        inputs = torch.cat([context, blip2.get_input_embeddings()(caption[:, :-1])], 1)  # nothing is predicted from the last
+        logits = blip2.language_model(inputs_embeds=inputs, logits_to_keep=caption.shape[1]).logits
 save_file({{"logits": logits.contiguous()}}, {str(folder / f"logits_{modality}.safetensors")!r})
 """
 
