@@ -11,12 +11,19 @@ from rb.core.output import add_json
 from rb.core.urls import location_argument
 
 
-def add_captions(parser: argparse.ArgumentParser) -> None:
-    """``rb bench captions``."""
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """A model that makes captions, and where it runs."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
     source.add_argument("--run", type=Path, dest="run_file", metavar="FILE", help="run file: its model before training")
     parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if --checkpoint is an export")
+    add_device(parser)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+
+
+def add_captions(parser: argparse.ArgumentParser) -> None:
+    """``rb bench captions``."""
+    _add_model(parser)
     parser.add_argument("--images", type=int, default=20, help="number of images (20)")
     parser.add_argument("--boxes", type=int, default=200, help="number of boxes over all images (200)")
     parser.add_argument("--pictures", type=Path, help="folder of images; without it they are noise")
@@ -24,8 +31,6 @@ def add_captions(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"), help="size of the noise images"
     )
     parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
-    add_device(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.set_defaults(run=run_captions)
 
 
@@ -39,14 +44,9 @@ def run_captions(args: argparse.Namespace) -> int:
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """``rb bench generate``."""
     parser.description = "Captions by our beam search beside plain transformers': FLOPs, processor time, texts."
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
-    source.add_argument("--run", type=Path, dest="run_file", metavar="FILE", help="run file: its model before training")
-    parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if --checkpoint is an export")
+    _add_model(parser)
     parser.add_argument("--examples", type=int, default=300, help="number of captions (300)")
     parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
-    add_device(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.max_new_tokens=10")
     parser.set_defaults(run=run_generate)
@@ -71,7 +71,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=19_000, help="of the made-up set (19,000)")
     parser.add_argument("--captions", type=int, default=6, help="of each record of the made-up set (6)")
     parser.add_argument("--record-bytes", type=int, default=100_000, help="of the made-up set (100,000)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.set_defaults(run=run_order)
 
 
@@ -100,7 +100,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", type=int, default=100, help="that each reader reads in a round, about (100)")
     parser.add_argument("--rounds", type=int, default=7, help="that are counted (7), after one that is not")
     parser.add_argument("--augment", action="store_true", help="augment as data.augment does")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.set_defaults(run=run_reading)
 
 
@@ -117,7 +117,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, dest="run_file", metavar="FILE", help="run file, or a project's run")
     parser.add_argument("--counters", action="store_true", required=True, help="FLOPs, launches, collectives, bytes")
     parser.add_argument("--batches", type=int, default=1, help="micro-batches of which the mean is taken (1)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.group_by_source=4")
     parser.set_defaults(run=run_step)
 
@@ -134,7 +134,7 @@ def add_watching(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train some steps in one process, and say how much of their processor time goes into beats, counters and journal."
     parser.add_argument("--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file")
     parser.add_argument("--steps", type=int, default=100, help="steps that are measured (100), after ten others")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.log_every=1")
     parser.set_defaults(run=run_watching)
 
@@ -155,7 +155,7 @@ def add_saving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parameters", type=int, default=60_000_000, help="of the made-up model (60 million)")
     parser.add_argument("--saves", type=int, default=5, help="how often it saves each way (5)")
     parser.add_argument("--folder", type=Path, help="where the temporary run folder is made, to choose the disk")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --run: e.g. train.micro_batch_size=4")
     parser.set_defaults(run=run_saving)
 
@@ -177,7 +177,7 @@ def add_fps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picks", type=int, default=512, help="points that are picked (512)")
     parser.add_argument("--repeats", type=int, default=5, help="how often each way is timed (5); the median counts")
     add_device(parser)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_json(parser)
     parser.set_defaults(run=run_fps)
 
 

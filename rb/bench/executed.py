@@ -64,6 +64,11 @@ class Executed:
     parts: dict[str, Counts] = field(default_factory=lambda: defaultdict(Counts))
     names: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
+    @property
+    def launches(self) -> int:
+        """Of all parts together."""
+        return sum(one.launches for one in self.parts.values())
+
     def communication(self) -> Counts:
         """Collectives and bytes of all parts together."""
         parts = self.parts.values()

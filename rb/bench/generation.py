@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -84,16 +84,14 @@ def measure(built: Built, decode: DecodeConfig, num_examples: int, batch_size: i
     model, llm = built.model, built.model.blip2.language_model
     modality = next(iter(model.parts))
     model.adapters.activate(modality)
-    plain_decode = replace(decode, merge_lora=False)
-    ours = Generation.of(built.text, modality, decode, model.device)
-    plain = replace(ours, decode=plain_decode)
+    how = Generation.of(built.text, modality, decode, model.device)
 
     def our_way(prompt: Tensor) -> Tensor:
         with model.adapters.merged_in_llm(decode.merge_lora):
-            return generate(llm, prompt, ours)
+            return generate(llm, prompt, how)
 
     def plain_way(prompt: Tensor) -> Tensor:
-        return generate(llm, prompt, plain, reads_for_all_beams=False)
+        return generate(llm, prompt, how, reads_for_all_beams=False)
 
     ways = (our_way, plain_way)
     batches = [min(batch_size, num_examples - start) for start in range(0, num_examples, batch_size)]

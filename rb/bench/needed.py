@@ -4,8 +4,8 @@ Needed is every product of matrices and every attention of the published computa
 eq. 2) without repetition and without padding:
 
 - 2 FLOPs for each multiply-add of linear layers, convolutions and attention; norms, softmax, activations and FPS count nothing.
-- Texts have their real lengths. The last token of a text predicts nothing, so it is no input of what writes the text (LLM, ITG), and logits
-  are needed where a token is predicted only.
+- Texts have their real lengths. Nothing is predicted from the last token of a text, so what writes the text (LLM, ITG) does not read it. Logits are
+  needed only where a token is predicted.
 - A source piece (an image or a cloud of the micro-batch) is encoded once, and becomes keys and values of the Q-Former once, for queries and ITM
   together. What the LLM reads before captions of one subject is read once. The Q-Former's queries count for each sample, since they stand
   beside its text. ITM sees 3 rows a sample; each chosen image is another one (its frozen features are given), each chosen text is as long as the row's own.
@@ -17,7 +17,7 @@ eq. 2) without repetition and without padding:
 - Nothing is skipped in a last layer, though some of its states are never read.
 
 The encoders have no backward pass. Layers are read off the modules, so other widths and depths, Llama's kind of LLM and a second Q-Former need no
-change here; an LLM with another kind of attention (no keys for each head of its own, a local window) is counted as if it had none of that.
+change here. Grouped-query attention and local windows are not modelled: such an LLM is counted as if it had full multi-head attention.
 """
 
 from __future__ import annotations

@@ -106,17 +106,10 @@ def as_on_a_gpu() -> Iterator[None]:
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Another attribute (or another entry of a dict) for a while."""
-    if isinstance(owner, dict):
-        before = owner[name]
-        owner[name] = value
-        try:
-            yield
-        finally:
-            owner[name] = before
-        return
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+    get, put = (dict.__getitem__, dict.__setitem__) if isinstance(owner, dict) else (getattr, setattr)
+    before = get(owner, name)
+    put(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        put(owner, name, before)

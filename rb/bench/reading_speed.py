@@ -17,12 +17,10 @@ there; webdataset does not take part.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,6 +33,7 @@ from webdataset import WebDataset
 from rb.bench import reading_sets
 from rb.core import progress
 from rb.core.config import DataConfig, DataSource
+from rb.core.environment import variables
 from rb.core.exit_codes import FINISHED
 from rb.core.modality import modality_spec
 from rb.core.model_config import at_least
@@ -171,7 +170,7 @@ def measure(place: Location, name: str, args: argparse.Namespace) -> list[Speed]
     with tempfile.TemporaryDirectory() as caches:
         for n in dict.fromkeys((1, *args.group_by_source)):
             arrangement = Arrangement.of(DataConfig(group_by_source=n, order=args.order))
-            with _cache_in(f"{caches}/{n}"):
+            with variables({FOLDER: f"{caches}/{n}"}):  # for what stores fetch
                 data = open_training_data({manifest.modality: [DataSource(str(place))]}, 0, arrangement)
             opened = data[manifest.modality]
             transform = transform_of(opened, args.augment)
@@ -203,20 +202,6 @@ def _speed(name: str, captions: float, reader: Reader, first: Reader) -> Speed:
         begun.samples / begun.wall_s,
         median(turn.samples / turn.wall_s for turn, _, _ in turns),
     )
-
-
-@contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
-    """Stores opened inside keep what they fetch in this folder."""
-    before = os.environ.get(FOLDER)
-    os.environ[FOLDER] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FOLDER]
-        else:
-            os.environ[FOLDER] = before
 
 
 def transform_of(data: TrainingData, augment: bool) -> SampleTransform:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rb.bench.executed import Counter
 from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.output import say, say_json
@@ -72,24 +72,12 @@ def three_axes(points: Tensor, num: int) -> Tensor:
     return chosen
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operators that run and are no views: each is a launch on CUDA."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operator."""
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
 def _measured(
     way: Callable[[Tensor], Tensor], clouds: Tensor, expected: Tensor, args: argparse.Namespace
 ) -> dict[str, Any]:
-    with Operations() as operations:
-        equal = torch.equal(way(clouds), expected)
+    with Counter() as counter:
+        picks = way(clouds)
+    equal = torch.equal(picks, expected)
     wall, cpu = [], []
     for _ in range(args.repeats):
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -99,7 +87,7 @@ def _measured(
     return {
         "ms": 1e3 * float(np.median(wall)) / len(clouds),
         "cpu_ms": 1e3 * float(np.median(cpu)) / len(clouds),
-        "operations_a_pick": operations.count / args.picks,
+        "operations_a_pick": counter.found.launches / args.picks,
         "equal": equal,
     }
 

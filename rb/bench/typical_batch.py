@@ -17,6 +17,7 @@ import torch
 from rb.core.batch import Batch, numbered
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.seeding import generator
+from rb.gpu_check.random_models import PROMPT_TOKENS
 from rb.model.blip2_config import llm_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.sources.table import source_of
@@ -50,7 +51,6 @@ TYPICAL = {
     POINT_CLOUD: Typical(20, 20, 1, 1, 640_000),
     POINT_CLOUD_REGION: Typical(24, 24, 14, 4.67, 73_330),
 }
-PROMPT_TOKENS = {"decoder": 1, "encoder_decoder": 5}  # OPT's start token; "a point cloud of" and T5's end token
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rb.core import heartbeat
 from rb.core.device import usable_device
+from rb.core.environment import variables
 from rb.core.strict_json import parse
 
 
@@ -113,18 +114,12 @@ def played(ranks: int) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)  # DeepSpeed reads them
-    torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield
-    finally:
-        shutdown()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with variables(own):  # DeepSpeed reads them
+        torch_dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+        try:
+            yield
+        finally:
+            shutdown()
 
 
 def group_size(handle: torch.ScriptObject) -> int:

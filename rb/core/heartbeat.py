@@ -2,8 +2,8 @@
 
 A rank beats where it gets somewhere: a micro-batch, a batch of validation, a tensor of a checkpoint. It never beats from a thread beside the
 work, so a rank that is stopped, loops for ever or waits for another one is silent. Writing one costs no system call. Where nobody watches (no
-RB_HEARTBEAT in the environment) every function here does nothing. A checkpoint that a thread writes beside the steps has a time of its own in
-the file (`writing`, `written`), so that neither the steps hide that it hangs, nor it that they do.
+RB_HEARTBEAT in the environment) every function here does nothing. A checkpoint that a thread writes beside the steps has its own time in the file
+(`writing`, `written`): the progress of the steps cannot hide that the write hangs, and the other way round.
 
 On SIGUSR1 the rank's Python stacks go to a file beside it, also while Python waits in a library. The signal's number also goes to whoever reads
 Python's wakeup pipe (`rb/core/stopping.py`), which may add what it knows (`add_to_stacks`).

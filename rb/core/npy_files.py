@@ -1,4 +1,4 @@
-"""Arrays in the bytes of an ``.npy``: the project's one reader of its header, which is held against the bytes that are there.
+"""Arrays in the bytes of an ``.npy``, and such bytes: the project's one reader of its header, which is held against the bytes that are there.
 
 numpy's own ``load`` believes any shape, and can run pickles.
 """
@@ -11,7 +11,7 @@ from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 def read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -59,3 +59,10 @@ def npy_array(data: bytes) -> NDArray[Any]:
             f"{len(data) - start} follow; the file is cut short or damaged"
         )
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+
+
+def npy_bytes(array: NDArray[Any], dtype: DTypeLike) -> bytes:
+    """The bytes of an ``.npy`` of version 1.0 that holds ``array`` as ``dtype``."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype=dtype), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

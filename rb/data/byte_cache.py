@@ -83,7 +83,7 @@ class ByteCache:
             self._path(name).unlink()
 
     def open(self, name: str, fill: Callable[[BinaryIO], object], keep: bool = True) -> BinaryIO:
-        """A large file to read, made by ``fill`` where it is not kept; it stays whole for its reader, also when it leaves the cache.
+        """A large file, open for reading; ``fill`` writes it if it is not kept. The reader can go on with it after it was removed from the cache.
 
         Raises:
             OSError: neither the cache nor the folder for temporary files can hold it.

@@ -11,7 +11,7 @@ from pathlib import Path
 from rb.core import progress
 from rb.core.urls import Location
 from rb.data.compare_sets import shared
-from rb.data.formats import REJECTED_FILE, Manifest, read_rejected
+from rb.data.formats import Manifest
 from rb.data.index import ManifestReader
 from rb.data.prepare.common import Reason
 from rb.data.shard_writer import ShardWriter
@@ -36,8 +36,7 @@ def exclude(
     about = reader.manifest
     called = about.name, about.modality, about.split
     with ShardWriter(out, *called, overwrite=overwrite, exif=about.exif, groups=about.groups) as writer:
-        for row in read_rejected(reader.path.parent / REJECTED_FILE):
-            writer.reject(row.source, row.reason, row.detail, row.object_id)
+        writer.reject_as(reader.path)
         title = f"{about.name} {about.split}"
         for number in progress.bar(range(about.counts["records"]), desc=title, unit="record", delay=5):
             loaded = reader.record(number)

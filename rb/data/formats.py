@@ -379,7 +379,7 @@ def rejected_row(row: Rejected) -> str:
 
 
 def read_rejected(path: Location) -> list[Rejected]:
-    """All rows of a ``rejected.jsonl``; none where there is no such file, as beside tars that others made."""
+    """All rows of a ``rejected.jsonl``. None if the file is missing: sets that other programs made have no such file."""
     try:
         content = read_file(path, MAX_REJECTED_BYTES)
     except (FileNotFoundError, MissingError):

@@ -236,7 +236,8 @@ class ManifestReader:
     """Random access to the samples and the examples of one manifest.
 
     A sample is (record, object or none, caption), for training; an example is (record, object or none), for prediction, with all its
-    captions as references. In a set of questions a sample is (record, question), an example a record with all its questions. Safe to use after a fork: reads name their place and share no file position. ``use_groups``: whether to hand out stored groups.
+    captions as references. In a set of questions a sample is (record, question), and an example is a record with all its questions. It can be used
+    after a fork, since every read gives its own offset. ``use_groups``: whether to hand out stored groups.
 
     Raises:
         ValueError: at once, if a shard is missing or has another size, or the index does not fit.
@@ -375,26 +376,25 @@ class ManifestReader:
         place, digest = self._range(row), int(row["digest"])
         file = f"{self._folder}/{self.manifest.shards[place.shard].file}"
         where = f"{file}: record {self.index.source_id(number)!r} at byte {place.offset}"
+
+        def problem(data: bytes) -> str | None:
+            if len(data) != place.length:
+                return f"only {len(data)} of {place.length} bytes are left"
+            return None if digest64(data) == digest else "its bytes were altered"
+
         try:
-            data = self._files.read(place)
-            wrong = len(data) != place.length or digest64(data) != digest
-            if wrong:  # perhaps only in the cache, or on the way
-                data = self._files.read_again(place)
-                wrong = len(data) != place.length or digest64(data) != digest
+            for read in (self._files.read, self._files.read_again):  # wrong perhaps only in the cache, or on the way
+                data = read(place)
+                wrong = problem(data)
+                if wrong is None:
+                    return data, where
         except OSError as error:
             raise ShardCorruptionError(
                 f"{where}: cannot be read ({error}); check the disk, or bring the shard back"
             ) from error
         except (CutShortError, MissingError) as error:
             raise ShardCorruptionError(f"{where}: {error}") from None
-        if wrong:
-            problem = (
-                f"only {len(data)} of {place.length} bytes are left"
-                if len(data) != place.length
-                else "its bytes were altered"
-            )
-            raise ShardCorruptionError(
-                f"{where}: {problem}; bring the shard back, or make it again with `rb prepare` "
-                f"(`rb data verify {self.path.parent}` checks all)"
-            )
-        return data, where
+        raise ShardCorruptionError(
+            f"{where}: {wrong}; bring the shard back, or make it again with `rb prepare` "
+            f"(`rb data verify {self.path.parent}` checks all)"
+        )

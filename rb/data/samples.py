@@ -70,7 +70,9 @@ class SampleTransform:
             axes, captions = self._mirror(modality, captions, key)
         draws = Draws(key, self.augment, axes, self.dropped_points)
         regional = modality_spec(modality).regional
-        inputs, numbers = self._read(group[0], modality, draws, _boxes_of(group) if regional else [])
+        inputs, numbers = self._read(
+            group[0], modality, draws, [_box_of(loaded) for loaded in group] if regional else []
+        )
         written = one_line if modality in self.raw_captions else clean_caption
         places = range(group_start, group_start + len(group))
         made = []
@@ -104,12 +106,12 @@ class SampleTransform:
         if regional:
             others = box_of or [None] * len(examples)
             boxes = [
-                _box_of(own) if other is None else _as_box(own.record.objects[other].box)
+                _box_of(own) if other is None else tuple(own.record.objects[other].box)
                 for own, other in zip(examples, others, strict=True)
             ]
         if crop is None:
             # With all boxes of the record, whichever of them are asked about: so an example sees the same input among any others.
-            known = [_as_box(item.box) for item in first.record.objects] if regional else []
+            known = [tuple(item.box) for item in first.record.objects] if regional else []
             inputs, numbers = self._read(first, modality, draws, known)
             return [
                 self._sample(own, modality, inputs, None if box is None else numbers[box])
@@ -178,18 +180,10 @@ class SampleTransform:
         )
 
 
-def _as_box(box: Sequence[float]) -> Box:
-    return tuple(box)
-
-
-def _boxes_of(group: Sequence[Loaded]) -> list[Box]:
-    return [_box_of(loaded) for loaded in group]
-
-
 def _box_of(loaded: Loaded) -> Box:
     if loaded.item is None:
         raise ValueError(f"{loaded.where}: has no box; regional modalities and crops need a manifest of regions")
-    return _as_box(loaded.item.box)
+    return tuple(loaded.item.box)
 
 
 def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:

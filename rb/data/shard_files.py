@@ -59,7 +59,7 @@ def shard_files(manifest_path: Location, manifest: Manifest) -> ShardFiles:
 
 
 class LocalShards:
-    """Shards in a folder. Reads name their place and share no file position, so a fork may go on with them."""
+    """Shards in a folder. Every read gives its own offset, so the open files can be used after a fork."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder = folder

@@ -21,6 +21,7 @@ from webdataset import TarWriter
 
 from rb.core.files import naming, write_whole
 from rb.core.modality import modality_spec
+from rb.core.urls import Location
 from rb.data.formats import (
     MANIFEST_FILE,
     RECORD_EXTENSION,
@@ -29,6 +30,7 @@ from rb.data.formats import (
     Manifest,
     Record,
     Rejected,
+    read_rejected,
     rejected_row,
 )
 from rb.data.shards import Collector, record_size
@@ -216,6 +218,11 @@ class ShardWriter:
         self._rejected[reason] += 1
         if self._rejected[reason] <= _SHOWN:
             self._shown.setdefault(reason, []).append(row)
+
+    def reject_as(self, manifest: Location) -> None:
+        """Whatever the set at ``manifest`` rejected: for a set that is made of it."""
+        for row in read_rejected(manifest.parent / REJECTED_FILE):
+            self.reject(row.source, row.reason, row.detail, row.object_id)
 
     def _check_target(self) -> None:
         if not self.out_dir.exists():

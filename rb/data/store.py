@@ -48,7 +48,7 @@ class StoreError(ValueError):
 
 
 class MissingError(StoreError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class CutShortError(StoreError):

@@ -6,6 +6,7 @@ Nothing else of the set changes, so it serves whatever the set served. A reader 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from rb.core.config import RunConfig
 from rb.core.files import check_room
 from rb.core.modality import modality_spec
-from rb.data.formats import REJECTED_FILE, Manifest, read_rejected, require_media
+from rb.data.formats import Manifest, require_media
 from rb.data.index import ManifestReader
+from rb.data.pipeline import TrainingData
 from rb.data.samples import SampleTransform
 from rb.data.shard_writer import ShardWriter
 from rb.data.unfinished import Work
@@ -67,8 +69,7 @@ def cache_groups(job: Caching, config: RunConfig, built: Built, out: Path, devic
         work=Work({"command": "cache-groups", "made_from": reader.digest, "groups": asdict(groups)}),
         groups=groups,
     ) as writer:
-        for row in read_rejected(reader.path.parent / REJECTED_FILE):
-            writer.reject(row.source, row.reason, row.detail, row.object_id)
+        writer.reject_as(reader.path)
         earlier = writer.begin()
         numbers = range(earlier.position if earlier else 0, about.counts["records"])
         rows = each_encoded(job, transform, numbers, "groups", encode)
@@ -78,6 +79,12 @@ def cache_groups(job: Caching, config: RunConfig, built: Built, out: Path, devic
     reader.close()
     assert writer.manifest is not None
     return writer.manifest
+
+
+def uses_of_groups(data: Mapping[str, TrainingData], transform: SampleTransform) -> list[str]:
+    """``use_of_groups`` of every set of a training that stores some."""
+    said = [use_of_groups(one, modality, transform) for modality, opened in data.items() for one in opened.readers]
+    return [line for line in said if line is not None]
 
 
 def use_of_groups(reader: ManifestReader, modality: str, transform: SampleTransform) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from rb.core.urls import location_argument
 
 if TYPE_CHECKING:
     from rb.data.formats import Manifest
+    from rb.inference.cache_features import Caching
 
 
 def add_foundation(parser: argparse.ArgumentParser) -> None:
@@ -160,14 +162,12 @@ def run_cache(args: argparse.Namespace) -> int:
     _check_caching(args)
     from rb.core.device import usable_device
     from rb.core.run_paths import open_foundation
-    from rb.data.index import ManifestReader
-    from rb.inference.cache_features import Caching, cache_features
+    from rb.inference.cache_features import cache_features
     from rb.model.weights.build import build_model
 
     device = usable_device(args.device)
     config = open_foundation(args.run_file, args.overrides)
-    reader = ManifestReader(args.manifest)
-    job = Caching(reader, args.dtype, args.batch_size, args.workers, args.overwrite, args.shard_mb * 1_000_000)
+    job = dataclasses.replace(_caching(args), dtype=args.dtype)
     _say_made(args, "features", cache_features(job, config, build_model(config.model, config.seed, device), args.out))
     return FINISHED
 
@@ -177,20 +177,12 @@ def run_cache_groups(args: argparse.Namespace) -> int:
     _check_caching(args)
     from rb.core.device import usable_device
     from rb.core.run_paths import open_foundation
-    from rb.data.index import ManifestReader
-    from rb.inference.cache_features import Caching
     from rb.inference.cache_groups import cache_groups
     from rb.model.weights.build import build_model
 
     device = usable_device(args.device)
     config = open_foundation(args.run_file, args.overrides)
-    job = Caching(
-        ManifestReader(args.manifest),
-        batch_size=args.batch_size,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        max_shard_bytes=args.shard_mb * 1_000_000,
-    )
+    job = _caching(args)
     _say_made(
         args, "groups", cache_groups(job, config, build_model(config.model, config.seed, "meta"), args.out, device)
     )
@@ -201,6 +193,19 @@ def _check_caching(args: argparse.Namespace) -> None:
     for name in ("batch_size", "workers", "shard_mb"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+
+
+def _caching(args: argparse.Namespace) -> Caching:
+    from rb.data.index import ManifestReader
+    from rb.inference.cache_features import Caching
+
+    return Caching(
+        ManifestReader(args.manifest),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        max_shard_bytes=args.shard_mb * 1_000_000,
+    )
 
 
 def _say_made(args: argparse.Namespace, what: str, made: Manifest) -> None:

@@ -42,6 +42,7 @@ def _(points: Tensor, num: int, skip_near_origin: bool) -> Tensor:  # noqa: ARG0
 
 
 op_costs.register("rb::farthest_points", launches=1)  # no products of matrices
+op_costs.register("torch_quickfps::_sample_idx_impl", launches=1)
 
 
 @functools.cache

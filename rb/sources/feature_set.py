@@ -35,11 +35,16 @@ class FeatureSet:
 
     def difference(self, settings: Mapping[str, Any]) -> str | None:
         """The first setting that is another one in ``settings``, in a few words; none if all are equal."""
-        for name in {**self.settings, **settings}:
-            theirs, ours = self.settings.get(name), settings.get(name)
-            if theirs != ours:
-                return f"{name} {_shown(theirs)}, this model has {_shown(ours)}"
-        return None
+        return first_difference(self.settings, settings)
+
+
+def first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The first setting by which what a set stores is not what a model wants, in a few words; none if all are equal."""
+    for name in {**stored, **wanted}:
+        theirs, ours = stored.get(name), wanted.get(name)
+        if theirs != ours:
+            return f"{name} {_shown(theirs)}, this model has {_shown(ours)}"
+    return None
 
 
 _FIELDS: dict[str, strict.Check] = {

@@ -7,7 +7,6 @@ where they are not. Shape letters: N points, G groups, K points of each.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core import strict_json as strict
-from rb.core.npy_files import npy_array
+from rb.core.npy_files import npy_array, npy_bytes
 from rb.core.strict_json import FormatError, checked
+from rb.sources.feature_set import first_difference
 
 EXTENSION = "groups.npy"
 REMEDY = "write the set again with `rb cache-groups`"
@@ -82,11 +82,7 @@ class GroupSet:
 
     def difference(self, wanted: GroupSet) -> str | None:
         """The first setting that is another one in ``wanted``, in a few words; none if all are equal."""
-        for name, ours in vars(wanted).items():
-            theirs = getattr(self, name)
-            if theirs != ours:
-                return f"{name} {theirs}, this model has {ours}"
-        return None
+        return first_difference(vars(self), vars(wanted))
 
 
 _FIELDS: dict[str, strict.Check] = {
@@ -159,8 +155,4 @@ def stored_groups(data: bytes | None, about: GroupSet | None, where: str) -> Sto
 def encode_groups(index: NDArray[np.integer], about: GroupSet) -> bytes:
     """[G, 1 + K] as the bytes of ``KEY.groups.npy``."""
     assert list(index.shape) == about.shape, (index.shape, about)
-    buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(index, dtype=about.dtype), version=(1, 0), allow_pickle=False
-    )
-    return buffer.getvalue()
+    return npy_bytes(index, about.dtype)

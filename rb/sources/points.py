@@ -6,7 +6,6 @@ The cloud's frame: mean of all stored points at 0, largest radius 1, before any 
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rb.core.boxes import (
     transform_cloud_boxes,
 )
 from rb.core.model_config import CLOUD_BOX_DIMS, ModelConfig
+from rb.core.npy_files import npy_bytes
 from rb.core.point_draws import with_boxes
 from rb.core.seeding import generator
 from rb.core.strict_json import FormatError
@@ -49,11 +49,7 @@ class PointsError(FormatError):
 
 def encode_points(points: NDArray[np.floating]) -> bytes:
     """[N, 3 | 6] as the bytes of ``KEY.points.npy`` (float32)."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(points, dtype=np.float32), version=(1, 0), allow_pickle=False
-    )
-    return buffer.getvalue()
+    return npy_bytes(points, np.float32)
 
 
 def decode_points(data: bytes, where: str) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ from rb.core.run_layout import (
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.cache_features import check_features
-from rb.inference.cache_groups import use_of_groups
+from rb.inference.cache_groups import uses_of_groups
 from rb.model.weights.build import build_model
 from rb.training.batches import training_transform
 from rb.training.extending import length_of
@@ -75,12 +75,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
         "run_folder": str(folder),
         "resume_from_step": start if resume is not None else None,
         "data": {"train": _listed(config.data.train, data), "val": _listed(config.data.val, held_out)},
-        "groups": [
-            line
-            for modality, opened in data.items()
-            for reader in opened.readers
-            if (line := use_of_groups(reader, modality, training_transform(config, built))) is not None
-        ],
+        "groups": uses_of_groups(data, training_transform(config, built)),
         "batch": {
             "ranks": world_size,
             "micro_batch_size": layout.micro_batch_size,

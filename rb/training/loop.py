@@ -36,7 +36,7 @@ from rb.core.stopping import StopRequest
 from rb.data.order import Arrangement
 from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.cache_features import check_features
-from rb.inference.cache_groups import use_of_groups
+from rb.inference.cache_groups import uses_of_groups
 from rb.inference.load import check_foundation, read_trained
 from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
@@ -256,10 +256,8 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
         log.info("weights: %s", line)
     log.info("%d ranks (%s), optimizer kernel %s", place["ranks"], place["device"], place["optimizer_kernel"])
     log.info("trainable parameters: %s", ", ".join(f"{users} {count:,}" for users, count in counts.items()))
-    transform = training_transform(run.config, run.built)
-    for modality, opened in run.data.items():
-        for line in filter(None, (use_of_groups(reader, modality, transform) for reader in opened.readers)):
-            log.info("%s", line)
+    for line in uses_of_groups(run.data, training_transform(run.config, run.built)):
+        log.info("%s", line)
     log.info("%s, steps of the first epoch: %s", run.schedule.kind, run.schedule.epoch_steps(0))
     log.info("steps %d to %d", run.start, run.total_steps)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rb.bench.sampling_speed import Operations, three_axes
+from rb.bench.executed import Counter
+from rb.bench.sampling_speed import three_axes
 from rb.cli import main
 from rb.core import op_costs
 from rb.gpu_check.sampling import check_sampling
@@ -52,9 +53,9 @@ def test_a_pick_is_at_most_seven_operations() -> None:
     counts, points = {}, clouds()["any"]
     for num in (20, 40):
         for skip in (False, True):
-            with Operations() as operations:
+            with Counter() as counter:
                 farthest_point_sample(points, num, skip)
-            counts[num, skip] = operations.count
+            counts[num, skip] = counter.found.launches
     for skip in (False, True):
         assert counts[40, skip] - counts[20, skip] <= 20 * MOST_A_PICK
         assert counts[20, skip] <= 19 * MOST_A_PICK + 12
@@ -63,9 +64,9 @@ def test_a_pick_is_at_most_seven_operations() -> None:
 def test_on_cuda_it_is_one_launch() -> None:
     """The meta device stands for CUDA in counts; the operator states what it costs."""
     points = torch.empty(16, 8192, 3, device="meta")
-    with Operations() as operations:
+    with Counter() as counter:
         picks = farthest_point_sample(points, 512)
-    assert (picks.shape, picks.dtype, operations.count) == ((16, 512), torch.long, 1)
+    assert (picks.shape, picks.dtype, counter.found.launches) == ((16, 512), torch.long, 1)
     cost = op_costs.cost_of("rb::farthest_points")
     assert cost is not None
     assert (cost.launches((), {}, None), cost.flops((), {}, None)) == (1, 0)
