@@ -27,6 +27,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 DAEMONS = ("slurmctld", "slurmd", "munged")
 GPUS = 8  # of each node
 PATIENCE_S = 120  # for a daemon to answer, on a machine that is busy with other things
+ENDED = ("COMPLETED", "FAILED")  # a job does not leave these states
 # Jobs of `low` are preempted by jobs of `high`.
 CONFIGURATION = """\
 ClusterName=trial
@@ -151,15 +152,26 @@ class Cluster:
         said = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(word.split("=", 1) for word in said.split() if "=" in word)
 
-    def wait_for(self, number: str, *states: str, within_s: float = 600) -> dict[str, str]:
-        """Wait until a job is in one of some states; what `scontrol show job` says then."""
-        self.wait(lambda: self.job(number)["JobState"] in states, f"job {number} is {' or '.join(states)}", within_s)
-        return self.job(number)
+    def wait_for(self, number: str, *states: str, within_s: float = 300) -> dict[str, str]:
+        """Wait until a job is in one of some states; what `scontrol show job` says then. `AssertionError` where it ends in another."""
+        self.wait(
+            lambda: self.job(number)["JobState"] in (*states, *ENDED),
+            f"job {number} is {' or '.join(states)}",
+            within_s,
+        )
+        said = self.job(number)
+        assert said["JobState"] in states, (
+            f"job {number} is {said['JobState']}, not {' or '.join(states)}\n{self.logs()}"
+        )
+        return said
 
     def go_on(self, number: str) -> None:
-        """Start a job that was requeued at once. Slurm waits, since the nodes may still have something of the earlier start."""
+        """Start a job that was requeued sooner than Slurm would, which waits since the nodes may still have something of the earlier start.
+
+        Not in the second of the earlier end: the nodes refuse such a start ("Job credential revoked"), since they compare whole seconds.
+        """
         self.wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is requeued")
-        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
     def node_states(self) -> set[str]:
         """The states of all nodes: idle, mix, down..."""
