@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rb.bench.executed import Counter, Counts
 from rb.core import dist
 from rb.core.batch import LossTerms
 from rb.core.config import OptimConfig, TrainConfig
 from rb.core.step_layout import StepLayout
+from rb.costs.executed import Counter, Counts
 from rb.model.region_blip import RegionBLIP
 from rb.training.agree import agreed
 from rb.training.engine import Engine

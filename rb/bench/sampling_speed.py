@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rb.bench.executed import Counter
 from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.output import say, say_json
 from rb.core.seeding import generator
+from rb.costs.executed import Counter
 from rb.model.grouping import farthest_point_sample, sampling_backends
 from rb.sources.point_augmentation import scene_motion
 

@@ -9,38 +9,25 @@ engine over parameters of the run's shapes. ``executed.py``, ``needed.py``, ``ty
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from rb.bench.engine_collectives import count_engine
-from rb.bench.executed import Counter, Counts, by_parts
-from rb.bench.needed import needed
-from rb.bench.on_meta import as_on_a_gpu
-from rb.bench.typical_batch import typical_batches
 from rb.core import dist
 from rb.core.config import RunConfig
 from rb.core.exit_codes import FINISHED
-from rb.core.model_config import ModelConfig
 from rb.core.output import aligned, say, say_json
 from rb.core.run_paths import view_run
-from rb.gpu_check.random_models import SIZES, build_random
+from rb.costs.executed import Counter, Counts, by_parts
+from rb.costs.meta_model import META, model_of
+from rb.costs.needed import needed
+from rb.costs.on_meta import as_on_a_gpu
+from rb.costs.typical_batch import typical_batches
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import build_model
 
 RANKS = 32
 COLUMNS = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb")  # of a part
-META = torch.device("meta")
-# The public BLIP-2 folders, by name.
-PUBLIC = {
-    "blip2-opt-2.7b": "opt_2.7b",
-    "blip2-opt-6.7b": "opt_6.7b",
-    "blip2-flan-t5-xl": "flant5_xl",
-    "blip2-flan-t5-xxl": "flant5_xxl",
-}
 
 
 @dataclass
@@ -87,27 +74,6 @@ class StepCount:
 def _digits(value: float) -> float:
     """Six digits, since a toy's model has thousandths of what a full one has."""
     return float(f"{value:.6g}")
-
-
-def model_of(config: ModelConfig) -> RegionBLIP:
-    """A run's model on the meta device, its frozen parts in the type of a GPU.
-
-    Raises:
-        ValueError: the foundation is neither here nor named as a public one.
-    """
-    if config.frozen_dtype == "auto":
-        config = replace(config, frozen_dtype="bfloat16")
-    folder = Path(config.foundation.blip2)
-    if (folder / "config.json").is_file():
-        return build_model(config, 0, META).model
-    if folder.name not in PUBLIC:
-        raise ValueError(
-            f"model.foundation.blip2: {folder} does not exist, and {folder.name!r} is none of {', '.join(PUBLIC)}; "
-            "name a folder that exists, or one of these"
-        )
-    dtype = torch.float32 if config.frozen_dtype == "float32" else torch.bfloat16
-    with META:
-        return build_random(SIZES[PUBLIC[folder.name]], META, dtype, config)
 
 
 def count_step(model: RegionBLIP, modality: str, micro_batch: int, group: int, batches: int = 1) -> StepCount:

@@ -29,9 +29,9 @@ from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.exit_codes import FAILED, FINISHED, WRONG_REQUEST, wrong_request
 from rb.core.files import write_whole
+from rb.costs.random_models import SIZES, Size, build_random, random_batch
 from rb.gpu_check import attention, steps
 from rb.gpu_check.needs import ZERO2, missing
-from rb.gpu_check.random_models import SIZES, Size, build_random, random_batch
 from rb.gpu_check.sampling import check_sampling
 from rb.model.region_blip import RegionBLIP
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rb.core.batch import Batch
 from rb.core.config import OptimConfig, TrainConfig
-from rb.gpu_check.random_models import Size, random_batch
+from rb.costs.random_models import Size, random_batch
 from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.training.engine import Engine

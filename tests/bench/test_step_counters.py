@@ -14,13 +14,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rb.bench.engine_collectives import count_engine
-from rb.bench.executed import Counter, received
-from rb.bench.on_meta import as_on_a_gpu
-from rb.bench.step_counters import count_step, model_of
+from rb.bench.step_counters import count_step
 from rb.core import dist, op_costs
 from rb.core.config import FoundationConfig, OptimConfig, TrainConfig
 from rb.core.exit_codes import leave
 from rb.core.run_file import to_tree
+from rb.costs.executed import Counter, received
+from rb.costs.meta_model import model_of
+from rb.costs.on_meta import as_on_a_gpu
 from rb.model.weights.build import build_model
 from rb.training.engine import Engine
 from tests.support import tiny

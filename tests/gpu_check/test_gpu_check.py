@@ -16,9 +16,9 @@ from packaging.utils import canonicalize_name
 from torch import Tensor
 
 from rb.core.batch import Batch
+from rb.costs.random_models import SIZES, build_random, random_batch
 from rb.gpu_check import attention, check, steps
 from rb.gpu_check.needs import BASE, ZERO2
-from rb.gpu_check.random_models import SIZES, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
 from tests.model.test_llms import EXPECTED as T5
 from tests.model.test_model import EXPECTED as OPT

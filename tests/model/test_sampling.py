@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rb.bench.executed import Counter
 from rb.bench.sampling_speed import three_axes
 from rb.cli import main
 from rb.core import op_costs
+from rb.costs.executed import Counter
 from rb.gpu_check.sampling import check_sampling
 from rb.model import grouping
 from rb.model.grouping import farthest_point_sample, kernel_problem, sampling_backends

@@ -17,7 +17,7 @@ import torch
 from rb.core.batch import Batch, numbered
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION, modality_spec
 from rb.core.seeding import generator
-from rb.gpu_check.random_models import PROMPT_TOKENS
+from rb.costs.random_models import PROMPT_TOKENS
 from rb.model.blip2_config import llm_config_of
 from rb.model.region_blip import RegionBLIP
 from rb.sources.table import source_of

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rb.bench.on_meta import replaced
 from rb.core import dist, op_costs
+from rb.costs.on_meta import replaced
 from rb.model import encoded, grouping, loss_terms
 
 REST = "rest"
