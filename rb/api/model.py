@@ -24,7 +24,6 @@ from rb.core.config import FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.inference.load import Loaded, load_trained
 from rb.model.language import Generation
-from rb.model.qformer import text_pass
 from rb.sources.images import ImageTransform
 from rb.sources.pixels import UPRIGHT
 from rb.sources.points import PointTransform
@@ -152,10 +151,8 @@ class RegionBLIP:
         """Texts in the ITC space of a modality, [n, E] of length 1."""
         self._require(modality)
         ids, mask = self._text.encode_qformer([texts] if isinstance(texts, str) else texts)
-        self.model.adapters.activate(modality)
-        parts = self.model.of(modality)
-        state = text_pass(parts.qformer, parts.text_branch, ids.to(self.model.device), mask.to(self.model.device))
-        return F.normalize(parts.heads.text_proj(state.float()), dim=-1).cpu()
+        state = self.model.text_state(modality, ids.to(self.model.device), mask.to(self.model.device))
+        return F.normalize(self.model.of(modality).heads.text_proj(state.float()), dim=-1).cpu()
 
     @staticmethod
     def similarity(embeds: Tensor, texts: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class ModelConfig:
     num_scene_points: int | None = None
     """Points of a scene (a cloud with a box) where that is another number; the released code reads 40,000."""
     frozen_dtype: str = "auto"
-    """Frozen encoders and LLM: ``bfloat16``, ``float32``, or ``auto`` (bfloat16 on a GPU, float32 on a CPU)."""
+    """Frozen encoders, LLM and linear layers of the Q-Former: ``bfloat16``, ``float32``, or ``auto`` (bfloat16 on a GPU, float32 on a CPU)."""
     attention: str = "sdpa"
     """Attention of ViT and LLM: ``sdpa``, ``eager``, or ``flash_attention_2`` (extra ``[flash]``). The Q-Former always uses sdpa."""
 

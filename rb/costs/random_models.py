@@ -23,6 +23,7 @@ from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.point_encoder import PointBert, PointBertConfig
 from rb.model.qformer import TextBranch
 from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import settle_dtypes
 from rb.sources.source import EncoderSettings
 from rb.sources.table import source_of
 
@@ -93,7 +94,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def build_random(size: Size, device: torch.device, dtype: torch.dtype, config: ModelConfig | None = None) -> RegionBLIP:
-    """The model on ``device``, its frozen encoders and LLM in ``dtype``, the Q-Former and all that trains in fp32.
+    """The model on ``device``, in the types of a run whose ``frozen_dtype`` is ``dtype``.
 
     ``config`` is a run's, of which the foundation is not read; none: the default.
 
@@ -119,10 +120,6 @@ def build_random(size: Size, device: torch.device, dtype: torch.dtype, config: M
         qformer = Blip2QFormerConfig(**{**qformer_config_of(hub).to_dict(), "vocab_size": size.vocabulary})
         text_branch = TextBranch(qformer, size.vocabulary - 1)
         point_encoder = PointBert(size.points)
-    point_encoder.cast_frozen(dtype)
-    for part in (blip2.qformer, blip2.language_projection):
-        part.float()
-    blip2.query_tokens.data = blip2.query_tokens.data.float()
     draws = None if device.type == "meta" else torch.Generator(device).manual_seed(0)  # meta: names and shapes only
     for module in (blip2, text_branch):
         for parameter in module.parameters():
@@ -133,7 +130,7 @@ def build_random(size: Size, device: torch.device, dtype: torch.dtype, config: M
     for name, parameter in model.trainable_parameters().items():
         if name.endswith(".query_tokens"):
             nn.init.normal_(parameter, 0.0, SPREAD)
-        parameter.data = parameter.data.float()
+    settle_dtypes(model, dtype)
     return model.to(device)
 
 

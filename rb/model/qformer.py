@@ -76,6 +76,8 @@ class TextBranch(nn.Module):
         dec_token_id: the id that starts a text to be generated; BLIP-2's [DEC] is the last one, 30522.
     """
 
+    head: Tensor | None
+
     def __init__(self, config: Blip2QFormerConfig, dec_token_id: int) -> None:
         super().__init__()
         if not 0 <= dec_token_id < config.vocab_size:
@@ -87,6 +89,7 @@ class TextBranch(nn.Module):
         self.embeddings = Blip2TextEmbeddings(config)
         self.transform = BertPredictionHeadTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.register_buffer("head", None, persistent=False)  # the word embeddings in another type; none: as they are
         for table in (self.embeddings.word_embeddings, self.embeddings.position_embeddings):
             nn.init.normal_(table.weight, std=config.initializer_range)
 
@@ -105,7 +108,13 @@ class TextBranch(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] of hidden states [..., D]."""
-        return F.linear(self.transform(hidden), self.embeddings.word_embeddings.weight, self.bias)
+        head = self.embeddings.word_embeddings.weight if self.head is None else self.head
+        return F.linear(self.transform(hidden), head, self.bias)
+
+    def round_head(self, dtype: torch.dtype) -> None:
+        """Hold the head's weights in `dtype` too, for good: of a frozen branch, whose weights autocast would round at each use."""
+        self.head = self.embeddings.word_embeddings.weight.detach().to(dtype)
+        self.bias.data = self.bias.data.to(dtype)
 
 
 class TextPass(NamedTuple):

@@ -28,7 +28,7 @@ from rb.model.language import Generation
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
-from rb.model.qformer import TextBranch, share_keys
+from rb.model.qformer import TextBranch, share_keys, text_pass
 from rb.sources.images import Normalisation
 from rb.sources.table import source_of
 
@@ -253,6 +253,14 @@ class RegionBLIP(nn.Module):
         self.adapters.activate(modality if modality in self.parts else None)
         with self._autocast():
             return self.of(modality).query_output(features, boxes, source_rows)
+
+    @torch.no_grad()
+    def text_state(self, modality: str, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """[CLS] states [B, D] of texts [B, T], without any input."""
+        self.adapters.activate(modality)
+        of = self.of(modality)
+        with self._autocast():
+            return text_pass(of.qformer, of.text_branch, text_ids, text_mask)
 
     @torch.no_grad()
     def soft_prompt(self, modality: str, inputs: Tensor, boxes: Tensor | None) -> Tensor:

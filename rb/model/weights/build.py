@@ -125,7 +125,7 @@ def build_model(config: ModelConfig, seed: int, device: torch.device | str = "cp
         model = RegionBLIP(blip2, text_branch, point_encoder, config, itc_width, seed, normalisation)
     _fill(model, branch.weights, ledger)
     _start_parts(model, config, seed, branch, ledger)
-    _settle_dtypes(model, dtype)
+    settle_dtypes(model, dtype)
     ledger.check(model)
     files = {"blip2": folder.files, "text_branch": branch.files}
     if branch.head:
@@ -232,18 +232,23 @@ def _default_draw(model: nn.Module, name: str, parameter: Tensor, seed: int) -> 
     return (torch.rand(parameter.shape, generator=torch_generator(seed, name)) * 2 - 1) * bound
 
 
-def _settle_dtypes(model: RegionBLIP, dtype: torch.dtype) -> None:
-    """Encoders and LLM in ``dtype``; the Q-Former, the text branch and all that trains in fp32 (fp16 Q-Formers overflow)."""
+def settle_dtypes(model: RegionBLIP, dtype: torch.dtype) -> None:
+    """Encoders and LLM in ``dtype``; all that trains in fp32, and so the Q-Former and its text branch (fp16 Q-Formers overflow).
+
+    Where ``dtype`` is bf16, autocast runs the products of the Q-Former in bf16. Of weights that are frozen it would make a copy at each use;
+    they are rounded here instead, once, to the same numbers. Embeddings and LayerNorms stay in fp32.
+    """
     if model.point_encoder is not None:
         model.point_encoder.cast_frozen(dtype)
-    for module in (
-        model.blip2.qformer,
-        model.text_branch,
-        model.parts,
-        model.blip2.language_projection,
-        *(m for m in (model.point_qformer, model.point_text_branch) if m is not None),
-    ):
+    separate = [m for m in (model.point_qformer, model.point_text_branch) if m is not None]
+    for module in (model.blip2.qformer, model.text_branch, model.parts, model.blip2.language_projection, *separate):
         module.float()
     model.blip2.query_tokens.data = model.blip2.query_tokens.data.float()
     for parameter in model.trainable_parameters().values():
         parameter.data = parameter.data.float()
+    if dtype == torch.float32:
+        return
+    for module in (*model.blip2.qformer.modules(), *model.text_branch.modules()):
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            module.to(dtype)
+    model.text_branch.round_head(dtype)

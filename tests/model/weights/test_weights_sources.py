@@ -89,12 +89,17 @@ def test_t5_head_and_embedding_stay_apart_through_load_save_and_reload(tmp_path:
         assert torch.equal(llm_logits(blip2), llm_logits(plain))
 
 
-def test_bf16_rounds_the_encoders_and_nothing_else(foundation: FoundationConfig) -> None:
+def test_bf16_rounds_the_encoders_the_llm_and_what_is_multiplied_in_the_frozen_qformer(
+    foundation: FoundationConfig,
+) -> None:
     exact, rounded = build(foundation).model, build(foundation, frozen_dtype="bfloat16").model
     for name, value in rounded.state_dict().items():
         whole = exact.state_dict()[name]
         if value.dtype == torch.bfloat16:
-            assert name.startswith(("blip2.vision_model", "blip2.language_model", "point_encoder"))
+            of_products = name.startswith(("blip2.qformer.encoder", "text_branch.transform.dense", "text_branch.bias"))
+            assert of_products or name.startswith(("blip2.vision_model", "blip2.language_model", "point_encoder"))
+            assert "LayerNorm" not in name or not of_products
+            assert "lora_" not in name
             assert torch.equal(value, whole.bfloat16())
         else:
             assert torch.equal(value, whole), name
