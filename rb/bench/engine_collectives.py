@@ -53,16 +53,19 @@ class _Weights(nn.Module):
         return LossTerms({"llm": loss}, loss)
 
 
-def count_engine(model: RegionBLIP, train: TrainConfig, optim: OptimConfig) -> dict[str, dict[str, Counts]]:
+def count_engine(
+    model: RegionBLIP, train: TrainConfig, optim: OptimConfig, micro_batch: int
+) -> dict[str, dict[str, Counts]]:
     """What the engine and the loop communicate in a step of one micro-batch of each modality: modality -> part -> counts without launches.
 
     Args:
         model: whose trained parameters give the shapes.
-        train: the run's; the global batch is as many of its micro-batches as there are ranks.
+        train: the run's.
+        micro_batch: its samples; the global batch is as many of these as there are ranks.
     """
     weights = _Weights(model)
-    whole = train.micro_batch_size * dist.world_size()
-    train = replace(train, global_batch_size=whole, contrastive_batch_size=None)
+    whole = micro_batch * dist.world_size()
+    train = replace(train, global_batch_size=whole, micro_batch_size=micro_batch, contrastive_batch_size=None)
     found: dict[str, dict[str, Counts]] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*timeout is now only supported")  # played ranks have none

@@ -15,7 +15,7 @@ from typing import Any
 
 from rb.bench.engine_collectives import count_engine
 from rb.core import dist
-from rb.core.config import RunConfig
+from rb.core.config import AUTO, RunConfig
 from rb.core.exit_codes import FINISHED
 from rb.core.output import aligned, say, say_json
 from rb.core.run_paths import view_run
@@ -27,6 +27,7 @@ from rb.costs.typical_batch import typical_batches
 from rb.model.region_blip import RegionBLIP
 
 RANKS = 32
+AUTO_ROWS = 16  # samples of a micro-batch that are counted where the run says ``auto``: the released code's
 COLUMNS = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb")  # of a part
 
 
@@ -112,17 +113,22 @@ class RunCount:
         return self.steps[modality].executed_gflop / self.ungrouped[modality].executed_gflop
 
 
+def micro_batch_of(config: RunConfig) -> int:
+    """The micro-batch that is counted."""
+    return AUTO_ROWS if config.train.micro_batch_size == AUTO else config.train.micro_batch_size
+
+
 def count_run(config: RunConfig, batches: int = 1) -> RunCount:
     """Count a rank of ``RANKS``. Once in a process, which DeepSpeed does not leave as it was."""
     model, group = model_of(config.model), config.data.group_by_source
 
     def counted(size: int) -> dict[str, StepCount]:
-        rows = config.train.micro_batch_size
+        rows = micro_batch_of(config)
         return {m: count_step(model, m, rows, size, batches) for m in config.model.train_modalities}
 
     with dist.played(RANKS):
         found = RunCount(counted(group), counted(1) if group > 1 else {})
-        for modality, parts in count_engine(model, config.train, config.optim).items():
+        for modality, parts in count_engine(model, config.train, config.optim, micro_batch_of(config)).items():
             found.steps[modality].executed.update(parts)
     return found
 
@@ -135,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         say_json(_tree(found))
         return FINISHED
     say(
-        f"{config.name}: micro-batch {config.train.micro_batch_size}, groups of {config.data.group_by_source}, a rank of {RANKS}; "
+        f"{config.name}: micro-batch {micro_batch_of(config)}, groups of {config.data.group_by_source}, a rank of {RANKS}; "
         "GFLOP a sample, all else a step"
     )
     for modality in found.steps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rb.core.metric_names import TOTAL, VAL, loss_name, value_name
 from rb.core.metrics import while_training
@@ -24,12 +25,13 @@ from rb.core.model_config import (
 )
 from rb.core.optim_config import Extension, OptimConfig
 from rb.core.schedules import SCHEDULES
-from rb.core.step_layout import StepLayout
+from rb.core.step_layout import StepLayout, allowed_layouts
 from rb.core.urls import location
 
 MIRRORS = ("never", "safe", "swap", "always")  # rules of ``data.mirror``; rb/data/mirrors.py says what they do
 DROPPED_POINTS = ("first", "kept")  # ``data.dropped_points``
 ORDERS = ("full", "blocks")  # ``data.order``
+AUTO: Literal["auto"] = "auto"  # ``train.micro_batch_size``
 
 # The classes of ``model`` and ``optim`` are part of this module for everyone else.
 __all__ = (
@@ -132,8 +134,9 @@ class TrainConfig:
 
     global_batch_size: int = 128
     """Samples of one optimizer step over all ranks."""
-    micro_batch_size: int = 16
-    """Samples of one forward pass on one rank. Accumulation is derived: global / (micro * ranks). Losses do not depend on it."""
+    micro_batch_size: int | Literal["auto"] = AUTO
+    """Samples of one forward pass on one rank, or ``auto``: the largest that divides a rank's share of the step and fits into its GPU's memory, on
+    a CPU of at most 16. Accumulation is derived: global / (micro * ranks). Losses do not depend on it."""
     contrastive_batch_size: int | None = None
     """Samples that ITC and ITM contrast with each other, on any number of ranks: a multiple of the micro-batch that divides the global
     batch; none is the global batch. Where it is larger than micro-batch * ranks, the Q-Former runs twice."""
@@ -169,16 +172,15 @@ class TrainConfig:
         object.__setattr__(self, "order", tuple(dict.fromkeys(self.order)))
         for name in (
             "global_batch_size",
-            "micro_batch_size",
             "epochs",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
         ):
             at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("contrastive_batch_size", "max_steps"):
+        for name in ("micro_batch_size", "contrastive_batch_size", "max_steps"):
             value = getattr(self, name)
-            at_least(f"train.{name}", 1 if value is None else value, 1)
+            at_least(f"train.{name}", 1 if value in (None, AUTO) else value, 1)
         at_least("train.timeout_s", self.timeout_s, 1)
 
     def in_order(self, modalities: Iterable[str]) -> list[str]:
@@ -186,10 +188,20 @@ class TrainConfig:
         given = list(modalities)
         return sorted(given, key=lambda name: self.order.index(name) if name in self.order else len(self.order))
 
-    def layout(self, world_size: int) -> StepLayout:
-        """A step on so many ranks; ``ValueError`` names the sizes that do not divide, and what would."""
+    def layouts(self, world_size: int) -> list[StepLayout]:
+        """The divisions of a step over so many ranks that the sizes allow, the largest micro-batch first: one, unless it is ``auto``.
+
+        Raises:
+            ValueError: names the sizes that do not divide, and what would.
+        """
         pool = self.contrastive_batch_size or self.global_batch_size
-        return StepLayout(self.global_batch_size, self.micro_batch_size, pool, world_size)
+        if self.micro_batch_size == AUTO:
+            return allowed_layouts(self.global_batch_size, pool, world_size)
+        return [StepLayout(self.global_batch_size, self.micro_batch_size, pool, world_size)]
+
+    def layout(self, world_size: int) -> StepLayout:
+        """A step on so many ranks, the first of ``layouts``: with ``auto`` the largest that memory may allow (rb/training/micro_batch.py)."""
+        return self.layouts(world_size)[0]
 
     @property
     def loader_timeout_s(self) -> float:
@@ -332,6 +344,11 @@ class RunConfig:
                         f"data.{part}.{modality}: has data but is not in model.train_modalities "
                         f"({', '.join(self.model.train_modalities)}); list it there, or remove its data"
                     )
+        if self.train.micro_batch_size == AUTO and self.model.itm_negatives == "local":
+            raise ValueError(
+                "train.micro_batch_size: auto would let the machine decide the results of model.itm_negatives=local, which seeks negatives "
+                "within a micro-batch; give a number, such as train.micro_batch_size=16"
+            )
         if self.validation.every:
             if not self.data.val:
                 raise ValueError(

@@ -130,7 +130,10 @@ def with_pool(tree: Mapping[str, Any], ranks: int | None, pool: int | None = Non
     if not isinstance(train, Mapping) or "contrastive_batch_size" in train or not (ranks or pool):
         return dict(tree)
     sizes = from_tree(TrainConfig, {k: v for k, v in train.items() if k.endswith("_batch_size")}, "train")
-    pool = pool or sizes.micro_batch_size * (ranks or 1)
+    micro = sizes.micro_batch_size
+    if not isinstance(micro, int):
+        return dict(tree)  # newer than the field
+    pool = pool or micro * (ranks or 1)
     return (
         dict(tree) if pool == sizes.global_batch_size else {**tree, "train": {**train, "contrastive_batch_size": pool}}
     )
@@ -210,9 +213,7 @@ def _short(value: Any) -> str:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if _is_null(value):
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        return _one_of(args, value, where)
     if dataclasses.is_dataclass(hint):
         return from_tree(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
@@ -229,6 +230,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: must be of type {hint.__name__}, got {_short(value)}")
     if isinstance(found, float) and not math.isfinite(found):
         raise ValueError(f"{where}: must be a finite number, got {_short(value)}")
+    return found
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A value of a field that may also be empty, or one of some words."""
+    if type(None) in kinds and _is_null(value):
+        return None
+    words = [word for one in kinds if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)]
+    if value in words:
+        return str(value)
+    kind = next(one for one in kinds if one is not type(None) and typing.get_origin(one) is not typing.Literal)
+    if not words:
+        return _convert(kind, value, where)
+    found = _word(kind, value, where) if isinstance(value, Word) else _plain(kind, value, where)
+    if found is None:
+        raise ValueError(f"{where}: must be of type {kind.__name__} or {', '.join(words)}, got {_short(value)}")
     return found
 
 

@@ -1,5 +1,7 @@
 """How one optimizer step is divided among ranks and micro-batches, so that its losses do not depend on either.
 
+``allowed_layouts`` lists every division of a step over so many ranks, for ``train.micro_batch_size: auto``.
+
 A step has G samples (global batch) in G / C pools of C consecutive ones: the samples that ITC and ITM contrast with each other. A pool is
 k = C / M micro-batches of M samples. With W ranks, g = gcd(k, W) consecutive ranks make one pool, each with k / g micro-batches of it.
 Every rank then has the same number of micro-batches, and a rank's part of a pool is consecutive: rows gathered in rank order are in the
@@ -37,6 +39,7 @@ class StepLayout:
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of train.micro_batch_size "
                 f"{self.micro_batch_size} x {self.world_size} ranks = {per_pass}; choose sizes that divide"
+                + ("" if self.global_batch_size % self.world_size else ", or train.micro_batch_size=auto")
             )
         if self.pool_size % self.micro_batch_size or self.global_batch_size % self.pool_size:
             smaller = math.gcd(self.micro_batch_size, self.pool_size)
@@ -85,3 +88,20 @@ class StepLayout:
         group, place = divmod(rank, self.group_size)
         pool = turn * (self.world_size // self.group_size) + group
         return pool * self.pool_size + (place * self.pool_passes + part) * self.micro_batch_size
+
+
+def allowed_layouts(global_batch_size: int, pool_size: int, world_size: int) -> list[StepLayout]:
+    """Every division of a step over so many ranks, the largest micro-batch first.
+
+    Raises:
+        ValueError: the global batch does not divide by the ranks, or by the pool; says what would.
+    """
+    if global_batch_size % world_size:
+        near = world_size * max(1, round(global_batch_size / world_size))
+        raise ValueError(
+            f"train.global_batch_size {global_batch_size} is not a multiple of {world_size} ranks; "
+            f"use a number of ranks that divides it, or for a new run train.global_batch_size={near}"
+        )
+    share = math.gcd(global_batch_size // world_size, pool_size)
+    sizes = [size for size in range(share, 0, -1) if share % size == 0]
+    return [StepLayout(global_batch_size, size, pool_size, world_size) for size in sizes]

@@ -7,7 +7,7 @@ them. Nothing else of a batch matters to a count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 
@@ -62,48 +62,59 @@ class _Sample:
     llm_tokens: int  # with the end token, without the start
 
 
-def typical_batches(model: RegionBLIP, modality: str, rows: int, group: int, seed: int = 0) -> Iterator[Batch]:
+def typical_batches(
+    model: RegionBLIP, modality: str, rows: int, group: int, seed: int = 0, typical: Typical | None = None
+) -> Iterator[Batch]:
     """Micro-batches of ``rows`` samples on the meta device but for their masks and numbers, whose real ones a count needs.
 
     Args:
         group: ``data.group_by_source``.
+        typical: means of the data; none: those of the paper's set.
     """
-    spec, config, blip2 = modality_spec(modality), model.config, model.blip2.config
-    stream = _stream(modality, group, config.max_text_tokens, seed)
-    kind = "encoder_decoder" if llm_config_of(blip2).is_encoder_decoder else "decoder"
+    stream = _stream(modality, typical or TYPICAL[modality], group, model.config.max_text_tokens, seed)
     while True:
-        samples = [next(stream) for _ in range(rows)]
-        pieces, source_rows = np.unique([sample.group for sample in samples], return_inverse=True)
-        shared = len(pieces) < rows
-        about = torch.tensor([sample.group << 32 | sample.subject for sample in samples])
-        subject_rows, subjects = numbered(about) if shared else (None, None)
-        numbers = torch.arange(rows)
-        llm_mask = _mask([sample.llm_tokens for sample in samples])
-        text_mask = _mask([sample.qformer_tokens for sample in samples], config.max_text_tokens)
-        yield Batch(
-            modality=modality,
-            ids=[f"{modality}-{row}" for row in range(rows)],
-            inputs=_inputs(model, modality, len(pieces)),
-            boxes=torch.empty(rows, config.box_dim(modality), device="meta") if spec.regional else None,
-            text_ids=text_mask,
-            text_mask=text_mask,
-            llm_ids=llm_mask,
-            llm_mask=llm_mask,
-            prompt_ids=torch.ones(1, PROMPT_TOKENS[kind], dtype=torch.int64),
-            object_keys=torch.tensor([sample.subject for sample in samples]),
-            caption_keys=numbers,
-            itm_uniforms=torch.zeros(rows, 2),
-            positions=list(range(rows)),
-            source_rows=torch.from_numpy(source_rows) if shared else None,
-            subject_rows=subject_rows,
-            subjects=subjects,
-            source_keys=torch.tensor([sample.source for sample in samples]),
-        )
+        yield _batch(model, modality, [next(stream) for _ in range(rows)])
 
 
-def _stream(modality: str, group: int, longest: int, seed: int) -> Iterator[_Sample]:
+def longest_batch(model: RegionBLIP, modality: str, rows: int) -> Batch:
+    """The micro-batch that takes the most memory: captions as long as the run allows, each of another source."""
+    longest = model.config.max_text_tokens
+    return _batch(model, modality, [_Sample(row, row, row, longest, longest) for row in range(rows)])
+
+
+def _batch(model: RegionBLIP, modality: str, samples: Sequence[_Sample]) -> Batch:
+    spec, config, rows = modality_spec(modality), model.config, len(samples)
+    kind = "encoder_decoder" if llm_config_of(model.blip2.config).is_encoder_decoder else "decoder"
+    pieces, source_rows = np.unique([sample.group for sample in samples], return_inverse=True)
+    shared = len(pieces) < rows
+    about = torch.tensor([sample.group << 32 | sample.subject for sample in samples])
+    subject_rows, subjects = numbered(about) if shared else (None, None)
+    llm_mask = _mask([sample.llm_tokens for sample in samples])
+    text_mask = _mask([sample.qformer_tokens for sample in samples], config.max_text_tokens)
+    return Batch(
+        modality=modality,
+        ids=[f"{modality}-{row}" for row in range(rows)],
+        inputs=_inputs(model, modality, len(pieces)),
+        boxes=torch.empty(rows, config.box_dim(modality), device="meta") if spec.regional else None,
+        text_ids=text_mask,
+        text_mask=text_mask,
+        llm_ids=llm_mask,
+        llm_mask=llm_mask,
+        prompt_ids=torch.ones(1, PROMPT_TOKENS[kind], dtype=torch.int64),
+        object_keys=torch.tensor([sample.subject for sample in samples]),
+        caption_keys=torch.arange(rows),
+        itm_uniforms=torch.zeros(rows, 2),
+        positions=list(range(rows)),
+        source_rows=torch.from_numpy(source_rows) if shared else None,
+        subject_rows=subject_rows,
+        subjects=subjects,
+        source_keys=torch.tensor([sample.source for sample in samples]),
+    )
+
+
+def _stream(modality: str, typical: Typical, group: int, longest: int, seed: int) -> Iterator[_Sample]:
     """Endless samples, those of a group beside each other."""
-    typical, rng = TYPICAL[modality], generator("typical batch", modality, seed)
+    rng = generator("typical batch", modality, seed)
     sources, subjects, numbers = count(), count(), count()
 
     def groups_of_a_source() -> Iterator[list[_Sample]]:

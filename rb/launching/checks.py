@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rb.core.config import RunConfig
+from rb.core.config import AUTO, RunConfig
 from rb.core.run_file import from_tree
 from rb.data.shared_memory import REMEDY as SHM_REMEDY
 from rb.launching.findings import EVERYWHERE, FAILED, OK, WARNING, Finding
@@ -288,6 +288,14 @@ def _batch(config: RunConfig, ranks: int) -> Finding:
         layout = config.train.layout(ranks)
     except ValueError as error:  # names the keys, and sizes that would do
         return Finding(EVERYWHERE, "batch", FAILED, str(error))
+    if config.train.micro_batch_size == AUTO:
+        share = layout.global_batch_size // ranks
+        return Finding(
+            EVERYWHERE,
+            "batch",
+            OK,
+            f"{layout.global_batch_size} = {ranks} ranks x {share}, divided as memory allows (auto)",
+        )
     value = f"{layout.global_batch_size} = {ranks} ranks x {layout.micro_batch_size} x {layout.grad_accum_steps} accumulated"
     return Finding(EVERYWHERE, "batch", OK, value)
 

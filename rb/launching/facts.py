@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rb
-from rb.core.config import RunConfig
+from rb.core.config import AUTO, RunConfig
 from rb.core.files import sha256
 from rb.core.install import PACKAGE, git_commit, installed_versions
 from rb.core.modality import modality_spec
@@ -64,7 +64,7 @@ def node_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     ranks, controller, environ = int(request["ranks"]), request.get("controller"), dict(os.environ)
     full = bool(request.get("full"))
     foundation = file_facts.foundation_facts(file_facts.foundation_of(config), full)
-    batch = batch_bytes(config)
+    batch = batch_bytes(config, ranks)
     look: dict[str, Callable[[], Any]] = {
         "python": machine.python_version,
         "versions": versions,
@@ -100,8 +100,13 @@ def source_digest(package: Path = PACKAGE) -> str:
     return sha256("".join(f"{path.relative_to(package).as_posix()}:{sha256(path.read_bytes())};" for path in files))
 
 
-def batch_bytes(config: RunConfig) -> int:
-    """Bytes of the largest micro-batch's inputs (uint8 images, float32 clouds); its texts are small beside them."""
+def batch_bytes(config: RunConfig, ranks: int) -> int:
+    """Bytes of the largest micro-batch's inputs (uint8 images, float32 clouds); its texts are small beside them.
+
+    With ``auto`` it is at most the share of a rank, were those of this node all.
+    """
+    train = config.train
+    samples = -(-train.global_batch_size // ranks) if train.micro_batch_size == AUTO else train.micro_batch_size
     sides = 3 * _image_side(Path(config.model.foundation.blip2)) ** 2
     sizes = [0]
     for modality in config.data.train:
@@ -109,7 +114,7 @@ def batch_bytes(config: RunConfig) -> int:
         points = (config.model.num_scene_points if spec.regional else None) or config.model.num_points
         # A source of another kind counts nothing: its loaders say themselves where there is no room.
         sizes.append({"image": sides, "points": points * 6 * 4}.get(spec.source, 0))
-    return max(sizes) * config.train.micro_batch_size
+    return max(sizes) * samples
 
 
 def _image_side(folder: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.checkpoints import checkpoint
-from rb.core.config import DataConfig, DataSource, RunConfig
+from rb.core.config import AUTO, DataConfig, DataSource, RunConfig
 from rb.core.output import aligned
 from rb.core.run_file import dump_run, to_tree
 from rb.core.run_layout import (
@@ -33,6 +33,7 @@ from rb.model.weights.build import build_model
 from rb.training.batches import training_transform
 from rb.training.extending import length_of
 from rb.training.loop import check_request, trainable_counts
+from rb.training.micro_batch import bytes_at_hand, choose_layout
 from rb.training.run_folder import check_continues, check_new
 from rb.training.schedule import Schedule
 from rb.training.validate import open_validation_data
@@ -53,7 +54,7 @@ def plan_run(config: RunConfig, world_size: int, resume: Path | None = None) -> 
         ValueError: whatever would stop training before its first step, as training says it.
     """
     check_request(config, world_size)
-    layout = config.train.layout(world_size)
+    layout = choose_layout(config, world_size, bytes_at_hand())
     data = open_training_data(config.data.train, config.seed, Arrangement.of(config.data))
     held_out = open_validation_data(config.data) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
@@ -115,7 +116,8 @@ def describe(plan: Mapping[str, Any], config: RunConfig) -> str:
         lines += [title, *_columns(rows), ""] if rows else []
     lines += [*plan["groups"], ""] if plan["groups"] else []
     lines += [
-        f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']} "
+        f"batch  {batch['global_batch_size']} samples a step: {batch['ranks']} rank(s) x micro-batch {batch['micro_batch_size']}"
+        f"{' (auto, on this machine)' if config.train.micro_batch_size == AUTO else ''} "
         f"x {batch['grad_accum_steps']} accumulated",
         f"  ITC and ITM contrast {batch['contrastive_batch_size']} samples"
         + ("" if batch["qformer_passes"] == 1 else "; more than one pass of the ranks, so the Q-Former runs twice"),

@@ -229,7 +229,7 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict
         )
     numbers = {
         "train_batch_size": train.global_batch_size,
-        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "train_micro_batch_size_per_gpu": train.layout(world_size).micro_batch_size,
         "gradient_accumulation_steps": train.layout(world_size).grad_accum_steps,
         "gradient_clipping": optim.grad_clip,
     }

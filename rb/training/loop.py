@@ -48,6 +48,7 @@ from rb.training.batches import training_batches, training_transform
 from rb.training.engine import Engine, choose_kernel, ds_settings
 from rb.training.extending import length_of
 from rb.training.metrics import Window
+from rb.training.micro_batch import with_micro_batch
 from rb.training.optim import rate_at
 from rb.training.run_folder import STEP_LOG, RunFolder, check_continues, environment, identities_of, package_versions
 from rb.training.saving import Saver
@@ -64,7 +65,10 @@ ANOTHER = "another rank"  # asked to stop, not this one
 class Run:
     """Everything a run consists of, ready for its first step."""
 
+    asked: RunConfig
+    """As it is written to the run folder, with ``auto`` where the machine decides."""
     config: RunConfig
+    """As it runs here."""
     folder: RunFolder
     device: torch.device
     data: dict[str, TrainingData]
@@ -97,6 +101,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     device = dist.device()
     # What is wrong with the request is said before anything is loaded or written.
     together(partial(check_request, config))
+    asked, config = config, with_micro_batch(config)
     data = together(partial(open_training_data, config.data.train, config.seed, Arrangement.of(config.data)))
     held_out = together(partial(open_validation_data, config.data)) if config.validation.every else {}
     samples = {modality: len(data[modality].stream) for modality in config.train.in_order(data)}
@@ -107,7 +112,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     on_main(partial(folder.claim, new=resume is None))
     built = together(partial(build_model, config.model, config.seed, device))
     together(partial(check_features, built, config, data))
-    meta = {"config": to_tree(config), "config_digest": digest(config), "identities": identities_of(built, data)}
+    meta = {"config": to_tree(config), "config_digest": digest(asked), "identities": identities_of(built, data)}
     meta |= {"versions": package_versions(), "seed": config.seed, "num_ranks": dist.world_size()}
 
     found = on_main(partial(checkpoint.find, folder.path)) if resume else None
@@ -127,7 +132,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
         restore_best(folder.path, validation)
     saver = Saver(folder, engine, validation, meta, config.train)
     return Run(
-        config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta, saver, start
+        asked, config, folder, device, data, schedule, total_steps, start, built, engine, validation, meta, saver, start
     )
 
 
@@ -241,6 +246,7 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     place = environment(
         {
             "ranks": dist.world_size(),
+            "micro_batch_size": run.engine.layout.micro_batch_size,
             "contrastive_batch_size": run.engine.layout.pool_size,
             "device": device_name(run.device),
             "optimizer_kernel": run.engine.kernel,
@@ -250,11 +256,12 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     on_main(partial(run.folder.write, RUN_ENVIRONMENT, place))
     on_main(lambda: run.folder.write(RUN_WEIGHTS, run.built.ledger.report(model)))
     if not resumed:
-        on_main(partial(run.folder.write, RUN_CONFIG, dump_run(config)))
+        on_main(partial(run.folder.write, RUN_CONFIG, dump_run(run.asked)))
     log.info("run folder %s, commit %s", run.folder.path, place["git_commit"])
     for line in run.built.ledger.lines(model) if dist.is_main() else ():
         log.info("weights: %s", line)
     log.info("%d ranks (%s), optimizer kernel %s", place["ranks"], place["device"], place["optimizer_kernel"])
+    log.info("micro-batch %d (%s in the run file)", place["micro_batch_size"], run.asked.train.micro_batch_size)
     log.info("trainable parameters: %s", ", ".join(f"{users} {count:,}" for users, count in counts.items()))
     for line in uses_of_groups(run.data, training_transform(run.config, run.built)):
         log.info("%s", line)

@@ -16,7 +16,6 @@ from rb.core.urls import Location, location_argument
 
 MOST_BATCH = 128  # 8 GPUs of 16, as the full-size run files
 FEWEST_STEPS = 8  # of an epoch of the smallest modality, by which small data get small batches
-MICRO_BATCH = {True: 16, False: 8}  # of one rank, on a GPU or a CPU
 WARMUP = 200  # the paper's, for runs that are long enough
 VALIDATIONS = 5  # in a run
 LOOKED_AT = 200  # clouds of a set, spread evenly, to know how many points they have
@@ -124,7 +123,7 @@ def run_file(name: str, data: Sequence[Location], foundation: Path, epochs: int,
         ),
         "train:",
         f"  global_batch_size: {batch}  # of one step, over all ranks",
-        f"  micro_batch_size: {min(batch, MICRO_BATCH[gpu])}  # of one pass on one rank: what its memory holds",
+        "  micro_batch_size: auto  # of one pass on one rank: the largest part of its share that its memory holds",
         f"  epochs: {epochs}",
         f"  ds_config: ds_configs/{'zero2' if gpu else 'zero2_cpu'}.json",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from rb.core.config import TrainConfig
 from rb.core.metric_names import GRAD_NORM, RATE, TRAIN, parse_name, value_name
@@ -25,7 +26,7 @@ def layout_of(run_dir: Path, step: int, train: TrainConfig) -> StepLayout:
     """
     micro, starts = (
         train.micro_batch_size,
-        list[tuple[int, int, int]](),
+        list[tuple[int, int, int | Literal["auto"]]](),
     )  # (step after which it starts, ranks, micro-batch)
     for row, _ in read_rows(run_dir / RUN_JOURNAL, on_bad=lambda _: None):
         if row["kind"] == "params" and row["values"].get(_MICRO_BATCH, "").isdecimal():

@@ -227,7 +227,7 @@ class Validation:
                 reader,
                 modality,
                 self._loaded.transform,
-                batch_size=self._config.train.micro_batch_size,
+                batch_size=self._config.train.layout(dist.world_size()).micro_batch_size,
                 rank=dist.rank(),
                 world_size=dist.world_size(),
                 limit=chosen,

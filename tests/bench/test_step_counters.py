@@ -114,7 +114,7 @@ def counted_rank(foundation: FoundationConfig, out: Path) -> None:
     model, found = model_of(tiny.model_config(foundation, frozen_dtype="float32")), {}
     with dist.played(2):
         steps = {modality: count_step(model, modality, ROWS, 1) for modality in model.parts}
-        for modality, parts in count_engine(model, train(2), OptimConfig()).items():
+        for modality, parts in count_engine(model, train(2), OptimConfig(), ROWS).items():
             steps[modality].executed["engine"] = parts["engine"]
             found[modality] = (steps[modality].total("collectives"), steps[modality].total("received"))
     out.write_text(json.dumps(found))

@@ -179,7 +179,7 @@ def test_more_ranks_than_gpus(monkeypatch):
     return dist.device, lambda _: monkeypatch.setenv("LOCAL_RANK", "1")
 
 
-@remedy("is not a multiple of train.micro_batch_size {} x {} ranks = {}; choose sizes that divide")
+@remedy("is not a multiple of train.micro_batch_size {} x {} ranks = {}; choose sizes that divide{}")
 def test_batch_that_does_not_divide():
     sizes = {"global_batch_size": 16, "micro_batch_size": 3, "pool_size": 8, "world_size": 2}
     return lambda: StepLayout(**sizes), lambda _: sizes.update(micro_batch_size=4)
