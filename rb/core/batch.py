@@ -62,6 +62,8 @@ class Batch:
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.
+        llm_inputs: [M] int64, places in ``llm_ids.flatten()`` of the tokens that the LLM reads: all that count but the last of each row, from which
+            nothing is predicted. Made of ``llm_mask`` where it is not given.
         prompt_ids: context tokens between soft prompt and caption, [1, Tp] int64, the same for every row (T5: the encoder's prefix).
         object_keys, caption_keys: [B] int64; equal keys mean the same object, the same caption (ITC and ITM leave those out).
         itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).
@@ -91,6 +93,12 @@ class Batch:
     subjects: Tensor | None = None
     source_keys: Tensor | None = None
     are_features: bool = False
+    llm_inputs: Tensor = None  # type: ignore[assignment]  # never none once it is made
+
+    def __post_init__(self) -> None:
+        if self.llm_inputs is None:
+            followed = functional.pad(self.llm_mask[:, 1:], (0, 1))
+            self.llm_inputs = followed.flatten().nonzero()[:, 0]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,6 +110,7 @@ class Batch:
     def rows(self, chosen: slice) -> Batch:
         """Those of some samples only, with the source pieces that they see."""
         own: dict[str, Any] = {name: value[chosen] for name, value in _of_samples(self).items()}
+        own["llm_inputs"] = None  # made anew
         if self.source_rows is None:
             return dataclasses.replace(self, inputs=self.inputs[chosen], **own)
         seen, rows = torch.unique(self.source_rows[chosen], return_inverse=True)
@@ -113,7 +122,7 @@ class Batch:
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
         """Batches of one modality one behind the other; shorter texts are padded with ids that do not count."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"llm_inputs": None}  # made anew
         for name, value in _of_samples(batches[0]).items():
             values = [getattr(batch, name) for batch in batches]
             if name in ("llm_ids", "llm_mask"):
@@ -147,7 +156,16 @@ class Batch:
 
 def _of_samples(batch: Batch) -> dict[str, Any]:
     """The fields of a batch that have a row for each sample, and stay what they are in a part of it."""
-    shared = ("modality", "prompt_ids", "inputs", "source_rows", "subject_rows", "subjects", "are_features")
+    shared = (
+        "modality",
+        "prompt_ids",
+        "inputs",
+        "source_rows",
+        "subject_rows",
+        "subjects",
+        "are_features",
+        "llm_inputs",
+    )
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -1,15 +1,15 @@
-"""The frozen LLM behind the soft prompt: caption logits for training, generated captions for prediction.
+"""The frozen LLM behind the soft prompt: logits of captions for training, generated captions for prediction.
 
 Two kinds: decoders (OPT; any causal LM of transformers that takes ``inputs_embeds``) and encoder-decoders (T5). Embeddings are
 concatenated here, because the library does not check the number of image tokens. Shapes: B micro-batch, O its subjects, Q query tokens, Tp prompt tokens,
-T caption tokens with the end token, L LLM width.
+T caption tokens with the end token, C tokens before a caption, M and N as in ``packing.py``, L LLM width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from rb.core.batch import Batch
 from rb.core.config import DecodeConfig
 from rb.core.text import TextProcessor
+from rb.model.packing import Packing, packs
 
 
 def llm_kind(language_model: PreTrainedModel) -> str:
@@ -35,52 +36,82 @@ def _context(language_model: PreTrainedModel, soft_prompt: Tensor, prompt_ids: T
     return torch.cat([soft_prompt, embed(prompt_ids).expand(soft_prompt.shape[0], -1, -1)], dim=1)
 
 
-def caption_logits(language_model: PreTrainedModel, soft_prompt: Tensor, batch: Batch) -> Tensor:
-    """Logits of every caption token given what comes before it, [B, T, vocabulary]; nothing is computed at other positions.
+class Predicted(NamedTuple):
+    """What an LLM says about tokens of captions, in any order.
 
-    What stands before several captions of one subject is read once.
+    Attributes:
+        logits: [..., vocabulary]. labels: [...] int64, the tokens. weights: [...] float32, 0 where a token does not count.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+def predict_captions(language_model: PreTrainedModel, soft_prompt: Tensor, batch: Batch) -> Predicted:
+    """Logits of every caption token given what comes before it; nothing is computed at other positions.
+
+    Where the LLM takes it (``packing.py``), no padding is read, and what stands before several captions of one subject is read once.
 
     Args:
         soft_prompt: [O, Q, L], the projected query output of each subject (of each row where ``batch.subject_rows`` is none).
-        batch: its ``llm_ids`` [B, T] are both input and target; the caller weighs padding out.
+        batch: its ``llm_ids`` [B, T] are both input and target.
     """
     context = _context(language_model, soft_prompt, batch.prompt_ids)  # [O, Q + Tp, L]
+    given: dict[str, Any] = {"use_cache": False}
     if llm_kind(language_model) == "encoder_decoder":
-        return _by_decoder_of_two(language_model, context, batch)
-    if batch.subject_rows is not None:
-        return _behind_shared_contexts(language_model, context, batch.llm_ids, batch.subject_rows)
-    # Causal LMs with rotary positions (Llama) make the library wait once per forward pass all the same (packed sequences); OPT does not.
-    # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
-    # The last token is an input of nothing, so it is none.
-    words = language_model.get_input_embeddings()(batch.llm_ids[:, :-1])
-    inputs = torch.cat([context, words], dim=1)  # [B, Q + Tp + T - 1, L]
-    # The token at place i is predicted at place i - 1.
-    return language_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=batch.llm_ids.shape[1]).logits
-
-
-def _by_decoder_of_two(language_model: PreTrainedModel, context: Tensor, batch: Batch) -> Tensor:
-    """Of an encoder-decoder: the encoder reads the contexts [O, Q + Tp, L], the decoder writes the captions."""
-    start = torch.full_like(batch.llm_ids[:, :1], language_model.config.decoder_start_token_id)
-    given: dict[str, Any] = {"inputs_embeds": context}
-    if batch.subject_rows is not None:
+        # The encoder reads the contexts, the decoder writes the captions behind its start token.
         read = cast(Any, language_model).get_encoder()(inputs_embeds=context).last_hidden_state
-        given = {"encoder_outputs": BaseModelOutput(last_hidden_state=read[batch.subject_rows])}
-    shifted = torch.cat([start, batch.llm_ids[:, :-1]], dim=1)
-    return language_model(decoder_input_ids=shifted, use_cache=False, **given).logits
+        start = batch.llm_ids.new_full((len(context), 1), language_model.config.decoder_start_token_id)
+        context = language_model.get_input_embeddings()(start)  # [O, 1, L]
+        given["encoder_outputs"] = BaseModelOutput(last_hidden_state=read)
+    if packs(language_model, context.shape[1] + batch.llm_ids.shape[1]):
+        return _packed(language_model, context, batch, given)
+    return _padded(language_model, context, batch, given)
 
 
-def _behind_shared_contexts(
-    language_model: PreTrainedModel, context: Tensor, llm_ids: Tensor, context_rows: Tensor
-) -> Tensor:
-    """Of a decoder: one pass over the contexts [O, Q + Tp, L], whose keys and values go to each of their captions; one over the captions."""
-    read = language_model(inputs_embeds=context, use_cache=True, logits_to_keep=1)
-    first = read.logits[context_rows]  # [B, 1, vocabulary]
-    if llm_ids.shape[1] == 1:
-        return first
-    read.past_key_values.batch_select_indices(context_rows)
-    embeds = language_model.get_input_embeddings()(llm_ids[:, :-1])  # [B, T - 1, L]; the last token predicts nothing
-    rest = language_model(inputs_embeds=embeds, past_key_values=read.past_key_values, use_cache=True).logits
-    return torch.cat([first, rest], dim=1)
+def _inputs(given: dict[str, Any]) -> str:
+    """The name of an LLM's argument for what it reads as embeddings before it writes."""
+    return "decoder_inputs_embeds" if "encoder_outputs" in given else "inputs_embeds"
+
+
+def _packed(language_model: PreTrainedModel, context: Tensor, batch: Batch, given: dict[str, Any]) -> Predicted:
+    """All contexts [O, C, L] and captions as one row of tokens without padding."""
+    packing = Packing.of(batch, context.shape[1])
+    ids = batch.llm_ids.flatten()
+    words = language_model.get_input_embeddings()(ids[batch.llm_inputs])  # [M, L]
+    given[_inputs(given)] = torch.cat([context.flatten(0, 1), words])[None]  # [1, N, L]
+    if "encoder_outputs" not in given:
+        # The first token of a caption is predicted where its context ends.
+        last = torch.arange(1, len(context) + 1, device=ids.device) * context.shape[1] - 1
+        given["logits_to_keep"] = torch.cat(
+            [last, len(context) * context.shape[1] + torch.arange(len(words), device=ids.device)]
+        )
+        given["position_ids"] = packing.positions
+        given["attention_mask"] = context.new_zeros(1, 1, 1, 1)  # of four axes: no LLM makes one, ours is not read
+    logits = language_model(**given, packing=packing).logits[0]  # [O + M, vocabulary]
+    if batch.subject_rows is not None:
+        others = torch.arange(len(context), len(logits), device=ids.device)
+        logits = logits[torch.cat([batch.subject_rows, others])]
+    labels = torch.cat([batch.llm_ids[:, 0], ids[batch.llm_inputs + 1]])
+    return Predicted(logits, labels, torch.ones(len(labels), device=ids.device))
+
+
+def _padded(language_model: PreTrainedModel, context: Tensor, batch: Batch, given: dict[str, Any]) -> Predicted:
+    """A row for each caption, with its own context, padded to the longest."""
+    if batch.subject_rows is not None:
+        context = context[batch.subject_rows]
+        if "encoder_outputs" in given:
+            read = given["encoder_outputs"].last_hidden_state
+            given["encoder_outputs"] = BaseModelOutput(last_hidden_state=read[batch.subject_rows])
+    if "encoder_outputs" not in given:
+        given["logits_to_keep"] = batch.llm_ids.shape[1]
+    # Causal LMs with rotary positions (Llama) make the library wait once per forward pass all the same (it looks for packed sequences).
+    # No mask anywhere: padding is on the right, so no token that counts can see it; transformers would look at a mask on the host.
+    # The last token is an input of nothing, so it is none. The token at place i is predicted at place i - 1.
+    words = language_model.get_input_embeddings()(batch.llm_ids[:, :-1])
+    given[_inputs(given)] = torch.cat([context, words], dim=1)  # [B, C + T - 1, L]
+    return Predicted(language_model(**given).logits, batch.llm_ids, batch.llm_mask.float())
 
 
 @dataclass(frozen=True)

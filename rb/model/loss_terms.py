@@ -68,8 +68,8 @@ def llm(encoded: Encoded) -> Tensor:
     batch, model, share = encoded.batch, encoded.model, encoded.share
     of_subjects = encoded.query_output if batch.subjects is None else encoded.query_output[batch.subjects]
     soft_prompt = model.soft_prompt(of_subjects)  # [O, Q, L]
-    logits = language.caption_logits(model.blip2.language_model, soft_prompt, batch).float()  # [B, T, vocabulary]
-    return losses.token_loss(logits, batch.llm_ids, batch.llm_mask.float(), share.totals["llm"], share.num_parts, 0.0)
+    logits, labels, weights = language.predict_captions(model.blip2.language_model, soft_prompt, batch)
+    return losses.token_loss(logits.float(), labels, weights, share.totals["llm"], share.num_parts, 0.0)
 
 
 def reg(encoded: Encoded) -> Tensor:

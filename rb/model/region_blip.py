@@ -25,6 +25,7 @@ from rb.model import language, loss_terms
 from rb.model.adapters import Adapters
 from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.language import Generation
+from rb.model.packing import let_pack
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
@@ -66,6 +67,7 @@ class RegionBLIP(nn.Module):
             if frozen is not None:
                 frozen.requires_grad_(requires_grad=False)
         share_keys(blip2.qformer)
+        let_pack(blip2.language_model)
         sizes = Sizes.of(blip2, itc_width)
         trained = [modality_spec(name) for name in config.train_modalities]
         points = [spec for spec in trained if source_of(spec.name).point_encoder]

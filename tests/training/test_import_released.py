@@ -25,7 +25,6 @@ from rb.core.text import TextProcessor
 from rb.data.predictions import read_predictions
 from rb.inference.load import load_trained
 from rb.model import losses
-from rb.model.language import caption_logits
 from rb.model.qformer import query_and_text_pass
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model, text_processor
@@ -33,6 +32,7 @@ from rb.model.weights.readers import CheckpointError
 from rb.model.weights.released import NOT_TRAINED_HERE, WAY_NOT_TAKEN, import_released, text_head
 from rb.training.loop import warm_start
 from tests.support import tiny
+from tests.support.captions import caption_logits
 from tests.support.small_data import write_set
 
 SUFFIX = {IMAGE_REGION: "img_region", POINT_CLOUD: "pc", POINT_CLOUD_REGION: "pc_region"}
@@ -253,7 +253,7 @@ def said(
         "itg": F.cross_entropy(
             branch.logits(passed.itg_hidden[:, :-1])[itg], batch.text_ids[:, 1:][itg], label_smoothing=0.1
         ),
-        "llm": F.cross_entropy(caption_logits(language, soft_prompt, batch)[counts], batch.llm_ids[counts]),
+        "llm": F.cross_entropy(caption_logits(language, soft_prompt, batch), batch.llm_ids[counts]),
     }
     if spec.regional:
         terms["reg"] = (linear(f"reg_{m}", passed.query_output.mean(1)) - batch.boxes).abs().mean()
