@@ -228,7 +228,9 @@ def _llm(model: RegionBLIP, of: ModalityModel, batch: Batch, lengths: _Lengths) 
     total += linear(llm.get_encoder(), contexts)
     decoder = llm.get_decoder()
     total += linear(decoder, contexts, lambda name: bool(_OF_CONTEXT.search(name)))
-    written = captions - lengths.samples + lengths.subjects  # the start token before all captions of a subject is read once
+    written = (
+        captions - lengths.samples + lengths.subjects
+    )  # the start token before all captions of a subject is read once
     total += linear(decoder, written, lambda name: bool(_OF_EMBEDDINGS.search(name)), through=False)
     total += linear(decoder, written, lambda name: not (_OF_CONTEXT.search(name) or _OF_EMBEDDINGS.search(name)))
     total += 12 * inner * depth * lengths.subjects * context**2
