@@ -61,6 +61,7 @@ class Batch:
             source piece, in the order of the samples.
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
+        text_width: the most tokens of a row of ``text_mask``: ``texts``. Made where it is not given.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.
         llm_inputs: [M] int64, places in ``llm_ids.flatten()`` of the tokens that the LLM reads: all that count but the last of each row, from which
             nothing is predicted. Made of ``llm_mask`` where it is not given.
@@ -93,15 +94,24 @@ class Batch:
     subjects: Tensor | None = None
     source_keys: Tensor | None = None
     are_features: bool = False
+    text_width: int = 0
     llm_inputs: Tensor = None  # type: ignore[assignment]  # never none once it is made
 
     def __post_init__(self) -> None:
+        # Of masks on a GPU this waits; the data loader makes batches on the CPU.
+        if not self.text_width:
+            self.text_width = int(self.text_mask.sum(1).max())
         if self.llm_inputs is None:
             followed = functional.pad(self.llm_mask[:, 1:], (0, 1))
             self.llm_inputs = followed.flatten().nonzero()[:, 0]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def texts(self) -> tuple[Tensor, Tensor]:
+        """``text_ids`` and ``text_mask`` without the columns that are padding in every row of this rank, [B, T'] both."""
+        return self.text_ids[:, : self.text_width], self.text_mask[:, : self.text_width]
 
     def for_samples(self, of_sources: Tensor) -> Tensor:
         """What has a row for each source piece, [S, ...], with a row for each sample, [B, ...]."""
@@ -110,7 +120,7 @@ class Batch:
     def rows(self, chosen: slice) -> Batch:
         """Those of some samples only, with the source pieces that they see."""
         own: dict[str, Any] = {name: value[chosen] for name, value in _of_samples(self).items()}
-        own["llm_inputs"] = None  # made anew
+        own |= _MADE_ANEW
         if self.source_rows is None:
             return dataclasses.replace(self, inputs=self.inputs[chosen], **own)
         seen, rows = torch.unique(self.source_rows[chosen], return_inverse=True)
@@ -122,7 +132,7 @@ class Batch:
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
         """Batches of one modality one behind the other; shorter texts are padded with ids that do not count."""
-        fields: dict[str, Any] = {"llm_inputs": None}  # made anew
+        fields: dict[str, Any] = dict(_MADE_ANEW)
         for name, value in _of_samples(batches[0]).items():
             values = [getattr(batch, name) for batch in batches]
             if name in ("llm_ids", "llm_mask"):
@@ -152,6 +162,10 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **pinned)
+
+
+# Fields that follow from others, of another batch of samples.
+_MADE_ANEW: dict[str, Any] = {"text_width": 0, "llm_inputs": None}
 
 
 def _of_samples(batch: Batch) -> dict[str, Any]:

@@ -6,7 +6,7 @@ source pieces, P patches, Q query tokens, T text tokens, D Q-Former width, V vis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from rb.model.blip2_config import vision_config_of
 from rb.model.parts import ModalityParts, SharedHeads
 from rb.model.point_encoder import PointBert
 from rb.model.pool import CachedPart, Negatives, PoolRows
-from rb.model.qformer import TextBranch, TextPass, query_and_text_pass, query_pass
+from rb.model.qformer import ImageKeys, TextBranch, TextPass, query_and_text_pass, query_pass
 from rb.sources.images import normalised
 from rb.sources.source import Source
 
@@ -165,6 +165,7 @@ class Encoded:
         queries: [B, Q, D], the position of the box added.
         query_output: [B, Q, D].
         text: the caption's pass; none where no term of the run reads it.
+        image_keys: keys and values of the images that each row looks at, of that pass.
     """
 
     batch: Batch
@@ -175,6 +176,7 @@ class Encoded:
     queries: Tensor
     query_output: Tensor
     text: TextPass | None
+    image_keys: ImageKeys = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModalityModel, batch: Batch, share: StepShare, reads_text: bool) -> Encoded:
@@ -185,11 +187,11 @@ class Encoded:
         if not reads_text:
             output = query_pass(model.qformer, queries, image_embeds, batch.source_rows)
             return cls(batch, model, share, features, image_embeds, queries, output, None)
-        words = batch.text_ids, batch.text_mask
+        keys: ImageKeys = {}
         text = query_and_text_pass(
-            model.qformer, model.text_branch, queries, image_embeds, *words, image_rows=batch.source_rows
+            model.qformer, model.text_branch, queries, image_embeds, *batch.texts, batch.source_rows, keep_keys=keys
         )
-        return cls(batch, model, share, features, image_embeds, queries, text.query_output, text)
+        return cls(batch, model, share, features, image_embeds, queries, text.query_output, text, keys)
 
     @property
     def text_cls(self) -> Tensor:

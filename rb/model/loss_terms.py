@@ -37,17 +37,16 @@ def itm(encoded: Encoded) -> Tensor:
     Rows: [own image, own text; chosen image, own text; own image, chosen text], each image with the queries of its own box.
     """
     batch, model, negatives = encoded.batch, encoded.model, encoded.negatives
-    own, chosen = encoded.image_embeds, model.image_embeds(negatives.features)  # [S, P, V], [B, P, V]
-    rows = torch.arange(len(batch), device=own.device)
-    own_rows = rows if batch.source_rows is None else batch.source_rows
     joint = joint_pass(
         model.qformer,
         model.text_branch,
         torch.cat([encoded.queries, model.query_tokens(negatives.boxes, len(batch)), encoded.queries]),  # [3B, Q, D]
-        torch.cat([own, chosen]),  # [S + B, P, V]: keys and values of an image are computed once for all of its rows
+        model.image_embeds(
+            negatives.features
+        ),  # [B, P, V]: of the chosen images; the own ones have their keys and values
         torch.cat([batch.text_ids, batch.text_ids, negatives.text_ids]),  # [3B, T]
         torch.cat([batch.text_mask, batch.text_mask, negatives.text_mask]),
-        image_rows=torch.cat([own_rows, len(own) + rows, own_rows]),
+        own_keys=encoded.image_keys,
     )  # [3B, Q, D]
     logits = model.heads.itm_head(joint).float().mean(dim=1)  # [3B, 2]
     weights = losses.itm_row_weights(negatives.image_valid, negatives.text_valid)
@@ -56,11 +55,11 @@ def itm(encoded: Encoded) -> Tensor:
 
 def itg(encoded: Encoded) -> Tensor:
     """The caption as the Q-Former writes it (BLIP-2 stage 1)."""
-    # Logits at places 0..T-2 predict tokens 1..T-1: a fixed shape, padding weighed out, so nothing waits for the device.
+    # Logits at places 0..T-2 predict tokens 1..T-1; padding is weighed out, so nothing waits for the device.
     logits = encoded.model.text_branch.logits(encoded.itg_hidden[:, :-1]).float()  # [B, T - 1, vocabulary]
-    batch, share = encoded.batch, encoded.share
-    mask = batch.text_mask[:, 1:].float()
-    return losses.token_loss(logits, batch.text_ids[:, 1:], mask, share.totals["itg"], share.num_parts, LABEL_SMOOTHING)
+    (ids, mask), share = encoded.batch.texts, encoded.share
+    mask = mask[:, 1:].float()
+    return losses.token_loss(logits, ids[:, 1:], mask, share.totals["itg"], share.num_parts, LABEL_SMOOTHING)
 
 
 def llm(encoded: Encoded) -> Tensor:

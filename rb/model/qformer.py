@@ -6,7 +6,7 @@ in losses.py, LoRA in adapters.py (the Q-Former may carry it: everything here on
 
 The three stage-1 tasks of BLIP-2 (arXiv 2301.12597, figure 2) need two calls, not LAVIS's four: one over
 [queries | ITC text | ITG text] with a block mask, one over [queries | text] for ITM. Several rows may look at one image:
-its keys and values are computed once (`share_keys`). Shape letters: B micro-batch, S images, P patches, Q query tokens,
+its keys and values are computed once (`share_keys`), for both calls (`ImageKeys`). Shape letters: B micro-batch, S images, P patches, Q query tokens,
 T text tokens, D Q-Former width, V vision width.
 """
 
@@ -35,8 +35,12 @@ _PLAIN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
+# Keys and values of the images that each row looks at, [B, heads, P, width] both, of every layer that looks at images.
+ImageKeys = dict[nn.Module, tuple[Tensor, Tensor]]
+
+
 def _of_shared_images(implementation: str) -> str:
-    """The name under which transformers finds an implementation whose cross-attention takes `image_rows`."""
+    """The name under which transformers finds an implementation whose cross-attention takes the arguments below."""
     return f"{implementation}_of_shared_images"
 
 
@@ -44,12 +48,31 @@ def _register(implementation: str) -> None:
     plain, mask = _PLAIN[implementation]
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        image_rows: Tensor | None = None,
+        keep_keys: ImageKeys | None = None,
+        own_keys: ImageKeys | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Over [B, heads, tokens, width]; row b looks at image `image_rows[b]` of the S whose keys and values are given."""
-        rows = settings.pop("image_rows", None)
-        if rows is not None and len(key) != len(query):  # self-attention gets the argument too
-            key, value = key[rows], value[rows]
+        """Over [B, heads, tokens, width]. Self-attention gets the arguments too, and leaves them.
+
+        Args:
+            image_rows: [B] int64, which of the S images each row looks at; none: row by row.
+            keep_keys: takes what each row looks at.
+            own_keys: as kept; the rows are three parts of as many, of which the first and the last look at these, and the second at the images given.
+        """
+        if getattr(module, "looks_at_images", False):
+            if image_rows is not None:
+                key, value = key[image_rows], value[image_rows]
+            if keep_keys is not None:
+                keep_keys[module] = key, value
+            if own_keys is not None:
+                own_key, own_value = own_keys[module]
+                key, value = torch.cat([own_key, key, own_key]), torch.cat([own_value, value, own_value])
         return plain(module, query, key, value, attention_mask, **settings)
 
     AttentionInterface.register(_of_shared_images(implementation), attention)
@@ -61,8 +84,11 @@ for _implementation in _PLAIN:
 
 
 def share_keys(qformer: Blip2QFormerModel, implementation: str = "sdpa") -> None:
-    """Let the passes below give a Q-Former several rows for one image. Without `image_rows` it computes what it did."""
+    """Let the passes below share keys and values of images. Without their arguments a Q-Former computes what it did."""
     qformer.set_attn_implementation(_of_shared_images(implementation))
+    for name, module in qformer.named_modules():
+        if name.endswith(".crossattention.attention"):
+            module.looks_at_images = True
 
 
 class TextBranch(nn.Module):
@@ -174,6 +200,7 @@ def query_and_text_pass(
     text_ids: Tensor,
     text_mask: Tensor,
     image_rows: Tensor | None = None,
+    keep_keys: ImageKeys | None = None,
 ) -> TextPass:
     """Query output, ITC text and ITG text in one forward; equal to LAVIS's three passes with cached keys and values.
 
@@ -185,6 +212,7 @@ def query_and_text_pass(
         text_ids: [B, T], [CLS] first.
         text_mask: [B, T], 1 where there is a token.
         image_rows: as of `query_pass`.
+        keep_keys: takes keys and values of the images, for `joint_pass`.
 
     Returns:
         `query_output` [B, Q, D], `text_cls` [B, D] and `itg_hidden` [B, T, D]; of the last,
@@ -198,6 +226,7 @@ def query_and_text_pass(
         attention_mask=block_mask(num_queries, text_mask, itc_embeds.dtype),
         encoder_hidden_states=image_embeds,
         image_rows=image_rows,
+        keep_keys=keep_keys,
     ).last_hidden_state
     query_output, itc_hidden, itg_hidden = hidden.split((num_queries, length, length), dim=1)
     return TextPass(query_output, itc_hidden[:, 0], itg_hidden)
@@ -210,9 +239,14 @@ def joint_pass(
     image_embeds: Tensor,
     text_ids: Tensor,
     text_mask: Tensor,
-    image_rows: Tensor | None = None,
+    own_keys: ImageKeys | None = None,
 ) -> Tensor:
-    """Query states [B, Q, D] after queries and text saw each other: input of the ITM head. Arguments as above."""
+    """Query states [B, Q, D] after queries and text saw each other: input of the ITM head. Arguments as above.
+
+    Args:
+        own_keys: the rows are [pairs; pairs with other images; pairs with other texts], B/3 each; these are the pairs' own images, as the pass
+            above kept them, and `image_embeds` [B/3, P, V] are the other images. None: `image_embeds` are of all rows, [B, P, V].
+    """
     num_queries = query_tokens.shape[1]
     text_embeds = text_branch(text_ids)
     seen = F.pad(text_mask.bool(), (num_queries, 0), value=True)  # [B, Q + T]
@@ -221,6 +255,6 @@ def joint_pass(
         query_length=num_queries,
         attention_mask=_additive(seen[:, None, None, :], text_embeds.dtype),
         encoder_hidden_states=image_embeds,
-        image_rows=image_rows,
+        own_keys=own_keys,
     ).last_hidden_state
     return hidden[:, :num_queries]

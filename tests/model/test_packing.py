@@ -27,9 +27,11 @@ def built_with(llm: str, folder: Path, attention: str = "sdpa") -> Built:
 def test_places_of_a_small_batch() -> None:
     """Captions of 3, 1 and 2 tokens, the last two of one subject, behind contexts of 2: tokens 0..3 are contexts, 4..6 read words."""
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
-    fields = dict.fromkeys(("inputs", "boxes", "text_ids", "text_mask", "prompt_ids", "object_keys", "caption_keys"))
+    fields = dict.fromkeys(("inputs", "boxes", "text_ids", "prompt_ids", "object_keys", "caption_keys"))
     of_two = {"subject_rows": torch.tensor([0, 1, 1]), "subjects": torch.tensor([0, 1])}
-    batch = Batch("image", ["a", "b", "c"], llm_ids=mask, llm_mask=mask, itm_uniforms=mask, **fields, **of_two)  # type: ignore[arg-type]
+    batch = Batch(
+        "image", ["a", "b", "c"], text_mask=mask, llm_ids=mask, llm_mask=mask, itm_uniforms=mask, **fields, **of_two
+    )  # type: ignore[arg-type]
     assert batch.llm_inputs.tolist() == [0, 1, 6]
     packing = Packing.of(batch, 2)
     slots = packing.slots.view(packing.shape).tolist()
