@@ -100,7 +100,7 @@ class Batch:
     def __post_init__(self) -> None:
         # Of masks on a GPU this waits; the data loader makes batches on the CPU.
         if not self.text_width:
-            self.text_width = int(self.text_mask.sum(1).max())
+            self.text_width = int(self.text_mask.any(0).sum())
         if self.llm_inputs is None:
             followed = functional.pad(self.llm_mask[:, 1:], (0, 1))
             self.llm_inputs = followed.flatten().nonzero()[:, 0]
@@ -178,7 +178,7 @@ def _of_samples(batch: Batch) -> dict[str, Any]:
         "subject_rows",
         "subjects",
         "are_features",
-        "llm_inputs",
+        *_MADE_ANEW,
     )
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name not in shared}
     return {name: value for name, value in fields.items() if value is not None}
