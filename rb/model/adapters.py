@@ -2,7 +2,7 @@
 
 Adapters sit in the query and value projections of the Q-Former's attentions and of the LLM's (paper Fig. 1; rank 8 and alpha 1 are the
 released code's). They wrap an intact ``Blip2ForConditionalGeneration``, so that PEFT's own files load into plain transformers. With none
-active the model is BLIP-2, bit for bit.
+active the model is BLIP-2, bit for bit. Modules and parameters are PEFT's; ``projections.py`` computes them in fewer kernels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rb.core.config import LoraConfig
 from rb.core.seeding import torch_generator
+from rb.model.projections import Matrices, Together, gathered, layers_together
 from rb.sources.table import source_of
 
 QUERY_VALUE_OF_QFORMER = r".*\.(?:attention|crossattention)\.attention\.(?:query|value)"
@@ -111,6 +112,8 @@ class Adapters:
         self.point_peft: PeftModel | None = None
         self._layers: list[LoraLayer] = []
         self._llm_layers: list[LoraLayer] = []
+        self._groups: list[list[Together]] = []  # of the Q-Former and of the LLM
+        self._held: dict[tuple[int, str, torch.dtype, bool], dict[Together, Matrices]] | None = None
         self._active: str | None = None
         if not self.names:
             return
@@ -132,7 +135,9 @@ class Adapters:
         for name, parameter in blip2.named_parameters():
             parameter.requires_grad_("lora_" in name)
         if point_qformer is not None:
-            point_qformer.requires_grad_(requires_grad=True)  # it trains whole
+            point_qformer.requires_grad_(requires_grad=True)  # it trains whole, so its layers stay PEFT's
+        for part in (blip2.qformer, blip2.language_model):
+            self._groups.append([Together(layers, self._matrices) for layers in layers_together(part)])
         self.activate(None)
 
     def _initialise(self, seed: int) -> None:
@@ -165,6 +170,27 @@ class Adapters:
     def active(self) -> str | None:
         """The modality whose adapter is active, none for plain BLIP-2."""
         return self._active
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, an adapter's matrices are gathered and cast once for all layers of the Q-Former, and once for all of the LLM.
+
+        Nothing that trains may change meanwhile. Outside each layer gathers its own at each use.
+        """
+        before, self._held = self._held, {}
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _matrices(self, group: Together, name: str, dtype: torch.dtype) -> Matrices:
+        if self._held is None:
+            return gathered([group], name, dtype)[group]
+        part = next(index for index, groups in enumerate(self._groups) if group in groups)
+        key = (part, name, dtype, torch.is_grad_enabled())
+        if key not in self._held:
+            self._held[key] = gathered(self._groups[part], name, dtype)
+        return self._held[key][group]
 
     @contextmanager
     def merged_in_llm(self, wanted: bool | None = True) -> Iterator[None]:

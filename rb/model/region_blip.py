@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -138,10 +139,12 @@ class RegionBLIP(nn.Module):
             shared_heads=self.shared_heads,
         )
 
-    def _autocast(self) -> torch.autocast:
-        """bf16 where the frozen parts are bf16: what trains and the Q-Former stay in fp32 and are cast per operation."""
-        dtype = self.blip2.language_model.get_input_embeddings().weight.dtype
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        """bf16 where the frozen parts are bf16; what trains, and states of the Q-Former, stay in fp32 and are cast, LoRA once for all its uses."""
+        lower = self.blip2.language_model.get_input_embeddings().weight.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower), self.adapters.held():
+            yield
 
     # -- training -----------------------------------------------------------------------------------------------------
 
