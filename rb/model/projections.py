@@ -98,7 +98,7 @@ class Together:
         self._read: tuple[Tensor, str, bool] | None = None  # the input, the adapter, and whether gradients were wanted
         self._waiting: dict[int, Tensor] = {}
         for index, layer in enumerate(layers):
-            layer.forward = partial(self._forward, index)  # type: ignore[method-assign]
+            layer.forward = partial(self._forward, index)
 
     @property
     def adapted(self) -> list[LoraLinear]:
@@ -148,7 +148,7 @@ def base_of(layer: nn.Module) -> nn.Linear:
     return base
 
 
-def layers_together(root: nn.Module) -> Iterator[list[nn.Module]]:
+def layers_together(root: nn.Module) -> Iterator[Sequence[nn.Module]]:
     """Lists of linear layers in ``root`` that read one input, some with LoRA; every layer with LoRA is in one."""
     for path, parent in root.named_modules():
         linear = {name: child for name, child in parent.named_children() if isinstance(child, LoraLinear | nn.Linear)}
