@@ -2,7 +2,8 @@
 
 Holds: the settings file, the optimizer's kernel, forward - backward - step, gathering and scattering of parameters and moments. Not:
 which modality trains when (`schedule.py`), files (`checkpoint.py`). Besides the public API it reads a few attributes of DeepSpeed's ZeRO
-optimizer; `_check_contract` names them, so that another version fails at the start and not in a checkpoint.
+optimizer; `_check_contract` names them, so that another version fails at the start and not in a checkpoint. DeepSpeed's optimizer step is
+replaced by `zero_step.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rb.core.config import OptimConfig, TrainConfig
 from rb.core.install import find_file
 from rb.core.strict_json import read
 from rb.training import optim as groups
+from rb.training import zero_step
 
 TESTED_VERSION = "0.19.8"
 # Sections that would change what the project has decided and tested: see docs/architecture.md.
@@ -116,6 +118,7 @@ class Engine:
         dist.set_timeout(timeout_s or train.timeout_s)
         self._zero = self._engine.optimizer
         _check_contract(self._zero, deepspeed.__version__)
+        self._zero.step = zero_step.ZeroStep(self._zero, self.optimizer)
         groups.prefill(self.optimizer)
         self._slices = self._locate()
 
@@ -302,9 +305,9 @@ def _build_optimizer(kernel: str, param_groups: list[dict[str, Any]], optim: Opt
 
 
 def _check_contract(zero: Any, version: str) -> None:
-    """What `Engine` reads of DeepSpeed's ZeRO optimizer beyond its public API."""
+    """What `Engine` and `ZeroStep` read of DeepSpeed's ZeRO optimizer beyond its public API."""
     needed = (
-        "single_partition_of_fp32_groups",
+        *zero_step.NEEDED,
         "round_robin_bit16_groups",
         "round_robin_bit16_offsets",
         "update_lp_params",
@@ -312,6 +315,6 @@ def _check_contract(zero: Any, version: str) -> None:
     missing = [name for name in needed if not hasattr(zero, name)]
     if missing:
         raise RuntimeError(
-            f"DeepSpeed {version}: {type(zero).__name__} has no {', '.join(missing)}, which this project reads to save and load "
-            f"training; install the tested one, deepspeed=={TESTED_VERSION}"
+            f"DeepSpeed {version}: {type(zero).__name__} has no {', '.join(missing)}, which this project reads to train, save "
+            f"and load; install the tested one, deepspeed=={TESTED_VERSION}"
         )

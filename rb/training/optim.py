@@ -102,6 +102,15 @@ class ActiveGroups(torch.optim.Optimizer):
         """From now on `step()` moves only the parameters that `modality` uses. The same on all ranks."""
         self.active_modality = modality
 
+    def active_groups(self) -> list[int]:
+        """The numbers of the groups that `step()` moves; all where `idle_groups_move`."""
+        assert self.active_modality is not None, "set_active() comes before step()"
+        return [
+            index
+            for index, group in enumerate(self.param_groups)
+            if self.idle_groups_move or self.active_modality in group[MODALITIES_KEY]
+        ]
+
     def set_rate(self, rate: float) -> None:
         """The learning rate of every group."""
         for group in self.param_groups:
@@ -110,10 +119,8 @@ class ActiveGroups(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of the active groups. DeepSpeed calls this once for each group, alone in `param_groups`."""
         assert closure is None, "a closure would run for every group"
-        assert self.active_modality is not None, "set_active() comes before step()"
         every = self.param_groups
-        if not self.idle_groups_move:
-            self.param_groups = [group for group in every if self.active_modality in group[MODALITIES_KEY]]
+        self.param_groups = [every[index] for index in self.active_groups()]
         try:
             if self.param_groups:
                 super().step()
