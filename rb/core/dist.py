@@ -6,9 +6,10 @@ collective; never call one under a rank condition.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -226,10 +227,10 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
-        with _waiting("all_reduce", ctx.ranks):
-            torch_dist.all_reduce(grad, group=ctx.ranks.handle)
-        start = ctx.ranks.rank * ctx.rows
-        return grad[start : start + ctx.rows], None
+        own = torch.empty_like(grad[: ctx.rows])
+        with _waiting("reduce_scatter", ctx.ranks):
+            torch_dist.reduce_scatter(own, list(grad.chunk(ctx.ranks.size)), group=ctx.ranks.handle)
+        return own, None
 
 
 def all_gather(local: Tensor, ranks: Group | None = None) -> Tensor:
@@ -245,6 +246,58 @@ def all_gather(local: Tensor, ranks: Group | None = None) -> Tensor:
     with _waiting("all_gather", ranks):
         torch_dist.all_gather(pieces, local, group=ranks.handle)
     return torch.cat(pieces)
+
+
+def all_gather_together(pieces: Sequence[Tensor], ranks: Group) -> list[Tensor]:
+    """As ``all_gather`` of each of several tensors [B, ...] of any types, in one collective: the bytes of a row travel side by side."""
+    if ranks.size == 1:
+        return [piece.detach() for piece in pieces]
+    sizes = [math.prod(piece.shape[1:]) * piece.element_size() for piece in pieces]  # bytes of a row
+    flat = [piece.detach().contiguous().view(-1).view(torch.uint8) for piece in pieces]
+    rows = [piece.view(len(pieces[0]), size) for piece, size in zip(flat, sizes, strict=True)]
+    gathered = all_gather(torch.cat(rows, dim=1), ranks).split(sizes, dim=1)
+    # A clone begins where its type may begin.
+    copies = [part.clone(memory_format=torch.contiguous_format).view(-1) for part in gathered]
+    wide = len(pieces[0]) * ranks.size
+    return [copy.view(piece.dtype).view(wide, *piece.shape[1:]) for copy, piece in zip(copies, pieces, strict=True)]
+
+
+class OnHost:
+    """Numbers of a tensor for the host: the copy starts now, the wait for it is in ``get``."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._copy = value.to("cpu", non_blocking=True)
+        self._done = torch.cuda.Event() if value.is_cuda else None
+        if self._done is not None:
+            self._done.record()
+
+    def get(self) -> Tensor:
+        """The copy, on the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy
+
+
+def exchange_rows(rows: Tensor, wanted: Tensor, ranks: Group, places: Tensor | None = None) -> Tensor:
+    """Rows of any rank of a group, only those that are wanted: [R, ...]. Without gradient; shapes of a row equal on all ranks.
+
+    Args:
+        rows: this rank's.
+        wanted: on the CPU, [size, R] int64, the same on all ranks: what each rank wants; number r * R + b is row b of rank r.
+        ranks: the group, of two or more.
+        places: [R], where in ``rows`` row b is; none: at b.
+    """
+    count = wanted.shape[1]
+    owner, row = wanted // count, wanted % count
+    from_here = owner == ranks.rank  # [size, R]
+    chosen = row[from_here].to(rows.device)  # for one rank after another, each as it wants them
+    sent = rows.detach()[chosen if places is None else places[chosen]]
+    own = owner[ranks.rank]
+    received = rows.new_empty((count, *rows.shape[1:]))  # from one rank after another
+    sizes = own.bincount(minlength=ranks.size).tolist(), from_here.sum(1).tolist()
+    with _waiting("all_to_all", ranks):
+        torch_dist.all_to_all_single(received, sent, *sizes, group=ranks.handle)
+    return received[own.argsort(stable=True).argsort().to(rows.device)]
 
 
 def gather(local: Tensor) -> Tensor | None:

@@ -6,7 +6,8 @@ launches     1 for an operator, 0 for one that makes a view of its argument, onl
              differ by a few: a top-k is several, and so is the backward pass of attention.
 FLOPs        2 for each multiply-add of products of matrices, convolutions and attention, by torch's own formulas; nothing else counts.
 collectives  calls of torch.distributed. Of a rank's n bytes among W ranks it receives (W - 1) n by an all-gather, 2 (W - 1) / W n by an
-             all-reduce (as a ring), (W - 1) / W n of its whole input by a reduce-scatter, n by a broadcast.
+             all-reduce (as a ring), (W - 1) / W n of its whole input by a reduce-scatter, n by a broadcast; by an all-to-all
+             (W - 1) / W of what it ends with, as if that came from all ranks alike.
 
 An operator of neither torch nor ``rb.core.op_costs`` is an error, and so is a product without a formula. The part of a backward operator is
 that of the forward operator that made its node of the graph, found by autograd's sequence number.
@@ -161,7 +162,9 @@ def received(name: str, args: tuple[Any, ...]) -> float:
         return others * _bytes(args[1])
     if name.startswith(("allreduce", "_allreduce")):
         return 2 * others / size * _bytes(args[0])
-    if name.startswith(("reduce_scatter", "_reduce_scatter", "alltoall")):
+    if name.startswith("alltoall"):  # (output, input, ...)
+        return others / size * _bytes(args[0])
+    if name.startswith(("reduce_scatter", "_reduce_scatter")):  # (outputs, inputs, ...)
         return others / size * _bytes(args[1])
     if name.startswith("broadcast"):
         return float(_bytes(args[0]))
@@ -184,6 +187,7 @@ def by_parts(counter: Counter) -> Iterator[None]:
 
     places: list[tuple[Any, str, str]] = [
         (encoded.ModalityModel, "encode", "encoder"),
+        (encoded.Encoded, "draw", "itm"),
         (grouping, "farthest_point_sample", "fps"),
         (grouping, "knn_group", "neighbours"),
         (encoded, "query_pass", "qformer"),

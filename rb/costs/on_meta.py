@@ -1,12 +1,13 @@
 """Runs a full-size model without a number: meta tensors, types as autocast makes them on a GPU, attention as one operator.
 
-Two things that torch cannot do on its meta device are done here, for the time of a count:
+Things that torch cannot do on its meta device are done here, for the time of a count:
 
 - ``torch.autocast`` refuses the device. Its rule for products (linear, matmul, convolution, attention: cast to bf16; weights that train once
   in a forward pass, frozen ones at each use) is applied at the calls of Python. CUDA's second rule, layer norm, softmax and sums in fp32, is
   left out, as on a CPU: for OPT-6.7B's image step it would add 700 casts to 5,900 launches.
 - ``scaled_dot_product_attention`` becomes plain products and a softmax. It is called as the memory-efficient kernel, one operator in
   the forward pass and one in the backward pass, which computes the scores again.
+- Numbers that the host reads (``dist.OnHost``) are not there; others are given.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from rb.core import dist
 
 # Names of torch's functions and methods that autocast runs in the lower type on CPU and CUDA alike.
 PRODUCTS = frozenset(
@@ -99,8 +102,19 @@ def _attention(
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Within it, a model on the meta device runs as this file says."""
-    with replaced(torch, "autocast", _Autocast), _AsOnAGpu():
+    with replaced(torch, "autocast", _Autocast), replaced(dist, "OnHost", _OnHost), _AsOnAGpu():
         yield
+
+
+class _OnHost:
+    """In the place of ``dist.OnHost``: numbers that no device has, so every place has its own."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = torch.arange(value.numel()).view(value.shape)
+
+    def get(self) -> Tensor:
+        """Of the same shape."""
+        return self._value
 
 
 @contextlib.contextmanager

@@ -222,10 +222,15 @@ class Encoded:
             self.model.config, self.share.group, [self.batch], self.features, *self.itc_vectors, heads.temperature
         )
 
+    def draw(self) -> None:
+        """Draw the hard negatives of ITM now, so that the host need not wait for them at their first use. Collective."""
+        if self.share.cached is None:
+            _ = self.pool.drawn
+
     @cached_property
     def negatives(self) -> Negatives:
         """What ITM shows each row besides its own pair. Collective, unless an earlier pass chose them."""
         if self.share.cached is None:
-            return self.pool.choose_negatives()
+            return self.pool.negatives()
         assert self.share.cached.negatives is not None
         return self.share.cached.negatives

@@ -24,12 +24,32 @@ from rb.model import losses
 
 
 @dataclass(frozen=True)
-class GatheredTexts:
-    """The pool's texts and keys, gathered in one collective."""
+class Gathered:
+    """What every rank knows of the whole pool besides the vectors of ITC, gathered in one collective."""
 
     keys: Tensor  # [W, respects], see `losses.duplicate_mask`
     text_ids: Tensor  # [W, T]
     text_mask: Tensor  # [W, T]
+    boxes: Tensor | None  # [W, box_dim]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The hard negatives of this rank's rows, as columns of the pool.
+
+    Attributes:
+        images, texts: [R].
+        image_valid, text_valid: [R], 0 where nothing could be chosen.
+        all_images: [ranks of the group, R], the images of all rows of the pool: who needs what of whom.
+        total_rows: 0-dim, rows of the whole pool that count (``losses.itm_row_weights``).
+    """
+
+    images: Tensor
+    texts: Tensor
+    image_valid: Tensor
+    text_valid: Tensor
+    all_images: dist.OnHost
+    total_rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,11 +121,13 @@ class PoolRows:
         return torch.stack(own, dim=1) if own else self._of_rows("object_keys").new_empty(len(self.texts), 0)
 
     @cached_property
-    def gathered(self) -> GatheredTexts:
-        """Texts and keys of the pool. Collective."""
+    def gathered(self) -> Gathered:
+        """Keys, texts and boxes of the pool. Collective."""
         pieces = [self.keys, self._of_rows("text_ids"), self._of_rows("text_mask")]
-        everything = dist.all_gather(torch.cat(pieces, dim=1), self.group)  # [W, respects + 2T]
-        return GatheredTexts(*everything.split([piece.shape[1] for piece in pieces], dim=1))
+        if self.batches[0].boxes is not None:
+            pieces.append(self._of_rows("boxes"))
+        keys, text_ids, text_mask, *boxes = dist.all_gather_together(pieces, self.group)
+        return Gathered(keys, text_ids, text_mask, boxes[0] if boxes else None)
 
     @cached_property
     def duplicates(self) -> Tensor | None:
@@ -121,15 +143,14 @@ class PoolRows:
     def similarities(self) -> tuple[Tensor, Tensor]:
         """Image to text and text to image, [R, W] each, over the temperature. Collective."""
         with torch.autocast(self.texts.device.type, enabled=False):
+            own = torch.cat([self.queries, self.texts[:, None]], dim=1)  # [R, Q + 1, E]
+            everything = dist.all_gather_with_grad(own, self.group)
             return losses.similarities(
-                self.queries,
-                self.texts,
-                dist.all_gather_with_grad(self.queries, self.group),
-                dist.all_gather_with_grad(self.texts, self.group),
-                self.temperature,
+                self.queries, self.texts, everything[:, :-1], everything[:, -1], self.temperature
             )
 
-    def choose_negatives(self) -> Negatives:
+    @cached_property
+    def drawn(self) -> Drawn:
         """A hard negative image and text for every row, drawn by the similarities (BLIP-2 stage 1). Collective.
 
         A draw is a function of the row's own uniform number and of the pool in the order of the step, so neither ranks nor micro-batches
@@ -141,33 +162,42 @@ class PoolRows:
             forbidden = forbidden | self.duplicates
         if self.config.itm_negatives == "local":
             forbidden = forbidden | self._other_micro_batches(sim_i2t)
-        uniforms, gathered = self._of_rows("itm_uniforms"), self.gathered
-        image_index, image_valid = losses.choose_negatives(sim_t2i.detach(), forbidden, uniforms[:, 0])  # [R]
-        text_index, text_valid = losses.choose_negatives(sim_i2t.detach(), forbidden, uniforms[:, 1])
-        counted = losses.itm_row_weights(image_valid, text_valid).sum()
-        return Negatives(
-            features=self._features_of(image_index),
-            boxes=None
-            if self.batches[0].boxes is None
-            else dist.all_gather(self._of_rows("boxes"), self.group)[image_index],
-            text_ids=gathered.text_ids[text_index],
-            text_mask=gathered.text_mask[text_index],
+        uniforms = self._of_rows("itm_uniforms")
+        images, image_valid = losses.choose_negatives(sim_t2i.detach(), forbidden, uniforms[:, 0])  # [R]
+        texts, text_valid = losses.choose_negatives(sim_i2t.detach(), forbidden, uniforms[:, 1])
+        everywhere = dist.all_gather_together([images, image_valid, text_valid], self.group)  # [W] each
+        return Drawn(
+            images=images,
+            texts=texts,
             image_valid=image_valid,
             text_valid=text_valid,
-            total_rows=dist.all_reduce_sum(counted, self.group),
+            all_images=dist.OnHost(everywhere[0].view(self.group.size, -1)),
+            total_rows=losses.itm_row_weights(*everywhere[1:]).sum(),
         )
 
-    def _features_of(self, columns: Tensor) -> Tensor:
-        """Frozen features of some columns of the pool, [R] to [R, P, V or point width]. Collective.
+    def negatives(self) -> Negatives:
+        """What ``drawn`` names. Collective."""
+        drawn, gathered = self.drawn, self.gathered
+        return Negatives(
+            features=self._chosen_features(drawn),
+            boxes=None if gathered.boxes is None else gathered.boxes[drawn.images],
+            text_ids=gathered.text_ids[drawn.texts],
+            text_mask=gathered.text_mask[drawn.texts],
+            image_valid=drawn.image_valid,
+            text_valid=drawn.text_valid,
+            total_rows=drawn.total_rows,
+        )
 
-        Frozen features travel, not projected ones: every rank projects what it chose, so the projection's gradient is right. An all-gather,
-        because an all-to-all of only the chosen rows needs their numbers on the host: one wait per step. One row for each sample travels,
-        because ranks have different numbers of source pieces.
+    def _chosen_features(self, drawn: Drawn) -> Tensor:
+        """Frozen features of the chosen images, [R, P, V or point width]. Collective.
+
+        Frozen features travel, not projected ones: every rank projects what it chose, so the projection's gradient is right. Only chosen ones
+        travel, whose numbers the host must know: one wait for the device where there are several ranks, for a copy that began with the draw.
         """
-        rows = joined_source_rows(self.batches)
+        places = joined_source_rows(self.batches)  # ranks have different numbers of source pieces, of samples the same
         if self.group.size == 1:
-            return self.features[columns if rows is None else rows[columns]]
-        return dist.all_gather(self.features if rows is None else self.features[rows], self.group)[columns]
+            return self.features[drawn.images if places is None else places[drawn.images]]
+        return dist.exchange_rows(self.features, drawn.all_images.get(), self.group, places)
 
     def _other_micro_batches(self, table: Tensor) -> Tensor:
         """Bool like a table [R, W]: columns of another micro-batch than the row's."""
@@ -203,7 +233,7 @@ def cached_parts(rows: PoolRows, names: Sequence[str]) -> list[CachedPart]:
     slices = _slices([len(batch) for batch in rows.batches])
     features = rows.features.split([len(batch.inputs) for batch in rows.batches])
     itc, gradients = _contrast(rows, slices) if "itc" in names else (None, None)
-    negatives = rows.choose_negatives() if "itm" in names else None
+    negatives = rows.negatives() if "itm" in names else None
     return [
         CachedPart(
             features[number],

@@ -206,8 +206,12 @@ class RegionBLIP(nn.Module):
         with self._autocast():
             reads_text = any(LOSS_TERMS[name].reads_text for name in names)
             encoded = Encoded.of(self.of(batch.modality), batch, share, reads_text)
-            for name in names:
+            # ITM last: the host waits for its draws, which begin before the work of the LLM.
+            for name in sorted(names, key="itm".__eq__):
                 terms[name] = loss_terms.FUNCTIONS[name](encoded)
+                if name == "itc" and "itm" in names:
+                    encoded.draw()
+        terms = {name: terms[name] for name in names}
         weights = self.config.loss_weights
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return LossTerms(terms, total)
