@@ -22,6 +22,7 @@ from rb.core.run_paths import view_run
 from rb.costs.executed import Counter, Counts, by_parts
 from rb.costs.meta_model import META, model_of
 from rb.costs.needed import needed
+from rb.costs.needed_bytes import needed_received
 from rb.costs.on_meta import as_on_a_gpu
 from rb.costs.typical_batch import typical_batches
 from rb.model.region_blip import RegionBLIP
@@ -103,14 +104,25 @@ class RunCount:
     Attributes:
         steps: with the run's groups.
         ungrouped: the model's part without groups; empty where the run has none.
+        needed_received: bytes by part (``needed_bytes.py``).
     """
 
     steps: dict[str, StepCount]
     ungrouped: dict[str, StepCount]
+    needed_received: dict[str, dict[str, float]]
 
     def grouped_share(self, modality: str) -> float:
         """What is executed with groups, in parts of what is without."""
         return self.steps[modality].executed_gflop / self.ungrouped[modality].executed_gflop
+
+    def needed_mb(self, modality: str) -> dict[str, float]:
+        """What a rank must receive, by part and together."""
+        parts = {part: _digits(value / 1e6) for part, value in self.needed_received[modality].items()}
+        return parts | {"total": _digits(sum(self.needed_received[modality].values()) / 1e6)}
+
+    def received_to_needed(self, modality: str) -> float:
+        """Bytes that a rank receives, in parts of those that it must."""
+        return self.steps[modality].total("received") / sum(self.needed_received[modality].values())
 
 
 def micro_batch_of(config: RunConfig) -> int:
@@ -127,8 +139,10 @@ def count_run(config: RunConfig, batches: int = 1) -> RunCount:
         return {m: count_step(model, m, rows, size, batches) for m in config.model.train_modalities}
 
     with dist.played(RANKS):
-        found = RunCount(counted(group), counted(1) if group > 1 else {})
-        for modality, parts in count_engine(model, config.train, config.optim, micro_batch_of(config)).items():
+        rows, gradients = micro_batch_of(config), config.train.gradient_communication
+        must = {m: needed_received(model, m, rows, RANKS, gradients) for m in config.model.train_modalities}
+        found = RunCount(counted(group), counted(1) if group > 1 else {}, must)
+        for modality, parts in count_engine(model, config.train, config.optim, rows).items():
             found.steps[modality].executed.update(parts)
     return found
 
@@ -160,6 +174,8 @@ def _tree(found: RunCount) -> dict[str, Any]:
     tree["batches"] = {
         m: {"samples": one.samples, "sources": one.sources, "subjects": one.subjects} for m, one in steps
     }
+    tree["needed_received_mb"] = {m: found.needed_mb(m) for m in found.steps}
+    tree["received_to_needed"] = {m: round(found.received_to_needed(m), 4) for m in found.steps}
     if found.ungrouped:
         tree["grouped_to_ungrouped"] = {m: round(found.grouped_share(m), 4) for m in found.steps}
     return tree
@@ -183,6 +199,8 @@ def _lines(modality: str, found: RunCount) -> list[str]:
         f"{modality}: needed {summary['needed_gflop']:,} of {summary['executed_gflop']:,} GFLOP executed "
         f"({count.needed_gflop / count.executed_gflop:.3f}), {summary['launches']:,} launches, {summary['collectives']} collectives, "
         f"{summary['received_mb']:,} MB received",
+        f"  needed MB received: {', '.join(f'{part} {mb:,}' for part, mb in found.needed_mb(modality).items())}; "
+        f"{found.received_to_needed(modality):.2f} times that received",
         f"  {count.samples} samples of {count.sources:g} sources and {count.subjects:g} subjects",
     ]
     if found.ungrouped:

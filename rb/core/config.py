@@ -159,6 +159,9 @@ class TrainConfig:
     """Stop after so many steps in a row with a non-finite loss or gradient (each is skipped on all ranks)."""
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's file; its batch numbers are "auto"."""
+    gradient_communication: str = "float32"
+    """Type in which ranks add up their gradients: ``float32``, or ``bfloat16``, which halves their bytes and rounds every sum to 8 bits.
+    They are kept in float32 either way."""
     timeout_s: float = 600.0
     """How long a rank waits for another in a collective; a third of it for a batch of its loader processes, which then say what is wrong.
     Under `rb train` and `rb launch` a collective waits longer than any of ``limits``, whose supervisor can say which rank is to blame."""
@@ -167,6 +170,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of("train.schedule", self.schedule, tuple(SCHEDULES))
+        one_of("train.gradient_communication", self.gradient_communication, ("float32", "bfloat16"))
         for name in self.order:
             modality_spec(name)
         object.__setattr__(self, "order", tuple(dict.fromkeys(self.order)))

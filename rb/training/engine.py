@@ -208,10 +208,10 @@ class Engine:
 
 
 def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings: the file, with its "auto" numbers filled from the run.
+    """DeepSpeed's settings: the file, with what the run says filled in.
 
     Raises:
-        ValueError: the file is missing or not JSON; a number contradicts the run; a section would change what the project relies on.
+        ValueError: the file is missing or not JSON; a value contradicts the run; a section would change what the project relies on.
     """
     path = find_file(train.ds_config)
     if path is None or not path.is_file():
@@ -230,13 +230,14 @@ def ds_settings(train: TrainConfig, optim: OptimConfig, world_size: int) -> dict
         raise ValueError(
             f"{path}: zero_optimization must be stage 2 without offload (offload re-applies stale gradients)"
         )
-    numbers = {
+    of_the_run = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.layout(world_size).micro_batch_size,
         "gradient_accumulation_steps": train.layout(world_size).grad_accum_steps,
         "gradient_clipping": optim.grad_clip,
+        "communication_data_type": {"float32": "fp32", "bfloat16": "bf16"}[train.gradient_communication],
     }
-    for key, value in numbers.items():
+    for key, value in of_the_run.items():
         if settings.get(key, "auto") not in ("auto", value):
             raise ValueError(f'{path}: {key} is {settings[key]}, the run says {value}; write "auto" there')
         settings[key] = value

@@ -67,12 +67,23 @@ def test_nothing_rises(foundations: dict[str, FoundationConfig], llm: str, tmp_p
         assert parts[modality]["encoder"]["needed_gflop"] == parts[modality]["encoder"]["executed_gflop"]
         for name, part in parts[modality].items():
             assert part["needed_gflop"] <= part["executed_gflop"], name
+        needed = found["needed_received_mb"][modality]
+        assert needed.keys() == {"gradients", "parameters", "itc", "itm", "total"}
+        assert found["received_to_needed"][modality] == pytest.approx(
+            summary["received_mb"] / needed["total"], rel=1e-3
+        )
+        assert 1 < found["received_to_needed"][modality] <= 2
+        assert summary["collectives"] <= 12
     assert found["grouped_to_ungrouped"]["image_region"] < 1 == found["grouped_to_ungrouped"]["point_cloud"]
 
 
 def train(ranks: int) -> TrainConfig:
     return TrainConfig(
-        global_batch_size=ROWS * ranks, micro_batch_size=ROWS, ds_config="ds_configs/zero2_cpu.json", num_threads=1
+        global_batch_size=ROWS * ranks,
+        micro_batch_size=ROWS,
+        ds_config="ds_configs/zero2_cpu.json",
+        num_threads=1,
+        gradient_communication="bfloat16" if ranks == 4 else "float32",
     )
 
 
@@ -92,11 +103,11 @@ class Communication(TorchDispatchMode):
 
 
 def real_rank(foundation: FoundationConfig, out: Path) -> None:
-    """One rank of two: a step of each modality with real numbers."""
+    """One rank: a step of each modality with real numbers."""
     torch.set_num_threads(1)
     dist.init(timeout_s=60)
     built = build_model(tiny.model_config(foundation), seed=0)
-    engine = Engine(built.model, built.model.parameter_modalities(), OptimConfig(), train(2))
+    engine = Engine(built.model, built.model.parameter_modalities(), OptimConfig(), train(dist.world_size()))
     found = {}
     for modality in built.model.parts:
         rows = range(ROWS * dist.rank(), ROWS * (dist.rank() + 1))
@@ -109,12 +120,12 @@ def real_rank(foundation: FoundationConfig, out: Path) -> None:
     leave(0)
 
 
-def counted_rank(foundation: FoundationConfig, out: Path) -> None:
-    """The same without numbers and without the other rank."""
+def counted_rank(ranks: int, foundation: FoundationConfig, out: Path) -> None:
+    """The same without numbers and without the other ranks."""
     model, found = model_of(tiny.model_config(foundation, frozen_dtype="float32")), {}
-    with dist.played(2):
+    with dist.played(ranks):
         steps = {modality: count_step(model, modality, ROWS, 1) for modality in model.parts}
-        for modality, parts in count_engine(model, train(2), OptimConfig(), ROWS).items():
+        for modality, parts in count_engine(model, train(ranks), OptimConfig(), ROWS).items():
             steps[modality].executed["engine"] = parts["engine"]
             found[modality] = (steps[modality].total("collectives"), steps[modality].total("received"))
     out.write_text(json.dumps(found))
@@ -122,9 +133,10 @@ def counted_rank(foundation: FoundationConfig, out: Path) -> None:
 
 
 @pytest.mark.dist
-def test_two_ranks_communicate_what_is_counted(foundation: FoundationConfig, tmp_path: Path) -> None:
-    ranks = start_function_ranks(2, real_rank, foundation, tmp_path / "real.json")
-    finish(*ranks, start_function(counted_rank, foundation, tmp_path / "counted.json"))
+@pytest.mark.parametrize("number", [2, 4])
+def test_ranks_communicate_what_is_counted(foundation: FoundationConfig, tmp_path: Path, number: int) -> None:
+    ranks = start_function_ranks(number, real_rank, foundation, tmp_path / "real.json")
+    finish(*ranks, start_function(counted_rank, number, foundation, tmp_path / "counted.json"))
     real, counted = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("real", "counted"))
     assert counted == real
 
