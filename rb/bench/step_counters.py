@@ -24,7 +24,7 @@ from rb.costs.meta_model import META, model_of
 from rb.costs.needed import needed
 from rb.costs.needed_bytes import needed_received
 from rb.costs.on_meta import as_on_a_gpu
-from rb.costs.typical_batch import typical_batches
+from rb.costs.typical_batch import Typical, typical_batches
 from rb.model.region_blip import RegionBLIP
 
 RANKS = 32
@@ -78,13 +78,15 @@ def _digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def count_step(model: RegionBLIP, modality: str, micro_batch: int, group: int, batches: int = 1) -> StepCount:
-    """Count one micro-batch, or the mean of several."""
+def count_step(
+    model: RegionBLIP, modality: str, micro_batch: int, group: int, batches: int = 1, typical: Typical | None = None
+) -> StepCount:
+    """Count one micro-batch, or the mean of several, of data with the means ``typical``; none: of the paper's set."""
     found = Counter()
     wanted: dict[str, float] = {}
     sources = subjects = 0
     pool = micro_batch * dist.world_size()
-    for batch in islice(typical_batches(model, modality, micro_batch, group), batches):
+    for batch in islice(typical_batches(model, modality, micro_batch, group, typical=typical), batches):
         sources += len(batch.inputs)
         subjects += len(batch) if batch.subjects is None else len(batch.subjects)
         for part, flops in needed(model, batch, pool).items():

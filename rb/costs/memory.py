@@ -218,6 +218,16 @@ class MemoryModel:
         """Bytes of the modality that takes the most."""
         return max(self.of(modality, layout).total for modality in self.model.parts)
 
+    def capacity(self, room: int, ranks: int) -> int:
+        """Samples of a micro-batch that ``room`` bytes hold, whatever divides; 0 where not one fits."""
+        far = max(self.most, 2)
+        found = []
+        for modality in self.model.parts:
+            one, other = self._count(modality, 1).peak, self._count(modality, far).peak
+            fixed = self._weights + engine_bytes(self.model, modality, ranks, self.bucket_bytes)
+            found.append(1 + (room - fixed - one) * (far - 1) // (other - one))
+        return max(0, min(found))
+
     def _step(self, modality: str, rows: int) -> StepBytes:
         if rows in (1, self.most):
             return self._count(modality, rows)

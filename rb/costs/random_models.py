@@ -73,11 +73,31 @@ def _small(llm: dict[str, object]) -> Size:
     return Size(llm, vision, qformer, points, 4, 8, vocabulary=200, cloud_points=64, scene_points=96)
 
 
+def _medium(llm: dict[str, object]) -> Size:
+    """For seconds on a CPU core, with the paper's numbers of patches, groups and queries."""
+    vision: dict[str, object] = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    }
+    qformer: dict[str, object] = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    points = PointBertConfig(trans_dim=192, depth=4, num_heads=3)
+    return Size(llm, vision, qformer | {"encoder_hidden_size": 512}, points, vocabulary=4096)
+
+
 SIZES: dict[str, Size] = {
     "opt_2.7b": _full(_opt(2560, 10240)),
     "opt_6.7b": _full(_opt(4096, 16384)),
     "flant5_xl": _full(_t5(2048, 32, 5120)),
     "flant5_xxl": _full(_t5(4096, 64, 10240)),
+    "medium_opt": _medium(_opt(512, 2048, layers=8, heads=8, vocab_size=4096)),
+    "medium_t5": _medium(_t5(512, 8, 1024, layers=6, vocab_size=4096)),
     "small_opt": _small(_opt(20, 24, layers=2, heads=2, vocab_size=100, max_position_embeddings=128)),
     "small_t5": _small(_t5(20, 2, 24, layers=2, d_kv=10, vocab_size=100)),
 }
