@@ -20,6 +20,7 @@ from transformers import Blip2QFormerModel
 
 from rb.core.batch import Batch
 from rb.model.blip2_config import llm_config_of
+from rb.model.packing import let_pack
 from rb.model.qformer import share_keys
 from rb.model.region_blip import RegionBLIP
 
@@ -143,20 +144,25 @@ def implementations(model: RegionBLIP) -> list[tuple[str, str]]:
 @torch.no_grad()
 def equal_to_sdpa(model: RegionBLIP, batches: list[Batch]) -> list[Equality]:
     """Outputs of each part by other implementations of attention, against SDPA."""
-    calls, results = record_calls(model, batches), []
-    dtype = model.blip2.language_model.get_input_embeddings().weight.dtype
-    for part, implementation in implementations(model):
-        call = calls[part]
-        model.adapters.activate(batches[0].modality)
-        expected = _output(model, call).float()
-        # On the part itself: through BLIP-2's own config the switch does not reach T5's two stacks.
-        switch(call.module, implementation)
-        try:
-            found = _output(model, call).float()
-        finally:
-            switch(call.module, "sdpa")
-        difference = float((found - expected).norm() / expected.norm())
-        results.append(Equality(part, implementation, difference, TOLERANCE[dtype]))
+    language, results = model.blip2.language_model, []
+    switch(language, "sdpa")  # packed captions are read by no other implementation
+    try:
+        calls = record_calls(model, batches)
+        dtype = language.get_input_embeddings().weight.dtype
+        for part, implementation in implementations(model):
+            call = calls[part]
+            model.adapters.activate(batches[0].modality)
+            expected = _output(model, call).float()
+            # On the part itself: through BLIP-2's own config the switch does not reach T5's two stacks.
+            switch(call.module, implementation)
+            try:
+                found = _output(model, call).float()
+            finally:
+                switch(call.module, "sdpa")
+            difference = float((found - expected).norm() / expected.norm())
+            results.append(Equality(part, implementation, difference, TOLERANCE[dtype]))
+    finally:
+        let_pack(language)
     return results
 
 

@@ -172,7 +172,8 @@ def let_pack(language_model: PreTrainedModel) -> None:
     language_model.set_attn_implementation(IMPLEMENTATION)
     if t5:
         first = cast(Any, language_model).decoder.block[0].layer[0].SelfAttention
-        first.register_forward_pre_hook(_bias_of_rows, with_kwargs=True)
+        if _bias_of_rows not in first._forward_pre_hooks.values():  # noqa: SLF001 (asked for again)
+            first.register_forward_pre_hook(_bias_of_rows, with_kwargs=True)
 
 
 def packs(language_model: PreTrainedModel, length: int) -> bool:
