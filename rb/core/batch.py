@@ -61,10 +61,10 @@ class Batch:
             source piece, in the order of the samples.
         boxes: [B, box_dim], none for whole sources.
         text_ids, text_mask: the caption for the Q-Former, [B, T] int64; every row padded to the same T on all ranks.
-        text_width: the most tokens of a row of ``text_mask``: ``texts``. Made where it is not given.
+        text_width: length of the longest caption in ``text_mask``, which is the width of ``texts``. Computed if it is not given.
         llm_ids, llm_mask: the caption and its end token for the LLM, [B, T'] int64: the supervised tokens only.
         llm_inputs: [M] int64, places in ``llm_ids.flatten()`` of the tokens that the LLM reads: all that count but the last of each row, from which
-            nothing is predicted. Made of ``llm_mask`` where it is not given.
+            nothing is predicted. Computed from ``llm_mask`` if it is not given.
         prompt_ids: context tokens between soft prompt and caption, [1, Tp] int64, the same for every row (T5: the encoder's prefix).
         object_keys, caption_keys: [B] int64; equal keys mean the same object, the same caption (ITC and ITM leave those out).
         itm_uniforms: [B, 2] float32 in [0, 1): the draws that choose hard negatives (image for text, text for image).

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rb.core import dist, op_costs
+from rb.core.tensors import num_bytes
 from rb.costs.on_meta import replaced
 from rb.model import encoded, grouping, loss_terms
 
@@ -147,27 +147,20 @@ def _flops(func: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], r
     return 0
 
 
-def _bytes(value: Any) -> int:
-    """Of all tensors in a nest of lists."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
 def received(name: str, args: tuple[Any, ...]) -> float:
     """Bytes that this rank receives by one call of an operator of c10d."""
     size = next(dist.group_size(argument) for argument in args if isinstance(argument, torch.ScriptObject))
     others = size - 1
     if name.startswith(("allgather", "_allgather")):  # (outputs, inputs, ...)
-        return others * _bytes(args[1])
+        return others * num_bytes(args[1])
     if name.startswith(("allreduce", "_allreduce")):
-        return 2 * others / size * _bytes(args[0])
+        return 2 * others / size * num_bytes(args[0])
     if name.startswith("alltoall"):  # (output, input, ...)
-        return others / size * _bytes(args[0])
+        return others / size * num_bytes(args[0])
     if name.startswith(("reduce_scatter", "_reduce_scatter")):  # (outputs, inputs, ...)
-        return others / size * _bytes(args[1])
+        return others / size * num_bytes(args[1])
     if name.startswith("broadcast"):
-        return float(_bytes(args[0]))
+        return float(num_bytes(args[0]))
     if name.startswith("barrier"):
         return 0.0
     raise NotImplementedError(f"collective c10d::{name} has no formula of its bytes")

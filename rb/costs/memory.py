@@ -15,7 +15,7 @@ come and go while the LLM's activations are not there yet, so they add nothing t
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.step_layout import StepLayout
+from rb.core.tensors import tensors_in
 from rb.costs.meta_model import META
 from rb.costs.on_meta import as_on_a_gpu
 from rb.costs.typical_batch import longest_batch
@@ -87,7 +88,7 @@ class Live(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._add(tensor.untyped_storage())
         return result
 
@@ -131,14 +132,6 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         self._kept.clear()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
-
-
 def step_bytes(model: RegionBLIP, batch: Batch) -> StepBytes:
     """Of one micro-batch, forward and backward, whatever device the model is on; its gradients are new, and dropped at the end."""
     held = [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if isinstance(v, Tensor))]
@@ -172,9 +165,8 @@ def weight_bytes(model: RegionBLIP) -> int:
 
 def engine_bytes(model: RegionBLIP, modality: str, ranks: int, bucket_bytes: int) -> int:
     """What ZeRO-2 keeps beside the weights while a modality trains."""
-    users, trained = model.parameter_modalities(), model.trainable_parameters()
-    active = sum(p.numel() for name, p in trained.items() if modality in users[name])
-    return (12 * sum(p.numel() for p in trained.values()) + 4 * active) // ranks + bucket_bytes
+    trained = sum(p.numel() for p in model.trainable_parameters().values())
+    return (12 * trained + 4 * model.trained_numbers(modality)) // ranks + bucket_bytes
 
 
 def pool_bytes(model: RegionBLIP, modality: str, layout: StepLayout) -> int:

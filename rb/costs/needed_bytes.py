@@ -25,8 +25,7 @@ def needed_received(model: RegionBLIP, modality: str, rows: int, ranks: int, gra
         gradients: ``train.gradient_communication``.
     """
     of, terms = model.of(modality), model.config.terms_of(modality)
-    users = model.parameter_modalities()
-    trained = sum(p.numel() for name, p in model.trainable_parameters().items() if modality in users[name])
+    trained = model.trained_numbers(modality)
     others = (ranks - 1) / ranks
     found = {
         "gradients": others * trained * _BYTES[gradients],

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from rb.core.exit_codes import USER_ERRORS
+from rb.core.tensors import num_bytes, tensors_in
 from rb.data.shared_memory import AHEAD, REMEDY, SHM, needed, size
 
 T = TypeVar("T")
@@ -114,11 +114,6 @@ class Batches(Generic[T]):
             )
 
 
-def num_bytes(item: object) -> int:
-    """Bytes of all tensors in a batch: dataclasses, lists and tuples are looked into."""
-    return sum(tensor.nbytes for tensor in _tensors(item))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Failed:
     """In a batch's place: torch would wrap the error into many lines."""
@@ -146,7 +141,7 @@ class _Items(Dataset[Any]):
 def _share(item: object) -> None:
     """Put all tensors of a batch into shared memory."""
     try:
-        for tensor in _tensors(item):
+        for tensor in tensors_in(item):
             tensor.share_memory_()
     except RuntimeError as error:
         if "shared memory" not in str(error) and "shm" not in str(error):
@@ -155,17 +150,6 @@ def _share(item: object) -> None:
         raise LoaderError(
             f"a batch of {num_bytes(item) / _MB:.1f} MB found no room in shared memory ({why}): {_room()}; {REMEDY}"
         ) from error
-
-
-def _tensors(item: object) -> Iterator[Tensor]:
-    if isinstance(item, Tensor):
-        yield item
-    elif isinstance(item, list | tuple):
-        for part in item:
-            yield from _tensors(part)
-    elif dataclasses.is_dataclass(item):
-        for field in dataclasses.fields(item):
-            yield from _tensors(getattr(item, field.name))
 
 
 def _room() -> str:

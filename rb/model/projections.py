@@ -84,8 +84,8 @@ class _Projections(torch.autograd.Function):
 class Together:
     """Linear layers that read one input: the first that is called computes all, the others hand out what waits for them.
 
-    A layer that is called with another input than the one before, or twice, computes all anew. So a wrong belief about which layers read the
-    same costs work, and changes no number.
+    A layer that is called with another input than the layer before it, or twice, computes everything again. So layers that are wrongly put together
+    take more time, but give the same numbers.
 
     Args:
         layers: frozen but for LoRA, which one of them has at least. Their ``forward`` is replaced.

@@ -102,6 +102,11 @@ class RegionBLIP(nn.Module):
         """For each trainable parameter the modalities that use it: the key of its optimizer group."""
         return {name: self._users(name) for name in self.trainable_parameters()}
 
+    def trained_numbers(self, modality: str) -> int:
+        """How many numbers a step of a modality trains."""
+        users = self.parameter_modalities()
+        return sum(p.numel() for name, p in self.trainable_parameters().items() if modality in users[name])
+
     def _users(self, name: str) -> tuple[str, ...]:
         pieces = name.split(".")
         if pieces[0] in ("point_projection", "point_qformer", "point_text_branch") and "lora_" not in name:
@@ -207,7 +212,7 @@ class RegionBLIP(nn.Module):
             reads_text = any(LOSS_TERMS[name].reads_text for name in names)
             encoded = Encoded.of(self.of(batch.modality), batch, share, reads_text)
             # ITM last: the host waits for its draws, which begin before the work of the LLM.
-            for name in sorted(names, key="itm".__eq__):
+            for name in sorted(names, key=lambda name: name == "itm"):
                 terms[name] = loss_terms.FUNCTIONS[name](encoded)
                 if name == "itc" and "itm" in names:
                     encoded.draw()

@@ -89,7 +89,7 @@ def _peak(model: RegionBLIP, batch: Batch) -> float:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the most memory so far
     before = _status("VmRSS")
     model(batch).total.backward()
     return _status("VmHWM") - before

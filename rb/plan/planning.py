@@ -27,8 +27,7 @@ from rb.core.modality import modality_spec
 from rb.core.step_layout import StepLayout
 from rb.core.text import TextProcessor
 from rb.costs.memory import Memory, MemoryModel, largest_that_fits, room_of
-from rb.costs.meta_model import META
-from rb.model.weights.build import build_model
+from rb.model.weights.build import text_processor
 from rb.plan.factors import FACTORS, GPUS_OF_A_NODE, Card
 from rb.plan.sets import SetFacts, facts_of
 from rb.sources.table import source_of
@@ -68,7 +67,8 @@ class Line:
     """One statement of a plan.
 
     Attributes:
-        name: what is said. of: the modality, or "" for the run.
+        name: of the quantity.
+        of: the modality that it describes; "" where it describes the run.
         low, high: a range; equal where it is one number.
         how: measured, counted or predicted.
         note: on what it rests.
@@ -130,9 +130,8 @@ class Plan:
 
 def tokenizers_of(config: RunConfig) -> TextProcessor | None:
     """The foundation's tokenizers; none where its folders are not here."""
-    if not (Path(config.model.foundation.blip2) / "config.json").is_file():
-        return None
-    return build_model(config.model, 0, META).text
+    here = (Path(config.model.foundation.blip2) / "config.json").is_file()
+    return text_processor(config.model) if here else None
 
 
 def plan_of(config: RunConfig, machines: Machines) -> Plan:
@@ -177,18 +176,13 @@ def _counts(config: RunConfig, facts: Mapping[str, SetFacts], layout: StepLayout
     return counts
 
 
-def _flops(count: StepCount, layout: StepLayout) -> float:
-    """Of a micro-batch; a pool that is read twice adds the Q-Former's forward pass, a third of its part."""
-    again = count.executed["qformer"].flops / 3 if layout.pool_passes > 1 else 0.0
-    return count.total("flops") + again
+def _of_micro_batch(count: StepCount, layout: StepLayout, what: str) -> float:
+    """Its ``flops`` or ``launches``; a pool that is read twice adds the Q-Former's forward pass, a third of its part."""
+    again = getattr(count.executed["qformer"], what) / 3 if layout.pool_passes > 1 else 0.0
+    return count.total(what) + again
 
 
-def _launches(count: StepCount, layout: StepLayout) -> float:
-    again = count.executed["qformer"].launches / 3 if layout.pool_passes > 1 else 0.0
-    return count.total("launches") + again
-
-
-def step_bytes(count: StepCount, layout: StepLayout) -> float:
+def _received(count: StepCount, layout: StepLayout) -> float:
     """Bytes that a rank receives in a step: the engine's once, the losses' with every micro-batch."""
     once = sum(count.executed[part].received for part in ONE_COLLECTIVE_PART)
     return once + (count.total("received") - once) * layout.grad_accum_steps
@@ -197,14 +191,14 @@ def step_bytes(count: StepCount, layout: StepLayout) -> float:
 def _times(count: StepCount, layout: StepLayout, memory: Memory, machines: Machines) -> Times:
     accumulated, card = layout.grad_accum_steps, machines.card
     share, launch, engine = FACTORS["utilisation"], FACTORS["launch"], FACTORS["engine_launches"].good
-    flops = accumulated * _flops(count, layout) / (card.teraflops * 1e12)
-    launches = (accumulated * _launches(count, layout) + engine) * 1e-6
+    flops = accumulated * _of_micro_batch(count, layout, "flops") / (card.teraflops * 1e12)
+    launches = (accumulated * _of_micro_batch(count, layout, "launches") + engine) * 1e-6
     rate = machines.network if machines.several_nodes else FACTORS["nvlink"].good
     return Times(
         (flops / share.good, flops / share.bad),
         (launches * launch.good, launches * launch.bad),
         accumulated * 2 * memory.weights / (card.bandwidth * 1e9),
-        step_bytes(count, layout) / (rate * 1e9) if machines.gpus > 1 else 0.0,
+        _received(count, layout) / (rate * 1e9) if machines.gpus > 1 else 0.0,
     )
 
 
@@ -240,21 +234,27 @@ def _lines(
             note=f"data.group_by_source={config.data.group_by_source}; {stands}",
         )
     for modality, count in plan.counts.items():
-        say("executed", modality, "GFLOP/sample", COUNTED, _flops(count, layout) / layout.micro_batch_size / 1e9)
+        say(
+            "executed",
+            modality,
+            "GFLOP/sample",
+            COUNTED,
+            _of_micro_batch(count, layout, "flops") / layout.micro_batch_size / 1e9,
+        )
         say(
             "of that padded or repeated",
             modality,
             "share",
             COUNTED,
-            1 - sum(count.needed.values()) / _flops(count, layout),
+            1 - sum(count.needed.values()) / _of_micro_batch(count, layout, "flops"),
         )
-        say("launches of a micro-batch", modality, "launches", COUNTED, _launches(count, layout))
+        say("launches of a micro-batch", modality, "launches", COUNTED, _of_micro_batch(count, layout, "launches"))
         say(
             "received by a rank in a step",
             modality,
             "MB",
             COUNTED,
-            step_bytes(count, layout) / 1e6,
+            _received(count, layout) / 1e6,
             note="between nodes" if machines.several_nodes else "inside the node",
         )
     _time_lines(plan, facts, say)

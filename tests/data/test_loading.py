@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rb.core.tensors import num_bytes
 from rb.data import loading
-from rb.data.loading import Batches, LoaderError, num_bytes
+from rb.data.loading import Batches, LoaderError
 from tests.support.processes import start_function
 from tests.support.remedies import Said, remedy
 
