@@ -113,20 +113,41 @@ def run_reading(args: argparse.Namespace) -> int:
 
 def add_step(parser: argparse.ArgumentParser) -> None:
     """``rb bench step``."""
-    parser.description = "Count, without a GPU, data or weights, what a micro-batch of each modality needs and executes at the run's full size."
-    parser.add_argument("--run", required=True, dest="run_file", metavar="FILE", help="run file, or a project's run")
-    parser.add_argument("--counters", action="store_true", required=True, help="FLOPs, launches, collectives, bytes")
-    parser.add_argument("--batches", type=int, default=1, help="micro-batches of which the mean is taken (1)")
+    parser.description = (
+        "Make real steps of each modality with random inputs: FLOPs, launches, memory, processor time by part, MFU. With --counters count "
+        "instead, without a GPU, data or weights, what a rank of 32 executes and receives at the run's full size."
+    )
+    parser.add_argument("--counters", action="store_true", help="count on the meta device; needs --run")
+    add_speed(parser)
     add_json(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.group_by_source=4")
+    parser.add_argument("--batches", type=int, default=1, help="with --counters: micro-batches to take the mean of (1)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --run: e.g. data.group_by_source=4")
     parser.set_defaults(run=run_step)
 
 
-def run_step(args: argparse.Namespace) -> int:
-    """Count and print."""
-    from rb.bench.step_counters import run
+def add_speed(parser: argparse.ArgumentParser) -> None:
+    """What a measurement of steps needs to know."""
+    parser.add_argument("--run", dest="run_file", metavar="FILE", help="run file, or a project's run")
+    parser.add_argument("--size", default="medium_opt", help="without --run: a model that is made up (medium_opt)")
+    parser.add_argument("--baseline", action="store_true", help="beside a step as LAVIS and the released code make it")
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="samples; 0: the run's, else 8")
+    parser.add_argument("--group-by-source", type=int, default=0, metavar="N", help="0: the run's, else 1")
+    parser.add_argument("--modality", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--rounds", type=int, default=5, help="steps that are counted (5), after one that is not")
+    add_device(parser)
 
-    return run(args)
+
+def run_step(args: argparse.Namespace) -> int:
+    """Count or measure, and print."""
+    if args.counters:
+        if not args.run_file:
+            raise ValueError("--counters: counts the model of a run; give --run FILE")
+        from rb.bench.step_counters import run as count
+
+        return count(args)
+    from rb.bench.step_speed import run as measure
+
+    return measure(args)
 
 
 def add_watching(parser: argparse.ArgumentParser) -> None:

@@ -22,16 +22,17 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from rb.core import dist, op_costs
 from rb.core.tensors import num_bytes
 from rb.costs.on_meta import replaced
-from rb.model import encoded, grouping, loss_terms
+from rb.model import encoded, loss_terms, point_encoder
 
 REST = "rest"
 # Operators of torch that launch nothing and do not show it by the alias in their schema.
@@ -40,6 +41,16 @@ NO_LAUNCH = frozenset(
     | {"detach", "alias", "lift_fresh", "is_same_size", "sym_size", "sym_stride", "sym_numel", "_local_scalar_dense"}
 )
 TORCH = ("aten", "prim", "prims", "profiler")
+# Operators by which the host reads a number or a size off the device, and waits for it.
+WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"})
+# The CPU's kernel of attention, of which torch has no formula; it computes the scores again in its backward pass, as CUDA's do. Over shapes.
+_CPU_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    getattr(torch.ops.aten, _CPU_KERNEL): lambda query, key, value, *_: sdpa_flop_count(query, key, value),
+    getattr(torch.ops.aten, f"{_CPU_KERNEL}_backward"): (
+        lambda grad, query, key, value, *_: sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
 _PRODUCT = re.compile(r"mm($|_)|matmul|^mv$|^dot$|conv|attention|bilinear|^linear")
 
 
@@ -51,6 +62,7 @@ class Counts:
     launches: int = 0
     collectives: int = 0
     received: float = 0.0  # bytes
+    waits: int = 0  # how often the host waited for the device
 
 
 @dataclass
@@ -126,6 +138,7 @@ class Counter(TorchDispatchMode):
         else:
             raise NotImplementedError(f"operator {func._schema.name} states no cost; rb.core.op_costs.register it")
         counts.launches += launches
+        counts.waits += name in WAITS
         counts.flops += flops
         self.found.names[func._schema.name] += launches
         return result
@@ -139,6 +152,8 @@ def _only_views(func: Any) -> bool:
 
 
 def _flops(func: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], result: Any) -> int:
+    if func.overloadpacket in CPU_ATTENTION:
+        return CPU_ATTENTION[func.overloadpacket](*(one.shape for one in args if isinstance(one, Tensor)))
     formula = flop_registry.get(func.overloadpacket)
     if formula is not None:
         return int(formula(*args, **named, out_val=result))
@@ -166,8 +181,15 @@ def received(name: str, args: tuple[Any, ...]) -> float:
     raise NotImplementedError(f"collective c10d::{name} has no formula of its bytes")
 
 
+class ByPart(Protocol):
+    """What is told which part runs: a counter, a clock."""
+
+    def part(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Within it, this part runs."""
+
+
 @contextlib.contextmanager
-def by_parts(counter: Counter) -> Iterator[None]:
+def by_parts(counter: ByPart) -> Iterator[None]:
     """The model's calls that are parts: encoder with FPS and nearest neighbours, the Q-Former's passes, every loss term."""
 
     def marked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,8 +203,8 @@ def by_parts(counter: Counter) -> Iterator[None]:
     places: list[tuple[Any, str, str]] = [
         (encoded.ModalityModel, "encode", "encoder"),
         (encoded.Encoded, "draw", "itm"),
-        (grouping, "farthest_point_sample", "fps"),
-        (grouping, "knn_group", "neighbours"),
+        (point_encoder, "farthest_point_sample", "fps"),
+        (point_encoder, "knn_group", "neighbours"),
         (encoded, "query_pass", "qformer"),
         (encoded, "query_and_text_pass", "qformer"),
         *((loss_terms.FUNCTIONS, term, term) for term in loss_terms.FUNCTIONS),

@@ -17,11 +17,11 @@ from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.core.run_paths import open_run
 from rb.costs.meta_model import model_of
+from rb.costs.real_step import torch_counter, with_numbers
 from rb.costs.typical_batch import typical_batches
 from rb.data.order import Arrangement
 from rb.data.pipeline import open_training_data
 from rb.model.weights.build import build_model
-from rb.plan.checking import torch_counter, with_numbers
 from rb.plan.commands import _card
 from rb.plan.factors import CARDS
 from rb.training.schedule import Schedule
@@ -90,7 +90,7 @@ def test_flops_are_those_of_a_real_step(foundation: FoundationConfig, modality: 
     counted = count_step(model_of(config), modality, 6, 2)
     model = build_model(config, seed=0).model
     with torch_counter() as real:
-        model(with_numbers(next(typical_batches(model, modality, 6, 2)))).total.backward()
+        model(with_numbers(next(typical_batches(model, modality, 6, 2)), model)).total.backward()
     assert counted.total("flops") == pytest.approx(real.get_total_flops(), rel=0.01)
 
 

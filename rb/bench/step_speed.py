@@ -1,0 +1,386 @@
+"""``rb bench step``: real training steps with random inputs, by part, and beside the step of LAVIS (``lavis_step.py``) in the same process.
+
+A step is a forward and backward pass and the optimizer's (torch's AdamW at learning rate 0: the same work, and the weights stay). Steps take
+turns, so other work on the machine meets all alike. What counts is processor time on a CPU, never the clock, and the time of the kernels on
+a GPU. MFU is the rate of the *needed* FLOPs (``rb/costs/needed.py``) over the rate of a product of square matrices that takes its turn between the
+steps: work that nobody needs does not raise it.
+
+Launches are those of this device: on a CPU farthest point sampling is a loop there, where a GPU has one kernel. One process; what ranks tell each other
+is counted by ``--counters``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rb.bench.lavis_step import LavisStep
+from rb.core.batch import Batch, LossTerms
+from rb.core.config import AUTO, RunConfig
+from rb.core.device import usable_device
+from rb.core.exit_codes import FINISHED
+from rb.core.model_config import at_least
+from rb.core.output import aligned, say, say_json
+from rb.core.run_paths import open_foundation
+from rb.costs.executed import Counter, Counts, by_parts
+from rb.costs.memory import Saved
+from rb.costs.needed import needed
+from rb.costs.random_models import SIZES, build_random
+from rb.costs.real_step import give_memory_back, peak_bytes, with_numbers
+from rb.costs.typical_batch import typical_batches
+from rb.model.region_blip import RegionBLIP
+from rb.model.weights.build import build_model
+
+ROWS = 8  # samples of a micro-batch where nothing says another number
+SQUARE = {"cpu": 1024, "cuda": 8192}  # rows of the matrices whose product is the machine's rate
+OURS, BASELINE = "ours", "baseline"
+BACKWARD, OPTIMIZER = "backward", "optimizer"
+
+
+class Clock:
+    """Seconds by part: of the processor, or between events of the GPU. Time inside an inner part is the inner one's alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+        self._open: list[str] = ["rest"]
+
+    def _mark(self) -> None:
+        now: Any = time.process_time()
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._marks.append((self._open[-1], now))
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """As ``Counter.part``."""
+        self._mark()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._mark()
+            self._open.pop()
+
+    def seconds(self) -> dict[str, float]:
+        """By part, from the first mark to the last."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        found: dict[str, float] = defaultdict(float)
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            found[part] += before.elapsed_time(after) / 1e3 if self._cuda else after - before
+        return dict(found)
+
+
+class Way:
+    """A way to make a step of a model, and what was measured of it."""
+
+    def __init__(self, model: RegionBLIP, forward: Callable[[Batch], LossTerms]) -> None:
+        self.model, self._forward = model, forward
+        self._optimizer = torch.optim.AdamW(
+            model.trainable_parameters().values(), lr=0.0, weight_decay=0.0, fused=model.device.type == "cuda"
+        )
+        self.rounds: list[dict[str, float]] = []  # seconds by part
+
+    def gradients(self, batch: Batch) -> None:
+        """Forward and backward."""
+        self._forward(batch).total.backward()
+
+    def clear(self) -> None:
+        """Without gradients, as a step begins."""
+        self.model.zero_grad(set_to_none=True)
+
+    def count(self, batch: Batch) -> dict[str, Counts]:
+        """What a forward and backward pass executes, by part."""
+        counter = Counter()
+        with by_parts(counter), counter:
+            self.gradients(batch)
+        self.clear()
+        return counter.found.parts
+
+    def saved(self, batch: Batch) -> float:
+        """Bytes that autograd keeps between forward and backward."""
+        held: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
+        saved = Saved([*held, *(v for v in vars(batch).values() if isinstance(v, Tensor))])
+        with saved:
+            total = self._forward(batch).total
+        saved.close()
+        del total
+        return float(saved.bytes)
+
+    def peak(self, batch: Batch) -> float:
+        """Bytes above the weights at the worst moment of forward and backward."""
+        self.clear()
+        found = peak_bytes(lambda: self.gradients(batch), self.model.device)
+        self.clear()
+        return found
+
+    def take_turn(self, batch: Batch) -> None:
+        """One step, timed."""
+        clock = Clock(self.model.device)
+        with by_parts(clock), clock.part("rest"):
+            total = self._forward(batch).total
+            with clock.part(BACKWARD):
+                total.backward()
+            with clock.part(OPTIMIZER):
+                self._optimizer.step()
+        self.clear()
+        self.rounds.append(clock.seconds())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each round."""
+        return [sum(parts.values()) for parts in self.rounds]
+
+
+@dataclass
+class Measured:
+    """Of one way to make a step of one modality. FLOPs and saved bytes are of a sample, all else of a step."""
+
+    executed_gflop: float
+    launches: int
+    host_waits: int
+    saved_mb: float
+    peak_mb: float
+    ms: float
+    ms_low: float
+    ms_high: float
+    samples_per_s: float
+
+
+@dataclass
+class StepSpeed:
+    """Of one modality.
+
+    Attributes:
+        samples, sources: of the micro-batch.
+        mfu: rate of the needed FLOPs over ``matmul_gflops``, the machine's, both in the same rounds.
+        parts: needed and executed GFLOP of a sample, launches, collectives, MB received, ms of the forward pass.
+        ratios: of the baseline to ours; ``executed_to_needed`` is the baseline's executed over our needed FLOPs.
+    """
+
+    samples: int
+    sources: int
+    needed_gflop: float
+    matmul_gflops: float
+    mfu: float
+    ways: dict[str, Measured]
+    parts: dict[str, dict[str, float]]
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        own = {name: value for name, value in vars(self).items() if name not in ("ways", "ratios")}
+        found = own | vars(self.ways[OURS])
+        if BASELINE in self.ways:
+            found |= {BASELINE: vars(self.ways[BASELINE]), "ratios": self.ratios}
+        return found
+
+
+def measure(ways: dict[str, Way], modality: str, rows: int, group: int, rounds: int) -> StepSpeed:
+    """All ways on one micro-batch, in turns, after one step of each that is not counted."""
+    ours = ways[OURS]
+    meta = next(typical_batches(ours.model, modality, rows, group))
+    batch = with_numbers(meta, ours.model).to(ours.model.device)
+    need = needed(ours.model, meta, rows)
+    rates = []
+    for way in ways.values():
+        way.rounds.clear()
+    for number in range(rounds + 1):
+        for way in list(ways.values())[:: 1 if number % 2 else -1]:
+            way.take_turn(batch)
+        rates.append(matmul_rate(ours.model.device))
+    for way in ways.values():
+        way.rounds.pop(0)
+    found = {name: _measured(way, batch) for name, way in ways.items()}
+    counts = {name: counted for name, (counted, _) in found.items()}
+    result = {name: one for name, (_, one) in found.items()}
+    seconds, rate = statistics.median(ours.seconds), statistics.median(rates[1:])
+    speed = StepSpeed(
+        rows,
+        len(batch.inputs),
+        sum(need.values()) / rows / 1e9,
+        rate / 1e9,
+        statistics.median(sum(need.values()) / one / r for one, r in zip(ours.seconds, rates[1:], strict=True)),
+        result,
+        _parts(need, counts[OURS], ours, rows),
+    )
+    if BASELINE in ways:
+        one, other = result[BASELINE], result[OURS]
+        quotients = [a / b for a, b in zip(ways[BASELINE].seconds, ours.seconds, strict=True)]
+        speed.ratios = {
+            "executed_to_needed": one.executed_gflop / speed.needed_gflop,
+            "executed": one.executed_gflop / other.executed_gflop,
+            "time": statistics.median(quotients),
+            "time_low": min(quotients),
+            "time_high": max(quotients),
+            "launches": one.launches / other.launches,
+            "saved": one.saved_mb / other.saved_mb,
+            "peak": one.peak_mb / other.peak_mb,
+        }
+    assert seconds > 0
+    return speed
+
+
+def _measured(way: Way, batch: Batch) -> tuple[dict[str, Counts], Measured]:
+    rows, counts = len(batch), way.count(batch)
+    seconds = statistics.median(way.seconds)
+    return counts, Measured(
+        executed_gflop=sum(one.flops for one in counts.values()) / rows / 1e9,
+        launches=sum(one.launches for one in counts.values()),
+        host_waits=sum(one.waits for one in counts.values()),
+        saved_mb=way.saved(batch) / rows / 1e6,
+        peak_mb=way.peak(batch) / 1e6,
+        ms=1e3 * seconds,
+        ms_low=1e3 * min(way.seconds),
+        ms_high=1e3 * max(way.seconds),
+        samples_per_s=rows / seconds,
+    )
+
+
+def _parts(need: dict[str, float], counts: dict[str, Counts], way: Way, rows: int) -> dict[str, dict[str, float]]:
+    """Of ours, in the order of the step; the backward pass counts for its part in all but the time."""
+    parts = {}
+    for name in dict.fromkeys([*need, *counts, *(part for one in way.rounds for part in one)]):
+        done = counts.get(name, Counts())
+        parts[name] = {
+            "needed_gflop": need.get(name, 0.0) / rows / 1e9,
+            "executed_gflop": done.flops / rows / 1e9,
+            "launches": done.launches,
+            "collectives": done.collectives,
+            "received_mb": done.received / 1e6,
+            "ms": 1e3 * statistics.median(one.get(name, 0.0) for one in way.rounds),
+        }
+    return parts
+
+
+def matmul_rate(device: torch.device) -> float:
+    """FLOPs a second of one product of square matrices, in the type of a training there; numbers are random, since zeros run faster."""
+    size = SQUARE[device.type]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    clock = Clock(device)
+    with clock.part("product"):
+        torch.mm(one, one)
+    return 2.0 * size**3 / clock.seconds()["product"]
+
+
+def build(args: argparse.Namespace, device: torch.device) -> tuple[str, Callable[[], RegionBLIP], int, int]:
+    """Name of what is measured, how it is built, samples of a micro-batch and size of groups."""
+    if not args.run_file:
+        if args.size not in SIZES:
+            raise ValueError(f"--size {args.size}: must be one of {', '.join(SIZES)}")
+        size, dtype = SIZES[args.size], torch.bfloat16 if device.type == "cuda" else torch.float32
+        return args.size, lambda: build_random(size, device, dtype), args.micro_batch or ROWS, args.group_by_source or 1
+    config: RunConfig = open_foundation(args.run_file, args.overrides)
+    if device.type == "cpu":  # no processor here multiplies bfloat16 fast
+        config = replace(config, model=replace(config.model, frozen_dtype="float32"))
+    given = config.train.micro_batch_size
+    rows = args.micro_batch or (ROWS if given == AUTO else given)
+    group = args.group_by_source or config.data.group_by_source
+    return config.name, lambda: build_model(config.model, config.seed, device).model, rows, group
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    found = measure_all(args)
+    if args.json:
+        say_json(found["json"])
+        return FINISHED
+    for line in found["lines"]:
+        say(line)
+    return FINISHED
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, Any]:
+    """The report of every modality, as JSON and as lines."""
+    at_least("--rounds", args.rounds, 1)
+    device = usable_device(args.device)
+    if device.type == "cpu":
+        give_memory_back()
+    torch.manual_seed(0)
+    name, make, rows, group = build(args, device)
+    at_least("--micro-batch", rows, 1)
+    at_least("--group-by-source", group, 1)
+    model = make()
+    ways = {OURS: Way(model, model)}
+    if args.baseline:
+        plain = LavisStep(make(), model)
+        ways[BASELINE] = Way(plain.model, plain)
+    modalities = args.modality or list(model.parts)
+    for modality in modalities:
+        if modality not in model.parts:
+            raise ValueError(f"--modality {modality}: the model trains {', '.join(model.parts)}; name one of these")
+    speeds = {modality: measure(ways, modality, rows, group, args.rounds) for modality in modalities}
+    head = {
+        "name": name,
+        "micro_batch": rows,
+        "group_by_source": group,
+        "rounds": args.rounds,
+        "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}",
+        "weights": str(model.blip2.language_model.dtype).removeprefix("torch."),
+    }
+    lines = [f"{name}, micro-batch {rows}, groups of {group}, {head['weights']}; {head['machine']}"]
+    for modality, speed in speeds.items():
+        lines += ["", *_lines(modality, speed, device)]
+    return {"json": head | {"modalities": {m: speed.tree() for m, speed in speeds.items()}}, "lines": lines}
+
+
+def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
+    clock = "ms of the GPU" if device.type == "cuda" else "ms of processor time"
+    lines = [
+        f"{modality}: {speed.samples} samples of {speed.sources} sources; {speed.needed_gflop:,.4g} GFLOP a sample needed, "
+        f"MFU {speed.mfu:.3f} of a product's {speed.matmul_gflops:,.4g} GFLOP/s"
+    ]
+    head = (
+        "",
+        "GFLOP a sample",
+        "launches",
+        "host waits",
+        "saved MB a sample",
+        "peak MB",
+        clock,
+        "from",
+        "to",
+        "samples/s",
+    )
+    rows = [
+        (
+            name,
+            f"{one.executed_gflop:,.4g}",
+            f"{one.launches:,}",
+            f"{one.host_waits}",
+            f"{one.saved_mb:,.4g}",
+            f"{one.peak_mb:,.4g}",
+            f"{one.ms:,.4g}",
+            f"{one.ms_low:,.4g}",
+            f"{one.ms_high:,.4g}",
+            f"{one.samples_per_s:,.4g}",
+        )
+        for name, one in speed.ways.items()
+    ]
+    lines += aligned([head, *rows], 1, indent="  ")
+    if speed.ratios:
+        r = speed.ratios
+        lines.append(
+            f"  baseline to ours: FLOPs {r['executed']:.3f} ({r['executed_to_needed']:.3f} of what is needed), "
+            f"time {r['time']:.3f} ({r['time_low']:.3f} to {r['time_high']:.3f}), launches {r['launches']:.2f}; "
+            f"ours to baseline: saved {1 / r['saved']:.3f}, peak {1 / r['peak']:.3f}"
+        )
+    names = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb", "ms")
+    table = [
+        (part, *(f"{row[name]:,}" if isinstance(row[name], int) else f"{row[name]:,.4g}" for name in names))
+        for part, row in speed.parts.items()
+    ]
+    return lines + aligned([("part", *names[:-1], clock), *table], 1, indent="  ")
