@@ -32,7 +32,7 @@ from rb.data.predictions import read_predictions
 from rb.data.shard_writer import ShardWriter
 from rb.drawing.page import Html
 from rb.drawing.pictures import image_with_box
-from rb.inference.generate import caption_examples
+from rb.inference.generate import caption_batches
 from rb.model.weights.build import build_model
 from rb.pages.gallery import gallery
 from rb.sources.images import ImageTransform
@@ -211,7 +211,7 @@ def test_a_new_source_is_one_row_and_one_file(foundation: FoundationConfig, tmp_
     assert losses[-1] < 0.6 * losses[0], losses
 
     examples = PredictDataset(test, VIDEO.name, transform, batch_size=3)
-    rows = caption_examples(loaded, examples, VIDEO.name)
+    rows = [row for batch in caption_batches(loaded, examples, VIDEO.name) for row in batch]
     assert [row.id for row in rows] == [f"video/{i}#square" for i in range(4)]
     assert {row.prediction.split()[0] for row in rows} <= {"ball", "cube"}  # the words of the training captions
     assert rows[0].box == gif(0)[1]

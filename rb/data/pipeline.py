@@ -226,6 +226,11 @@ class PredictDataset(Dataset[PredictionBatch]):
         self.examples: Sequence[int] = chosen[starts[rank] : starts[rank + 1]]
         self.rounds = -(-max(stop - start for start, stop in pairwise(starts)) // batch_size)
 
+    @property
+    def sources(self) -> list[str]:
+        """The source id of each of ``examples``."""
+        return [self.reader.index.source_id(int(record)) for record in self.reader.records_of(self.examples)]
+
     def __len__(self) -> int:
         """Batches of this rank; the last may be smaller."""
         return -(-len(self.examples) // self.batch_size)
@@ -269,6 +274,8 @@ def train_loader(
     return Batches(dataset, items, num_workers, pin_memory, timeout_s)
 
 
-def predict_loader(dataset: PredictDataset, num_workers: int = 0, pin_memory: bool = False) -> Batches[PredictionBatch]:
-    """This rank's examples, in the manifest's order; over all ranks each example once."""
-    return Batches(dataset, range(len(dataset)), num_workers, pin_memory)
+def predict_loader(
+    dataset: PredictDataset, num_workers: int = 0, pin_memory: bool = False, first: int = 0
+) -> Batches[PredictionBatch]:
+    """This rank's examples from batch ``first`` on, in the manifest's order; over all ranks each example once."""
+    return Batches(dataset, range(first, len(dataset)), num_workers, pin_memory)

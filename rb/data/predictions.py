@@ -59,6 +59,22 @@ def predictions_meta_path(path: Path) -> Path:
     return Path(path).with_suffix(".meta.json")
 
 
+def prediction_lines(rows: Sequence[Prediction]) -> bytes:
+    """Rows as they stand in a predictions file, a line each."""
+    return "".join(dumps(asdict(row)) + "\n" for row in rows).encode()
+
+
+def parse_predictions(data: bytes, where: str) -> list[Prediction]:
+    """The rows of a predictions file's content; ``FormatError`` for a malformed line, or an id that comes twice."""
+    rows: list[Prediction] = []
+    places: list[tuple[str, str]] = []
+    for place, row in parse_lines(data, where):
+        rows.append(Prediction(**_check_prediction(row, place)))
+        places.append((rows[-1].id, place))
+    _unique(places)
+    return rows
+
+
 def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
     """All rows of a prediction job, each file in one step, and ``NAME.meta.json`` beside them.
 
@@ -67,11 +83,9 @@ def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str,
     """
     path = Path(path)
     _unique([(row.id, f"{path}, row {i}") for i, row in enumerate(rows, 1)])
-    lines = []
     for i, row in enumerate(rows, 1):
         _check_prediction(asdict(row), f"{path}, row {i}")
-        lines.append(dumps(asdict(row)) + "\n")
-    data = "".join(lines).encode()
+    data = prediction_lines(rows)
     own = {
         "num_predictions": len(rows),
         "ids_sha256": ids_digest([row.id for row in rows]),
@@ -94,12 +108,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
             f"{path}: no predictions file there; `rb predict --checkpoint RUN_DIR --data MANIFEST --modality MODALITY --out {path}` writes one"
         )
     data = path.read_bytes()
-    rows: list[Prediction] = []
-    places: list[tuple[str, str]] = []
-    for where, row in parse_lines(data, str(path)):
-        rows.append(Prediction(**_check_prediction(row, where)))
-        places.append((rows[-1].id, where))
-    _unique(places)
+    rows = parse_predictions(data, str(path))
     meta_path = predictions_meta_path(path)
     if not meta_path.is_file():
         return rows, {}

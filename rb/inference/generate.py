@@ -16,30 +16,20 @@ from rb.inference.load import Loaded
 from rb.model.language import Generation
 
 
-def caption_examples(
-    loaded: Loaded,
-    dataset: PredictDataset,
-    read_as: str,
-    num_workers: int = 0,
-    bar_stays: bool = True,
-) -> list[Prediction]:
-    """Captions of this rank's examples, in the dataset's order. No collective; progress is shown on rank 0. Arguments as `caption_batches`."""
-    return [row for rows in caption_batches(loaded, dataset, read_as, num_workers, bar_stays) for row in rows]
-
-
 def caption_batches(
-    loaded: Loaded, dataset: PredictDataset, read_as: str, num_workers: int = 0, bar_stays: bool = True
+    loaded: Loaded, dataset: PredictDataset, read_as: str, num_workers: int = 0, bar_stays: bool = True, first: int = 0
 ) -> Iterator[list[Prediction]]:
     """Captions of this rank's examples, batch by batch. No collective; progress is shown on rank 0.
 
     Args:
         read_as: the modality whose parts read the inputs (the base model reads a region as ``image``).
         bar_stays: whether the finished progress bar stays on the screen.
+        first: batches before this one are left out.
     """
     model, text, device = loaded.model, loaded.text, loaded.model.device
     how = Generation.of(text, read_as, loaded.generation, device)
     for batch in progress.bar(
-        predict_loader(dataset, num_workers, pin_memory=device.type == "cuda"),
+        predict_loader(dataset, num_workers, device.type == "cuda", first),
         desc=f"{dataset.modality} captions",
         unit="batch",
         disable=not dist.is_main(),

@@ -19,16 +19,18 @@ import transformers
 import rb
 from rb.core import dist
 from rb.core.config import DecodeConfig
-from rb.core.files import CannotWriteError
+from rb.core.files import CannotWriteError, sha256
 from rb.core.modality import IMAGE, modality_spec
 from rb.core.output import note
+from rb.core.tensor_files import tensor_bytes
 from rb.data.index import ManifestReader
 from rb.data.pipeline import InputView, PredictDataset
 from rb.data.predictions import Prediction, write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.inference.cache_groups import use_of_groups
-from rb.inference.generate import caption_examples
+from rb.inference.chunks import Chunks
+from rb.inference.generate import caption_batches
 from rb.inference.load import Loaded
 from rb.sources.table import source_of
 
@@ -39,6 +41,7 @@ RELEASED_DECODING = {
     for kind, longest in (("decoder", 29), ("encoder_decoder", 30))
 }
 REFERENCE_POLICY = "all sentences of a source or box"
+CHUNK_BATCHES = 32  # batches after which a rank keeps what it has
 WHOLE, CROPS, SHUFFLED, BLIND = "whole", "crops", "shuffled", "blind"
 
 
@@ -85,7 +88,9 @@ class Job:
 
 
 def predict(job: Job, loaded: Loaded, out: Path) -> int:
-    """Caption every example and write ``out``; rank 0 writes, all ranks must call. Returns the number of rows.
+    """Caption every example and write ``out``; rank 0 writes, all ranks must call. Returns the number of rows, on rank 0.
+
+    A job that was killed goes on behind the last finished chunk of each rank (`rb/inference/chunks.py`) and writes the same bytes.
 
     Raises:
         ValueError: the model cannot read the modality.
@@ -95,13 +100,32 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
     said = use_of_groups(job.reader, job.modality, loaded.transform)
     if said is not None and dist.is_main():
         note(said)
-    rows = caption_examples(loaded, _dataset(job, loaded, box_of), _read_as(job, loaded), job.num_workers)
-    gathered = dist.gather_objects(rows)
-    if gathered is None:
-        return len(rows)
-    ordered = [row for rows in gathered for row in rows]  # in the manifest's order, as ranks share it out
-    _write(out, ordered, _meta(job, loaded, len(ordered)))
+    dataset, read_as = _dataset(job, loaded, box_of), _read_as(job, loaded)
+    chunks = Chunks(out, _identity(job, loaded), CHUNK_BATCHES * job.batch_size)
+    gathered = dist.gather_objects(_captions(loaded, dataset, read_as, job.num_workers, chunks))
+    ordered = [row for rows in gathered or () for row in rows]  # in the manifest's order, as ranks share it out
+    if dist.is_main():
+        _write(out, ordered, _meta(job, loaded, len(ordered)))
+    chunks.remove()
     return len(ordered)
+
+
+def _captions(
+    loaded: Loaded, dataset: PredictDataset, read_as: str, num_workers: int, chunks: Chunks
+) -> list[Prediction]:
+    """Captions of this rank's examples: those of an earlier process that was stopped, and the rest, kept chunk by chunk."""
+    rows = chunks.read(dataset.sources)
+    if rows:
+        note(
+            f"{chunks.folder}: rank {dist.rank()} goes on after {len(rows):,} of its {len(dataset.examples):,} examples"
+        )
+    first, kept = -(-len(rows) // dataset.batch_size), len(rows)
+    for batch in caption_batches(loaded, dataset, read_as, num_workers, first=first):
+        rows += batch
+        if len(rows) - kept == chunks.size or len(rows) == len(dataset.examples):
+            chunks.add(kept // chunks.size, rows[kept:])
+            kept = len(rows)
+    return rows
 
 
 def _write(out: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
@@ -142,6 +166,17 @@ def _read_as(job: Job, loaded: Loaded) -> str:
         trained = ", ".join(loaded.model.parts)
         raise ValueError(f"this run has no {job.modality}: its model.train_modalities are {trained}")
     return job.modality
+
+
+def _identity(job: Job, loaded: Loaded) -> dict[str, Any]:
+    """What decides the rows of a job, and how they are put into batches."""
+    trained = loaded.trained.values if loaded.trained is not None else {}
+    files = [path for paths in loaded.built.files.values() for path in paths]
+    return _meta(job, loaded, job.num_examples) | {
+        "batch_size": job.batch_size,
+        "frozen": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "trained": sha256(tensor_bytes(trained)),
+    }
 
 
 def _meta(job: Job, loaded: Loaded, num_rows: int) -> dict[str, Any]:
