@@ -28,6 +28,7 @@ setup(
         "rb.evaluation": ["*.json", "spice_engine/*"],
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
         "rb.drawing": ["*.css", "*.js"],
+        "rb.serving": ["page/*"],
         **{key: ["*.yaml", "*.json"] for key in SHIPPED},
     },
     install_requires=[
@@ -68,6 +69,12 @@ setup(
             'triton>=3.3; sys_platform == "linux"'
         ],  # comes with torch for CUDA; tests run it in its interpreter
         "clouds": ["plyfile>=1.1,<2", "pypcd4>=1.5,<2"],  # rb caption scan.ply, scan.pcd
+        "serve": [
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "python-multipart>=0.0.20",
+            "prometheus-client>=0.20",
+        ],  # rb serve, rb demo
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13
@@ -76,6 +83,7 @@ setup(
             "moto[s3]>=5.1,<6",  # an S3 server on loopback
             "mypy>=1.15",
             "ninja",
+            "openai>=2",  # a client made by others, against rb serve
             "packaging>=23",
             "pycocotools>=2.0.8",  # what pycocoevalcap reads files with: held against our reader
             "pytest>=8",

@@ -131,6 +131,8 @@ COMMANDS = (
     Command("metrics install", "fetch the jars that SPICE needs", lazy("rb.evaluation.commands:add_install")),
     Command("ablate", "train and score variants of a run over seeds", lazy("rb.ablate.commands:add_ablate"), PROCESS),
     Command("caption", "caption an image or boxes in it", lazy("rb.api.commands:add_caption")),
+    Command("serve", "answer requests for captions over HTTP", lazy("rb.serving.commands:add_serve")),
+    Command("demo", "a page to draw boxes on and read captions", lazy("rb.serving.commands:add_demo")),
     Command("export", "write a run's adapters for transformers and peft", lazy("rb.exporting.commands:add_export")),
     Command("push", "upload an export to the hub", lazy("rb.exporting.commands:add_push")),
     Command("plan", "what a run takes on GPUs of a kind: hours, memory, bytes", lazy("rb.plan.commands:add_plan")),

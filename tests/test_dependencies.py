@@ -53,7 +53,7 @@ def imported(folder: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("rb", ("", "points", "clouds", "http", "kernels")), ("eval", ("",)), ("tests", ("", "dev", "docs", "clouds"))],
+    [("rb", ("", "points", "clouds", "http", "kernels", "serve")), ("eval", ("",)), ("tests", ("", "dev", "docs", "clouds", "serve"))],
 )
 def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     groups = declared()

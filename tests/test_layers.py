@@ -22,6 +22,7 @@ LAYER = {
     "rb.pages": 4,
     "rb.exporting": 4,
     "rb.api": 4,
+    "rb.serving": 5,
     "rb.training": 5,
     "rb.launching": 6,
     "rb.train": 7,

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Source:
+class Ready:
     """One image or cloud ready for its encoder, and its boxes as the model's numbers (none: the whole)."""
 
     tensor: Tensor
@@ -42,6 +42,7 @@ class _Source:
 
     @property
     def rows(self) -> int:
+        """Captions or vectors that are made of it."""
         return 1 if self.boxes is None else len(self.boxes)
 
 
@@ -49,6 +50,7 @@ class RegionBLIP:
     """A loaded model. Make it with ``from_pretrained``.
 
     Attributes:
+        text: its tokenizers.
         modalities: what it was trained for; ``image`` works always (then it is BLIP-2 itself).
         decode: how captions are generated; may be replaced.
     """
@@ -57,7 +59,7 @@ class RegionBLIP:
         self.decode = loaded.generation
         self.modalities = tuple(loaded.model.parts)
         self.model = loaded.model
-        self._text = loaded.text
+        self.text = loaded.text
         transforms = loaded.transform.of_source
         self._images = cast("ImageTransform", transforms["image"])
         self._points = dataclasses.replace(cast("PointTransform", transforms["points"]), allow_few_points=True)
@@ -111,7 +113,7 @@ class RegionBLIP:
         Raises:
             InputError: an image or box that cannot be used; regions were not trained.
         """
-        modality, sources, shape = self._image_sources(images, boxes, box_format)
+        modality, sources, shape = self.image_sources(images, boxes, box_format)
         return shape(self._captions(modality, sources, prompt, batch_size))
 
     def caption_points(
@@ -127,7 +129,7 @@ class RegionBLIP:
         Boxes are min xyz, max xyz in the cloud's own units ("metres"), or "normalised", 0 to 1 along each axis of the cloud's extent. A
         cloud of more points than the model reads is thinned by a fixed draw, one of fewer is filled up by repetition.
         """
-        modality, sources, shape = self._cloud_sources(points, boxes, box_format)
+        modality, sources, shape = self.cloud_sources(points, boxes, box_format)
         return shape(self._captions(modality, sources, prompt, batch_size))
 
     # -- retrieval ----------------------------------------------------------------------------------------------------
@@ -136,21 +138,21 @@ class RegionBLIP:
         self, images: Any, boxes: Any = None, box_format: str | None = None, batch_size: int = BATCH_SIZE
     ) -> Tensor:
         """Images or regions in ITC space, [n, Q, E] of length 1, one row for each box in order. Arguments as of ``caption``."""
-        modality, sources, _ = self._image_sources(images, boxes, box_format)
+        modality, sources, _ = self.image_sources(images, boxes, box_format)
         return self._embeddings(modality, sources, batch_size)
 
     def embed_points(
         self, points: Any, boxes: Any = None, batch_size: int = BATCH_SIZE, box_format: str = "metres"
     ) -> Tensor:
         """Clouds or their regions in ITC space, [n, Q, E]. Arguments as of ``caption_points``."""
-        modality, sources, _ = self._cloud_sources(points, boxes, box_format)
+        modality, sources, _ = self.cloud_sources(points, boxes, box_format)
         return self._embeddings(modality, sources, batch_size)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], modality: str) -> Tensor:
         """Texts in the ITC space of a modality, [n, E] of length 1."""
-        self._require(modality)
-        ids, mask = self._text.encode_qformer([texts] if isinstance(texts, str) else texts)
+        self.require(modality)
+        ids, mask = self.text.encode_qformer([texts] if isinstance(texts, str) else texts)
         state = self.model.text_state(modality, ids.to(self.model.device), mask.to(self.model.device))
         return F.normalize(self.model.of(modality).heads.text_proj(state.float()), dim=-1).cpu()
 
@@ -159,25 +161,27 @@ class RegionBLIP:
         """[n, Q, E] and [m, E] -> [n, m]: the best query's cosine, as ITC trains it."""
         return torch.einsum("nqe,me->nmq", embeds, texts).amax(dim=-1)
 
-    # -- inside -------------------------------------------------------------------------------------------------------
+    # -- sources ready for the model (also for rb/serving) ------------------------------------------------------------
 
-    def _require(self, modality: str) -> None:
+    def require(self, modality: str) -> None:
+        """``InputError`` unless the checkpoint was trained for a modality."""
         if modality not in self.modalities:
             raise InputError(
                 f"{modality} is not in this checkpoint, which has {', '.join(self.modalities)}; load one trained for it"
             )
 
-    def _image_sources(
+    def image_sources(
         self, images: Any, boxes: Any, box_format: str | None
-    ) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+    ) -> tuple[str, list[Ready], Callable[[list[Any]], Any]]:
+        """(modality, sources, what nests flat results like the input); arguments as of ``caption``."""
         given, single = inputs.listed(images, single_ndim=3)
         if boxes is None:
             return (
                 IMAGE,
-                [_Source(self._images(image), None) for image in _opened(given)],
+                [Ready(self._images(image), None) for image in _opened(given)],
                 _shaper([None] * len(given), single),
             )
-        self._require(IMAGE_REGION)
+        self.require(IMAGE_REGION)
         box_format = inputs.check_box_format(box_format)
         sources, alone = [], []
         entries = inputs.per_source(boxes, len(given), single, "images")
@@ -187,37 +191,40 @@ class RegionBLIP:
                 inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]", self._images.whole_pixels)
                 for j, row in enumerate(rows)
             ]
-            sources.append(_Source(self._images(opened_image), inputs.to_tensor(ready)))
+            sources.append(Ready(self._images(opened_image), inputs.to_tensor(ready)))
             alone.append(1 if one else -len(rows))
         return IMAGE_REGION, sources, _shaper(alone, single)
 
-    def _cloud_sources(
+    def cloud_sources(
         self, points: Any, boxes: Any, box_format: str
-    ) -> tuple[str, list[_Source], Callable[[list[Any]], Any]]:
+    ) -> tuple[str, list[Ready], Callable[[list[Any]], Any]]:
+        """As ``image_sources``; arguments as of ``caption_points``."""
         box_format = inputs.check_cloud_box_format(box_format)
         given, single = inputs.listed(points, single_ndim=2)
         modality = POINT_CLOUD if boxes is None else POINT_CLOUD_REGION
-        self._require(modality)
+        self.require(modality)
         entries = [None] * len(given) if boxes is None else inputs.per_source(boxes, len(given), single, "clouds")
-        sources: list[_Source] = []
+        sources: list[Ready] = []
         alone: list[int | None] = []
         for i, (one_cloud, entry) in enumerate(zip(given, entries, strict=True)):
             where = f"points[{i}]"
             array, key = inputs.cloud(one_cloud, where), ("predict", "api")
             if entry is None:
-                sources.append(_Source(self._points(array, (), where, key)[0], None))
+                sources.append(Ready(self._points(array, (), where, key)[0], None))
                 alone.append(None)
                 continue
             rows, one = inputs.box_rows(entry, 6, f"boxes[{i}]")
             rows = [inputs.cloud_box(row, array, box_format, f"boxes[{i}][{j}]") for j, row in enumerate(rows)]
             if rows:
                 tensor, ready = self._points(array, rows, where, key)
-                sources.append(_Source(tensor, torch.stack(ready)))
+                sources.append(Ready(tensor, torch.stack(ready)))
             alone.append(1 if one else -len(rows))
         return modality, sources, _shaper(alone, single)
 
-    def _captions(self, modality: str, sources: Sequence[_Source], prompt: str | None, batch_size: int) -> list[str]:
-        text = self._text if prompt is None else dataclasses.replace(self._text, prompt=prompt)
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _captions(self, modality: str, sources: Sequence[Ready], prompt: str | None, batch_size: int) -> list[str]:
+        text = self.text if prompt is None else dataclasses.replace(self.text, prompt=prompt)
         how = Generation.of(text, modality, self.decode, self.model.device)
 
         def read(features: Tensor, boxes: Tensor | None) -> list[str]:
@@ -226,8 +233,8 @@ class RegionBLIP:
         return [caption for rows in self._each_batch(modality, sources, batch_size, read) for caption in rows]
 
     @torch.no_grad()
-    def _embeddings(self, modality: str, sources: Sequence[_Source], batch_size: int) -> Tensor:
-        self._require(modality)
+    def _embeddings(self, modality: str, sources: Sequence[Ready], batch_size: int) -> Tensor:
+        self.require(modality)
 
         def read(features: Tensor, boxes: Tensor | None) -> Tensor:
             output = self.model.query_output(modality, features, boxes).float()
@@ -236,7 +243,7 @@ class RegionBLIP:
         return torch.cat(self._each_batch(modality, sources, batch_size, read))
 
     def _each_batch(
-        self, modality: str, sources: Sequence[_Source], batch_size: int, read: Callable[[Tensor, Tensor | None], Any]
+        self, modality: str, sources: Sequence[Ready], batch_size: int, read: Callable[[Tensor, Tensor | None], Any]
     ) -> list[Any]:
         """``read(features, boxes)`` over all rows in order; each source goes through its encoder once."""
         found, device = [], self.model.device

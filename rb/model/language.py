@@ -57,17 +57,22 @@ def predict_captions(language_model: PreTrainedModel, soft_prompt: Tensor, batch
         soft_prompt: [O, Q, L], the projected query output of each subject (of each row where ``batch.subject_rows`` is none).
         batch: its ``llm_ids`` [B, T] are both input and target.
     """
-    context = _context(language_model, soft_prompt, batch.prompt_ids)  # [O, Q + Tp, L]
+    context, given = _before_captions(language_model, _context(language_model, soft_prompt, batch.prompt_ids))
+    if packs(language_model, context.shape[1] + batch.llm_ids.shape[1]):
+        return _packed(language_model, context, batch, given)
+    return _padded(language_model, context, batch, given)
+
+
+def _before_captions(language_model: PreTrainedModel, context: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Contexts [O, Q + Tp, L] to (what the decoder reads before a caption [O, C, L], arguments of the LLM)."""
     given: dict[str, Any] = {"use_cache": False}
     if llm_kind(language_model) == "encoder_decoder":
         # The encoder reads the contexts, the decoder writes the captions behind its start token.
         read = cast(Any, language_model).get_encoder()(inputs_embeds=context).last_hidden_state
-        start = batch.llm_ids.new_full((len(context), 1), language_model.config.decoder_start_token_id)
+        start = torch.full((len(context), 1), language_model.config.decoder_start_token_id, device=context.device)
         context = language_model.get_input_embeddings()(start)  # [O, 1, L]
         given["encoder_outputs"] = BaseModelOutput(last_hidden_state=read)
-    if packs(language_model, context.shape[1] + batch.llm_ids.shape[1]):
-        return _packed(language_model, context, batch, given)
-    return _padded(language_model, context, batch, given)
+    return context, given
 
 
 def _inputs(given: dict[str, Any]) -> str:
@@ -165,6 +170,25 @@ def generate(
         generation_config=settings,
         **(_read_for_all_beams(language_model, context, decode.num_beams) if reads_for_all_beams else {}),
     )
+
+
+@torch.no_grad()
+def log_probabilities(language_model: PreTrainedModel, soft_prompt: Tensor, how: Generation, ids: Tensor) -> Tensor:
+    """Log-probability of each caption [B, T] that ``generate`` made: the sum over its tokens, the end token included. [B] float32, nats.
+
+    One pass over the captions; nothing about the search enters it.
+    """
+    context, given = _before_captions(language_model, _context(language_model, soft_prompt, how.prompt_ids))
+    if "encoder_outputs" in given:
+        ids = ids[:, 1:]  # the first is the decoder's start token, which is not written
+    else:
+        given["logits_to_keep"] = ids.shape[1]
+    words = language_model.get_input_embeddings()(ids[:, :-1])
+    given[_inputs(given)] = torch.cat([context, words], dim=1)  # [B, C + T - 1, L]
+    logits = language_model(**given).logits[:, -ids.shape[1] :].float()
+    of_token = logits.log_softmax(dim=-1).gather(-1, ids[..., None]).squeeze(-1)  # [B, T]
+    ends = (ids == how.end_token_id).long()
+    return (of_token * (ends.cumsum(dim=1) - ends == 0)).sum(dim=1)
 
 
 def _read_for_all_beams(language_model: PreTrainedModel, context: Tensor, num_beams: int) -> dict[str, Any]:

@@ -308,3 +308,14 @@ class RegionBLIP(nn.Module):
         with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
             soft_prompt = self.of(modality).soft_prompt(query_output)
             return language.generate(self.blip2.language_model, soft_prompt, how)
+
+    @torch.no_grad()
+    def generate_scored(
+        self, modality: str, features: Tensor, boxes: Tensor | None, how: Generation, source_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``generate_from``, with the log-probability of each caption, [B] float32 (``language.log_probabilities``)."""
+        query_output = self.query_output(modality, features, boxes, source_rows)
+        with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
+            soft_prompt = self.of(modality).soft_prompt(query_output)
+            ids = language.generate(self.blip2.language_model, soft_prompt, how)
+            return ids, language.log_probabilities(self.blip2.language_model, soft_prompt, how, ids)

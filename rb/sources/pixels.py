@@ -154,6 +154,25 @@ def decode_upright(data: bytes, where: str) -> tuple[Image.Image, int]:
     return turned(decode_image(data, where), orientation), orientation
 
 
+def is_animated(data: bytes, where: str) -> bool:
+    """Whether an image file holds several frames, from its header. ``ImageError`` as of ``image_size``."""
+    return bool(getattr(_open(data, where), "is_animated", False))
+
+
+def decode_with_mask(data: bytes, where: str) -> tuple[Image.Image, tuple[int, int, int, int] | None]:
+    """(the upright image in RGB, its colours as stored behind a mask; x1 y1 x2 y2 in pixels of what its alpha channel shows).
+
+    No box where there is no alpha channel, where all of it shows, or nothing does. ``ImageError`` as of ``decode_image``.
+    """
+    image, orientation = _open(data, where), image_orientation(data, where)
+    if image.mode != "RGBA":
+        return decode_upright(data, where)[0], None
+    decode_image(data, where)  # refuses what is damaged
+    upright = turned(image, orientation)
+    box = upright.getchannel("A").getbbox()
+    return upright.convert("RGB"), None if box == (0, 0, *upright.size) else box
+
+
 def decode_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> Image.Image:
     """The whole image in RGB. ``size``: the (width, height) that its record claims, an error if the image has another.
 

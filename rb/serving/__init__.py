@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: the engine that batches requests, the endpoints of ``rb serve``, and the page of ``rb demo``."""

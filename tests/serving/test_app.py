@@ -1,0 +1,242 @@
+"""The endpoints over a real uvicorn: answers equal to the Python API's, OpenAI's own client, every bad input a 4xx with the field's name."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import uvicorn
+from PIL import Image
+
+from rb.api import RegionBLIP
+from rb.serving.adapters import Adapter
+from rb.serving.app import make_app
+from rb.serving.engine import Engine, EngineLimits
+from rb.serving.forms import Limits
+from rb.serving.page_files import add_page
+from tests.serving.conftest import boxes, picture, points
+
+TOKEN = "a token"
+
+
+class Served:
+    """A server on a thread."""
+
+    def __init__(self, models: dict[str, Adapter], token: str | None = None, waiting: int = 64) -> None:
+        self.engine = Engine(models, EngineLimits(waiting=waiting))
+        limits = Limits(body_bytes=4 << 20, pixels=400_000, points=1000)
+        app = make_app(self.engine, limits, token)
+        add_page(app)
+        config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on")
+        self.socket = config.bind_socket()
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.thread.start()
+
+    def post(self, path: str, body: Any, **more: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=60, **more)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(models: dict[str, Adapter]) -> Iterator[Served]:
+    made = Served(models)
+    yield made
+    made.stop()
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **more)
+    return file.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_regions_by_json_and_by_upload(served: Served, plain: RegionBLIP) -> None:
+    asked, data = boxes(1, 3), encoded(picture(1))
+    expected = plain.caption(picture(1), asked, box_format="pixels")
+    by_json = served.post("/v1/regions", {"image": text(data), "boxes": asked}).json()
+    assert [row["caption"] for row in by_json["captions"]] == expected
+    assert [row["box"] for row in by_json["captions"]] == asked
+    assert all(row["log_probability"] < 0 for row in by_json["captions"])
+    assert {"queue", "model", "total"} <= by_json["timing_ms"].keys()
+    form = {"boxes": json.dumps(asked), "model": "again"}
+    by_form = requests.post(served.url + "/v1/regions", data=form, files={"image": ("../../x", data)}, timeout=60)
+    assert [row["caption"] for row in by_form.json()["captions"]] == expected
+    greedy = {"image": text(data), "boxes": asked, "decoding": {"num_beams": 1, "max_new_tokens": 2}}
+    assert all(row["tokens"] <= 2 for row in served.post("/v1/regions", greedy).json()["captions"])
+
+
+def test_clouds_embeddings_models_metrics(served: Served, plain: RegionBLIP) -> None:
+    answer = served.post("/v1/clouds", {"points": points(3).tolist()}).json()
+    assert answer["captions"][0]["caption"] == plain.caption_points(points(3))
+    given = {"image": text(encoded(picture(1))), "boxes": boxes(1, 2)}
+    vectors = np.asarray(served.post("/v1/embeddings", given).json()["vectors"])
+    np.testing.assert_allclose(vectors, plain.embed(picture(1), boxes(1, 2), box_format="pixels"), atol=1e-4)
+    listed = requests.get(served.url + "/v1/models", timeout=60).json()["data"]
+    assert [row["id"] for row in listed] == ["tiny", "again", "base", "crops"]
+    assert "rb_engine_encoder_calls" in requests.get(served.url + "/metrics", timeout=60).text
+    assert requests.get(served.url + "/healthz", timeout=60).json()["ok"]
+    paths = requests.get(served.url + "/openapi.json", timeout=60).json()["paths"]
+    assert "image" in json.dumps(paths["/v1/regions"]["post"]["requestBody"])
+
+
+def test_openai_client(served: Served, plain: RegionBLIP) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=served.url + "/v1", api_key="none")
+    asked = boxes(2, 2)
+    expected = plain.caption(picture(2), asked, box_format="pixels")
+    words = "What is here? " + " ".join(f"<box>{','.join(map(str, box))}</box>" for box in asked)
+
+    def messages(data: bytes, said: str) -> list[Any]:
+        url = {"url": "data:image/png;base64," + text(data)}
+        return [{"role": "user", "content": [{"type": "text", "text": said}, {"type": "image_url", "image_url": url}]}]
+
+    given = messages(encoded(picture(2)), words)
+    whole = client.chat.completions.create(model="tiny", messages=given)
+    assert whole.choices[0].message.content == "\n".join(expected)
+    with client.chat.completions.create(model="tiny", messages=given, stream=True) as stream:
+        pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(pieces) == "\n".join(expected)
+    assert len(pieces) > 3
+    masked = picture(2).convert("RGBA")
+    masked.putalpha(Image.new("L", masked.size))
+    masked.paste(picture(2).crop((5, 6, 30, 20)).convert("RGBA"), (5, 6))
+    by_mask = client.chat.completions.create(model="tiny", messages=messages(encoded(masked), "This?"))
+    colours = Image.fromarray(np.asarray(masked)[..., :3].copy())
+    caption = plain.caption(colours, [5, 6, 30, 20], box_format="pixels")
+    assert by_mask.choices[0].message.content == f"[box of the mask: 5, 6, 30, 20] {caption}"
+    with pytest.raises(openai.BadRequestError, match="data: URL"):
+        given[0]["content"][1]["image_url"]["url"] = "http://127.0.0.1/x.png"
+        client.chat.completions.create(model="tiny", messages=given)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-4", messages=given)
+
+
+def bad_inputs() -> dict[str, tuple[dict[str, Any], int, str]]:
+    """Name -> (change of a good request, status, field)."""
+    good = encoded(picture(0))
+    frames = [picture(seed) for seed in range(3)]
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    return {
+        "empty box": ({"boxes": [[5, 5, 5, 9]]}, 422, "boxes"),
+        "inverted": ({"boxes": [[9, 5, 5, 9]]}, 422, "boxes"),
+        "outside": ({"boxes": [[5, 5, 500, 900]]}, 422, "boxes"),
+        "three numbers": ({"boxes": [[5, 5, 9]]}, 422, "boxes"),
+        "words": ({"boxes": [["a", 5, 9, 9]]}, 422, "boxes"),
+        "no boxes": ({"boxes": []}, 422, "boxes"),
+        "65 boxes": ({"boxes": [[1, 1, 9, 9]] * 65}, 422, "boxes"),
+        "format": ({"box_format": "metres"}, 422, "box_format"),
+        "large": ({"image": text(encoded(Image.new("RGB", (900, 900))))}, 413, "image"),
+        "90 megapixels": ({"image": text(encoded(Image.new("1", (9500, 9500))))}, 422, "image"),
+        "truncated": ({"image": text(good[:-200])}, 422, "image"),
+        "SVG": ({"image": text(svg)}, 422, "image"),
+        "animated": (
+            {"image": text(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]))},
+            422,
+            "image",
+        ),
+        "URL": ({"image": "https://example.org/cat.jpg"}, 400, "image"),
+        "file URL": ({"image": "file:///etc/passwd"}, 400, "image"),
+        "not base64": ({"image": "!!!"}, 422, "image"),
+        "nothing": ({"image": ""}, 422, "image"),
+        "unknown field": ({"imege": "x"}, 422, "imege"),
+        "model": ({"model": "../../other"}, 404, "model"),
+        "beams": ({"decoding": {"num_beams": 99}}, 422, "decoding"),
+        "lengths": ({"decoding": {"min_new_tokens": 60}}, 422, "decoding"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_inputs())
+def test_bad_input(served: Served, case: str) -> None:
+    change, status, field = bad_inputs()[case]
+    answer = served.post("/v1/regions", {"image": text(encoded(picture(0))), "boxes": [[1, 1, 9, 9]]} | change)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"].split(".")[0].split("[")[0]) == (status, field), error
+    assert field in error["message"]
+
+
+def test_bad_bodies(served: Served) -> None:
+    def sent(data: bytes, kind: str) -> tuple[int, dict[str, Any]]:
+        answer = requests.post(served.url + "/v1/regions", data=data, headers={"Content-Type": kind}, timeout=60)
+        return answer.status_code, answer.json()["error"]
+
+    assert sent(b"image", "text/plain")[0] == 415
+    assert sent(b"{" + b" " * (20 << 20), "application/json")[0] == 413
+    assert sent(b'{"image": "aa", "boxes": [[NaN, 1, 2, 3]]}', "application/json")[1]["field"].startswith("boxes")
+    assert sent(b"{", "application/json")[0] == 422
+    assert sent(b"--x", "multipart/form-data")[0] == 400
+    assert sent(b"--x", "multipart/form-data; boundary=y")[0] in (400, 422)
+    assert requests.get(served.url + "/v1/regions", timeout=60).status_code == 405
+    assert requests.get(served.url + "/../../etc/passwd", timeout=60).status_code == 404
+    host, port = "127.0.0.1", served.socket.getsockname()[1]
+    with socket.create_connection((host, port)) as half:
+        half.sendall(
+            b"POST /v1/regions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        half.shutdown(socket.SHUT_WR)
+        half.settimeout(20)
+        assert b" 500 " not in half.recv(100)
+    assert requests.get(served.url + "/healthz", timeout=60).status_code == 200
+
+
+def test_load(models: dict[str, Adapter]) -> None:
+    """Queue full 429 with Retry-After, past the deadline 504, a caller that hangs up frees its place."""
+    served, go = Served(models, waiting=2), threading.Event()
+    inner = served.engine._answer
+    served.engine._answer = lambda jobs: (go.wait(30), inner(jobs))[1]  # type: ignore[method-assign, func-returns-value]
+    given = {"image": text(encoded(picture(1))), "boxes": boxes(1, 1)}
+    try:
+        late = served.post("/v1/regions", given | {"deadline_s": 0.3})
+        assert late.status_code == 504
+        for _ in range(2):  # callers that leave
+            with pytest.raises(requests.ReadTimeout):
+                requests.post(served.url + "/v1/regions", json=given, timeout=0.3)
+        until = time.monotonic() + 10
+        while served.engine.waiting and time.monotonic() < until:
+            time.sleep(0.02)
+        assert served.engine.waiting == 0
+        threads = [threading.Thread(target=served.post, args=("/v1/regions", given)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while not served.engine.full and time.monotonic() < until:
+            time.sleep(0.02)
+        busy = served.post("/v1/regions", given)
+        assert (busy.status_code, busy.headers["Retry-After"]) == (429, "1")
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert served.post("/v1/regions", given).status_code == 200
+    finally:
+        go.set()
+        served.stop()
+
+
+def test_token(models: dict[str, Adapter]) -> None:
+    served = Served(models, TOKEN)
+    try:
+        assert requests.get(served.url + "/healthz", timeout=60).status_code == 200
+        answer = requests.get(served.url + "/v1/models", timeout=60)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (401, "authorization")
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        assert requests.get(served.url + "/v1/models", headers=right, timeout=60).status_code == 200
+    finally:
+        served.stop()
