@@ -72,8 +72,10 @@ setup(
         "serve": [
             "fastapi>=0.115",
             "uvicorn>=0.30",
+            "pydantic>=2.7",
             "python-multipart>=0.0.20",
             "prometheus-client>=0.20",
+            "starlette>=0.40",
         ],  # rb serve, rb demo
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [

@@ -21,7 +21,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 import rb
-from rb.api.inputs import InputError
 from rb.core.config import DecodeConfig
 from rb.serving import chat
 from rb.serving.adapters import BASE, TRAINED, Adapter, Asked
@@ -36,6 +35,7 @@ from rb.serving.forms import (
     body_of,
     check_boxes,
     cloud,
+    definitions,
     picture,
     schema,
 )
@@ -84,10 +84,11 @@ class Service:
         try:
             decode = _decode(adapter.captioner.decode, decoding)
             asked = await run_in_threadpool(prepare)
+            _check_length(adapter, asked, decode, prompt)
             job = self.engine.submit(Job(adapter, asked, decode, prompt, what, deadline))
         except BusyError:
             raise Refused(429, "too many requests wait; try again later") from None
-        except InputError as error:
+        except ValueError as error:
             raise Refused(422, str(error), _field(str(error))) from None
         try:
             answers = await self._wait(request, job)
@@ -120,6 +121,7 @@ class Service:
         finally:
             if not answer.done():
                 self.engine.drop(job)
+                answer.cancel()
 
 
 def _decode(run: DecodeConfig, asked: Decoding | None) -> DecodeConfig:
@@ -128,6 +130,21 @@ def _decode(run: DecodeConfig, asked: Decoding | None) -> DecodeConfig:
         return dataclasses.replace(run, **changes)
     except ValueError as error:
         raise Refused(422, str(error).replace("decode.", "decoding."), "decoding") from None
+
+
+def _check_length(adapter: Adapter, asked: Asked, decode: DecodeConfig, prompt: str | None) -> None:
+    """``Refused`` where the LLM has fewer positions than soft prompt, prompt and caption take."""
+    captioner = adapter.captioner
+    places = getattr(captioner.model.blip2.language_model.config, "max_position_embeddings", None)
+    text = captioner.text if prompt is None else dataclasses.replace(captioner.text, prompt=prompt)
+    taken = captioner.model.blip2.query_tokens.shape[1] + text.encode_prompt(asked.modality).shape[1]
+    if places is not None and taken + decode.max_new_tokens > places:
+        field = "decoding" if prompt is None else "prompt"
+        raise Refused(
+            422,
+            f"{field}: {taken} tokens before the caption and {decode.max_new_tokens} of it are more than the LLM's {places}",
+            field,
+        )
 
 
 def _field(message: str) -> str | None:
@@ -179,6 +196,16 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
     app = FastAPI(title="rb serve", version=rb.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
 
+    made_by_fastapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        made = made_by_fastapi()
+        made.setdefault("components", {}).setdefault("schemas", {}).update(
+            definitions(Regions, Clouds, Embeddings, chat.Chat)
+        )
+        return made
+
+    app.openapi = openapi  # type: ignore[method-assign]
     _answer_errors(app)
     _guard(app, service, token)
     _add_state(app, service)

@@ -64,7 +64,7 @@ def run_serve(args: argparse.Namespace) -> int:
     token = _token(args.token_env)
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401 (python-multipart)
+        import python_multipart  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
     except ImportError as error:

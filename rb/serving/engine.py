@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,8 +172,7 @@ class Engine:
                     self._answer(jobs)
             except Exception as error:  # noqa: BLE001 (whatever it is, its callers get it and the thread goes on)
                 for job in jobs:
-                    if not job.done.done():
-                        job.done.set_exception(error)
+                    _fail(job, error)
             with self._changed:
                 self._running = []
 
@@ -213,7 +212,7 @@ class Engine:
         for job in [job for job in self._jobs if job.deadline <= now]:
             self._jobs.remove(job)
             self.counts["late"] += 1
-            job.done.set_exception(LateError())
+            _fail(job, LateError())
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Features of all sources, then captions in parts of at most ``limits.rows`` rows; jobs that nobody waits for leave between parts."""
@@ -249,10 +248,11 @@ class Engine:
         for job, answers in found.items():
             job.ended = time.monotonic()
             if len(answers) == job.rows:
-                job.done.set_result([answer for answer in answers for _ in range(job.asked.repeats)])
+                with suppress(InvalidStateError):  # cancelled by who does not wait any more
+                    job.done.set_result([answer for answer in answers for _ in range(job.asked.repeats)])
             else:
                 self.counts["late"] += not job.dropped
-                job.done.set_exception(LateError())
+                _fail(job, LateError())
 
     def _reader(self, job: Job) -> Callable[[Tensor, Tensor | None, Tensor], list[Answer]]:
         """What makes answers of frozen features [S, ...], boxes [B, n] and the row of the features that each box is of [B]."""
@@ -309,6 +309,12 @@ class Engine:
         while self._feature_bytes > self.limits.feature_bytes:
             _, oldest = self._features.popitem(last=False)
             self._feature_bytes -= oldest.nbytes
+
+
+def _fail(job: Job, error: Exception) -> None:
+    """Give an error to whoever waits for a job, if it has no answer yet."""
+    with suppress(InvalidStateError):
+        job.done.set_exception(error)
 
 
 def _digest(kind: str, tensor: Tensor) -> bytes:

@@ -25,6 +25,7 @@ from rb.sources.pixels import decode_upright, decode_with_mask, image_size, is_a
 
 Numbers = list[FiniteFloat]
 Body = TypeVar("Body", bound=BaseModel)
+_REFERENCE = "#/components/schemas/{model}"  # where OpenAPI looks for a type
 JSON, FORM = "application/json", "multipart/form-data"
 
 
@@ -256,10 +257,19 @@ def check_boxes(boxes: list[Numbers] | None, limits: Limits) -> None:
 
 def schema(kind: type[BaseModel], form: bool = False) -> Mapping[str, Any]:
     """The ``requestBody`` of an endpoint for OpenAPI."""
-    made = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    made = kind.model_json_schema(ref_template=_REFERENCE)
     made.pop("$defs", None)
     content: dict[str, Any] = {JSON: {"schema": made}}
     if form:
         as_form = dict(made["properties"]) | {"image": {"type": "string", "format": "binary"}}
         content[FORM] = {"schema": {"type": "object", "properties": as_form, "required": ["image"]}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def definitions(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """What the schemas of bodies refer to, by name, for OpenAPI."""
+    return {
+        name: one
+        for kind in kinds
+        for name, one in kind.model_json_schema(ref_template=_REFERENCE).get("$defs", {}).items()
+    }

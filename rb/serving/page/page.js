@@ -8,6 +8,7 @@
   const say = (text, wrong = false) => { status.textContent = text; status.classList.toggle("wrong", wrong); };
   const size = () => [photo.naturalWidth, photo.naturalHeight];
   const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+  const rounded = (at) => at.map((v) => +v.toFixed(1)); // as the address holds a box and the server gets it
   const ticked = () => [...document.querySelectorAll("#models input:checked")].map((input) => input.value);
   const element = (name, attributes = {}, text = "") => {
     const made = document.createElementNS(SVG, name);
@@ -18,7 +19,7 @@
 
   // -- the address holds boxes and models, not the photo --
   function remember() {
-    const words = boxes.map((box) => box.at.map((v) => +v.toFixed(1)).join(",")).join(";");
+    const words = boxes.map((box) => rounded(box.at).join(",")).join(";");
     history.replaceState(null, "", `#boxes=${words}&models=${ticked().map(encodeURIComponent).join(",")}`);
   }
   function remembered() {
@@ -223,7 +224,7 @@
         const form = new FormData();
         form.append("image", file);
         form.append("model", model);
-        form.append("boxes", JSON.stringify(now.map(({ at }) => at)));
+        form.append("boxes", JSON.stringify(now.map(({ at }) => rounded(at))));
         const answer = await fetch("v1/regions", { method: "POST", body: form }), body = await answer.json();
         if (!answer.ok) throw new Error(body.error.message);
         body.captions.forEach((row, i) => { if (now[i].box.at === now[i].at) now[i].box.captions[model] = row; });
@@ -253,7 +254,7 @@
     figure.append(image, svg.cloneNode(true));
     page.head.append(style);
     page.body.append(figure, document.querySelector("table").cloneNode(true));
-    figure.dataset.boxes = JSON.stringify({ size: [w, h], boxes: boxes.map((box) => ({ box: box.at, captions: box.captions })) });
+    figure.dataset.boxes = JSON.stringify({ size: [w, h], boxes: boxes.map((box) => ({ box: rounded(box.at), captions: box.captions })) });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["<!DOCTYPE html>\n", page.documentElement.outerHTML], { type: "text/html" }));
     link.download = "boxes.html";
