@@ -53,7 +53,11 @@ def imported(folder: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("rb", ("", "points", "clouds", "http", "kernels", "serve")), ("eval", ("",)), ("tests", ("", "dev", "docs", "clouds", "serve"))],
+    [
+        ("rb", ("", "points", "clouds", "http", "kernels", "serve")),
+        ("eval", ("",)),
+        ("tests", ("", "dev", "docs", "clouds", "serve")),
+    ],
 )
 def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     groups = declared()

@@ -64,8 +64,8 @@ def run_serve(args: argparse.Namespace) -> int:
     token = _token(args.token_env)
     try:
         import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise ValueError(f"serving needs the package {error.name}: pip install 'regionblip[serve]'") from None
