@@ -18,7 +18,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import rb
 from rb.core.config import DecodeConfig
@@ -207,7 +209,7 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
 
     app.openapi = openapi  # type: ignore[method-assign]
     _answer_errors(app)
-    _guard(app, service, token)
+    app.add_middleware(_Guard, service=service, token=token)
     _add_state(app, service)
     _add_captions(app, service)
     return app
@@ -227,26 +229,37 @@ def _answer_errors(app: FastAPI) -> None:
         )
 
 
-def _guard(app: FastAPI, service: Service, token: str | None) -> None:
-    """Around every request: the token before it, the counters behind it."""
+class _Guard:
+    """Around every request: the token before it, the counters behind it.
 
-    @app.middleware("http")
-    async def around(request: Request, call: Callable[[Request], Any]) -> Response:
-        start, path = time.monotonic(), request.url.path
-        if token is not None and path not in OPEN and not path.startswith("/page/"):
-            sent = request.headers.get("authorization", "").encode()
-            if not secrets.compare_digest(sent, b"Bearer " + token.encode()):
-                return JSONResponse(
-                    error_body(401, "authorization: send the header Authorization: Bearer TOKEN", "authorization"),
-                    401,
-                    {"WWW-Authenticate": "Bearer"},
-                )
-        response: Response = await call(request)
-        known = path if any(getattr(route, "path", None) == path for route in app.routes) else "other"
-        service.requests.labels(known, response.status_code).inc()
-        service.seconds.labels(known).observe(time.monotonic() - start)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+    Plain ASGI: behind Starlette's own class for middleware an endpoint does not learn that its caller has left.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, token: str | None) -> None:
+        self.app, self.service, self.token = app, service, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, path = time.monotonic(), scope["path"]
+        known = path if any(getattr(route, "path", None) == path for route in scope["app"].routes) else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.service.requests.labels(known, message["status"]).inc()
+                self.service.seconds.labels(known).observe(time.monotonic() - start)
+                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        sent = dict(scope["headers"]).get(b"authorization", b"")
+        needs = self.token is not None and path not in OPEN and not path.startswith("/page/")
+        if needs and not secrets.compare_digest(sent, f"Bearer {self.token}".encode()):
+            message = "authorization: send the header Authorization: Bearer TOKEN"
+            refusal = JSONResponse(error_body(401, message, "authorization"), 401, {"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, counted)
+        else:
+            await self.app(scope, receive, counted)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
