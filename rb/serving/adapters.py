@@ -82,9 +82,9 @@ class Adapter:
 def _cut(image: Image.Image, box: Sequence[float]) -> Image.Image:
     """The smallest whole pixels that hold a box."""
     slack = 1e-4  # of a pixel: a share times a side may miss a whole number by a rounding
-    low = [math.floor(value + slack) for value in box[:2]]
-    high = [max(start + 1, math.ceil(value - slack)) for start, value in zip(low, box[2:], strict=True)]
-    return image.crop((*low, *high))
+    left, top = math.floor(box[0] + slack), math.floor(box[1] + slack)
+    right, bottom = math.ceil(box[2] - slack), math.ceil(box[3] - slack)
+    return image.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
 
 
 def load_adapters(

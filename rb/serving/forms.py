@@ -75,7 +75,7 @@ class Decoding(Strict):
 
 class _Common(Strict):
     model: str | None = Field(None, max_length=200, description="a name of /v1/models; by default the first")
-    decoding: Decoding = Field(default_factory=Decoding)
+    decoding: Decoding = Field(default_factory=lambda: Decoding.model_validate({}))
     prompt: str | None = Field(None, max_length=500, description="text that the caption goes on from")
     deadline_s: float | None = Field(None, gt=0, le=600, description="longest wait in seconds; afterwards 504")
 
