@@ -43,6 +43,7 @@ from rb.serving.forms import (
 )
 
 LOOK_S = 0.05  # how often a waiting request looks whether its caller is still there, in seconds
+BUSY = "too many requests wait; try again later"
 OPEN = ("/healthz", "/", "/page/")  # paths without a token
 
 
@@ -81,7 +82,7 @@ class Service:
         """(answers in the order of the boxes, timing in milliseconds). ``Refused``: a bad input, 429, 504, 499 for a caller that left."""
         came = time.monotonic()
         if self.engine.full:
-            raise Refused(429, "too many requests wait; try again later")
+            raise Refused(429, BUSY)
         deadline = came + min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
         try:
             decode = _decode(adapter.captioner.decode, decoding)
@@ -89,7 +90,7 @@ class Service:
             _check_length(adapter, asked, decode, prompt)
             job = self.engine.submit(Job(adapter, asked, decode, prompt, what, deadline))
         except BusyError:
-            raise Refused(429, "too many requests wait; try again later") from None
+            raise Refused(429, BUSY) from None
         except ValueError as error:
             raise Refused(422, str(error), _field(str(error))) from None
         try:
