@@ -241,7 +241,7 @@ def _check_image(data: bytes, limits: Limits, field: str) -> None:
 def cloud(rows: list[Numbers], limits: Limits) -> NDArray[np.float32]:
     """A cloud as [N, 3 | 6] float32."""
     if len(rows) > limits.points:
-        raise Refused(413, f"points: {len(rows):,} are more than {limits.points:,}; thin the cloud", "points")
+        raise Refused(413, f"points: {len(rows):,} in a cloud of at most {limits.points:,}; thin the cloud", "points")
     widths = {len(row) for row in rows}
     if widths not in ({3}, {6}):
         raise Refused(422, f"points: rows have {sorted(widths)} numbers; all must have 3, or all 6", "points")

@@ -53,7 +53,7 @@ def test_a_large_image():
     return lambda: picture("", given(), Limits(pixels=1000)).load() and None, lambda _: side.insert(0, 20)
 
 
-@remedy("points: {} are more than {}; thin the cloud")
+@remedy("in a cloud of at most {}; thin the cloud")
 def test_a_large_cloud():
     rows = np.zeros((30, 3)).tolist()
     return lambda: cloud(rows, Limits(points=20)).size and None, lambda _: rows.__delitem__(slice(None, None, 2))
