@@ -92,6 +92,7 @@ def run_serve(args: argparse.Namespace) -> int:
         lifespan="on",
     )
     socket = config.bind_socket()
+    socket.listen()  # whoever reads the line below may connect at once
     port = socket.getsockname()[1]
     say(f"http://{args.host}:{port}: {', '.join(adapters)}")
     server = uvicorn.Server(config)

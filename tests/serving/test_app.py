@@ -38,6 +38,7 @@ class Served:
         add_page(app)
         config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on")
         self.socket = config.bind_socket()
+        self.socket.listen()  # requests may come before the thread serves them
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
