@@ -93,7 +93,7 @@ def count_step(
             wanted[part] = wanted.get(part, 0.0) + flops / batches
         on_meta = batch.to(META)
         model.zero_grad(set_to_none=True)
-        with as_on_a_gpu(), by_parts(found), found:
+        with as_on_a_gpu(batch.text_mask.sum(1)), by_parts(found), found:
             model(on_meta).total.backward()
     mean = {part: Counts(**{k: v / batches for k, v in asdict(c).items()}) for part, c in found.found.parts.items()}
     return StepCount(micro_batch, sources / batches, subjects / batches, wanted, mean)

@@ -7,13 +7,14 @@ Things that torch cannot do on its meta device are done here, for the time of a 
   left out, as on a CPU: for OPT-6.7B's image step it would add 700 casts to 5,900 launches.
 - ``scaled_dot_product_attention`` becomes plain products and a softmax. It is called as the memory-efficient kernel, one operator in
   the forward pass and one in the backward pass, which computes the scores again.
-- Numbers that the host reads (``dist.OnHost``) are not there; others are given.
+- Numbers that the host reads (``dist.OnHost``) are not there; others are given: chosen captions are as long as the micro-batch's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,17 +101,25 @@ def _attention(
 
 
 @contextlib.contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Within it, a model on the meta device runs as this file says."""
-    with replaced(torch, "autocast", _Autocast), replaced(dist, "OnHost", _OnHost), _AsOnAGpu():
+def as_on_a_gpu(text_lengths: Tensor | None = None) -> Iterator[None]:
+    """Within it, a model on the meta device runs as this file says.
+
+    Args:
+        text_lengths: [B], on the CPU, tokens of the micro-batch's captions; none: 0, 1, 2 ...
+    """
+    on_host = partial(_OnHost, text_lengths)
+    with replaced(torch, "autocast", _Autocast), replaced(dist, "OnHost", on_host), _AsOnAGpu():
         yield
 
 
 class _OnHost:
-    """In the place of ``dist.OnHost``: numbers that no device has, so every place has its own."""
+    """In the place of ``dist.OnHost``: a vector is of lengths of captions; elsewhere every place has its own number."""
 
-    def __init__(self, value: Tensor) -> None:
-        self._value = torch.arange(value.numel()).view(value.shape)
+    def __init__(self, text_lengths: Tensor | None, value: Tensor) -> None:
+        if text_lengths is not None and value.dim() == 1:
+            self._value = text_lengths
+        else:
+            self._value = torch.arange(value.numel()).view(value.shape)
 
     def get(self) -> Tensor:
         """Of the same shape."""

@@ -37,6 +37,8 @@ def itm(encoded: Encoded) -> Tensor:
     Rows: [own image, own text; chosen image, own text; own image, chosen text], each image with the queries of its own box.
     """
     batch, model, negatives = encoded.batch, encoded.model, encoded.negatives
+    width = negatives.text_ids.shape[1]
+    own_ids, own_mask = batch.text_ids[:, :width], batch.text_mask[:, :width]  # [B, T'], nothing cut off but padding
     joint = joint_pass(
         model.qformer,
         model.text_branch,
@@ -44,8 +46,8 @@ def itm(encoded: Encoded) -> Tensor:
         model.image_embeds(
             negatives.features
         ),  # [B, P, V]: of the chosen images; the own ones have their keys and values
-        torch.cat([batch.text_ids, batch.text_ids, negatives.text_ids]),  # [3B, T]
-        torch.cat([batch.text_mask, batch.text_mask, negatives.text_mask]),
+        torch.cat([own_ids, own_ids, negatives.text_ids]),  # [3B, T']
+        torch.cat([own_mask, own_mask, negatives.text_mask]),
         own_keys=encoded.image_keys,
     )  # [3B, Q, D]
     logits = model.heads.itm_head(joint).float().mean(dim=1)  # [3B, 2]

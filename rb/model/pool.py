@@ -41,6 +41,7 @@ class Drawn:
         images, texts: [R].
         image_valid, text_valid: [R], 0 where nothing could be chosen.
         all_images: [ranks of the group, R], the images of all rows of the pool: who needs what of whom.
+        text_lengths: [R], tokens of the chosen texts; none where they are all texts of this rank.
         total_rows: 0-dim, rows of the whole pool that count (``losses.itm_row_weights``).
     """
 
@@ -49,6 +50,7 @@ class Drawn:
     image_valid: Tensor
     text_valid: Tensor
     all_images: dist.OnHost
+    text_lengths: dist.OnHost | None
     total_rows: Tensor
 
 
@@ -58,7 +60,7 @@ class Negatives:
 
     Attributes:
         features: [R, P, V or point width], frozen. boxes: [R, box_dim], none for whole sources.
-        text_ids, text_mask: [R, T].
+        text_ids, text_mask: [R, T'], as wide as the longest of these texts and of the rows' own ones, or a little wider.
         image_valid, text_valid: [R], 0 where nothing could be chosen.
         total_rows: 0-dim, rows of the whole pool that count (``losses.itm_row_weights``).
     """
@@ -172,17 +174,21 @@ class PoolRows:
             image_valid=image_valid,
             text_valid=text_valid,
             all_images=dist.OnHost(everywhere[0].view(self.group.size, -1)),
+            text_lengths=None if self.group.size == 1 else dist.OnHost(self.gathered.text_mask[texts].sum(1)),
             total_rows=losses.itm_row_weights(*everywhere[1:]).sum(),
         )
 
     def negatives(self) -> Negatives:
         """What ``drawn`` names. Collective."""
         drawn, gathered = self.drawn, self.gathered
+        width = max(batch.text_width for batch in self.batches)
+        if drawn.text_lengths is not None:
+            width = max(width, int(drawn.text_lengths.get().max()))
         return Negatives(
             features=self._chosen_features(drawn),
             boxes=None if gathered.boxes is None else gathered.boxes[drawn.images],
-            text_ids=gathered.text_ids[drawn.texts],
-            text_mask=gathered.text_mask[drawn.texts],
+            text_ids=gathered.text_ids[drawn.texts, :width],
+            text_mask=gathered.text_mask[drawn.texts, :width],
             image_valid=drawn.image_valid,
             text_valid=drawn.text_valid,
             total_rows=drawn.total_rows,
