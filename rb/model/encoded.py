@@ -209,9 +209,11 @@ class Encoded:
     def itc_vectors(self) -> tuple[Tensor, Tensor]:
         """Normalised vectors of queries [B, Q, E] and texts [B, E]."""
         with torch.autocast(self.query_output.device.type, enabled=False):
-            queries = F.normalize(self.model.parts.vision_proj(self.query_output.float()), dim=-1)
-            texts = F.normalize(self.model.heads.text_proj(self.text_cls.float()), dim=-1)
-        return queries, texts
+            queries = self.model.parts.vision_proj(self.query_output.float())
+            texts = self.model.heads.text_proj(self.text_cls.float())
+            both = F.normalize(torch.cat([queries, texts[:, None]], dim=1), dim=-1)  # [B, Q + 1, E]
+        queries, texts = both.split((queries.shape[1], 1), dim=1)
+        return queries, texts.squeeze(1)
 
     @cached_property
     def pool(self) -> PoolRows:

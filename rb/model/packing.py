@@ -68,16 +68,20 @@ class Packing:
             subject_rows=batch.subject_rows,
         )
 
-    def spread(self, tokens: Tensor, shares: bool) -> Tensor:
-        """Of the stream [1, heads, N, width], rows [B, heads, S, width].
+    def spread(self, queries: Tensor, *read: Tensor) -> list[Tensor]:
+        """Of the stream [1, heads, N, width] each, rows [B, heads, S, width].
 
         Args:
-            shares: whether each row reads the context's tokens (keys and values). If not (queries), the places of all tokens alone count.
+            queries: of them the places of tokens alone count, one for each.
+            read: keys and values, if any: each row reads those of its context. Heads may be fewer.
         """
-        heads, width = tokens.shape[1], tokens.shape[3]
-        flat = tokens.transpose(1, 2).reshape(-1, heads * width)
-        rows = cast(Tensor, _Spread.apply(flat, self, shares and self.sharing is not None))
-        return rows.view(*self.shape, heads, width).transpose(1, 2)
+        every = (queries, *read)
+        flat = [tokens.transpose(1, 2).flatten(2).squeeze(0) for tokens in every]  # [N, heads * width]
+        widths = [tokens.shape[1] for tokens in flat]
+        # One gather for all of them, forward and backward: launches cost more than the bytes of a copy.
+        rows = cast(Tensor, _Spread.apply(torch.cat(flat, dim=1) if read else flat[0], self, widths[0]))
+        parts = zip(rows.split(widths, dim=1), every, strict=True)
+        return [part.view(*self.shape, *tokens.shape[1::2]).transpose(1, 2) for part, tokens in parts]
 
     def take(self, rows: Tensor) -> Tensor:
         """Of rows [B, S, heads, width], the stream [1, N, heads, width]."""
@@ -96,11 +100,11 @@ class Packing:
 
 
 class _Spread(torch.autograd.Function):
-    """The stream [N, width] to places [B S, width]."""
+    """The stream [N, width] to places [B S, width]; from the column ``read`` on, rows read what stands in one place of the stream."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, packing: Packing, shares: bool) -> Tensor:
-        ctx.packing, ctx.shares = packing, shares
+    def forward(ctx: Any, tokens: Tensor, packing: Packing, read: int) -> Tensor:
+        ctx.packing, ctx.read = packing, read
         return tokens.index_select(0, packing.slots)
 
     @staticmethod
@@ -108,9 +112,9 @@ class _Spread(torch.autograd.Function):
         # Places of padding have no gradient: nothing that counts looks at them.
         packing: Packing = ctx.packing
         own = grad.index_select(0, packing.places)
-        if ctx.shares:
-            of_contexts = packing.summed(grad.view(*packing.shape, -1)[:, : packing.context])
-            own[: of_contexts.shape[0] * packing.context] = of_contexts.flatten(0, 1)
+        if packing.sharing is not None and ctx.read < grad.shape[1]:
+            of_contexts = packing.summed(grad.view(*packing.shape, -1)[:, : packing.context, ctx.read :])
+            own[: of_contexts.shape[0] * packing.context, ctx.read :] = of_contexts.flatten(0, 1)
         return own, None, None
 
 
@@ -149,10 +153,10 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     bias = settings.pop("position_bias", None)
     causal = bool(getattr(module, "is_causal", True))
-    query = packing.spread(query, shares=False)
     if causal:
-        key, value = (packing.spread(each, shares=True) for each in (key, value))
+        query, key, value = packing.spread(query, key, value)
     else:  # T5's decoder looks at what the encoder read, [O, heads, C of the encoder, width]; the bias is zero there
+        (query,) = packing.spread(query)
         key, value, bias = packing.for_rows(key), packing.for_rows(value), None
     # T5's bias is causal already, see `_bias_of_rows`.
     rows, _ = sdpa_attention_forward(module, query, key, value, bias, is_causal=causal and bias is None, **settings)

