@@ -154,7 +154,8 @@ class TextPass(NamedTuple):
 def mask_dtype(qformer: Blip2QFormerModel, hidden: Tensor) -> torch.dtype:
     """The type of a mask for a Q-Former that reads `hidden`. SDPA has the one of its products, into which each layer would cast it; eager adds in float32."""
     eager = qformer.config._attn_implementation == _of_shared_images("eager")  # noqa: SLF001
-    return hidden.dtype if eager else qformer.encoder.layer[0].output_query.dense.weight.dtype
+    first: Any = qformer.encoder.layer[0]
+    return hidden.dtype if eager else first.output_query.dense.weight.dtype
 
 
 def block_mask(num_queries: int, text_mask: Tensor, dtype: torch.dtype) -> Tensor:
