@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rb.core.config import OptimConfig
 from rb.core.modality import MODALITIES
@@ -151,17 +150,15 @@ def prefill(optimizer: torch.optim.Optimizer) -> None:
 
 
 def step_count(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> int:
-    """How many updates a group had. torch counts per parameter, DeepSpeed's FusedAdam per group."""
-    if isinstance(optimizer, torch.optim.AdamW):
-        count = optimizer.state[group["params"][0]]["step"]
-        return int(count.item() if isinstance(count, Tensor) else count)
-    return int(group.get("step", 0))
+    """How many updates a group had. torch counts for every parameter, DeepSpeed's FusedAdam for the last of a group."""
+    return int(optimizer.state[group["params"][-1]]["step"])
 
 
 def set_step_count(optimizer: torch.optim.Optimizer, group: dict[str, Any], count: int) -> None:
     """The reverse of `step_count`."""
     if not isinstance(optimizer, torch.optim.AdamW):
-        group["step"] = count
+        for parameter in group["params"]:
+            optimizer.state[parameter]["step"] = count
         return
     for parameter in group["params"]:
         # torch keeps the count on the device only where the kernel reads it there.
