@@ -163,7 +163,7 @@ class ModelConfig:
     frozen_dtype: str = "auto"
     """Frozen encoders, LLM and linear layers of the Q-Former: ``bfloat16``, ``float32``, or ``auto`` (bfloat16 on a GPU, float32 on a CPU)."""
     attention: str = "sdpa"
-    """Attention of ViT and LLM: ``sdpa``, ``eager``, or ``flash_attention_2`` (extra ``[flash]``). The Q-Former always uses sdpa."""
+    """Attention of ViT and LLM: ``sdpa``, ``eager``, or ``flash_attention_2`` (extra ``[flash]``). The Q-Former and T5 always use sdpa."""
 
     def __post_init__(self) -> None:
         for name in ("train_modalities", "itm_modalities"):

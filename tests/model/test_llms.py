@@ -119,6 +119,16 @@ def test_t5_reads_the_papers_prefix_in_its_encoder(t5: FoundationConfig) -> None
     assert [ids[i, int(mask[i].sum()) - 1] for i in range(2)] == [text.llm_tokenizer.eos_token_id] * 2
 
 
+@pytest.mark.parametrize(("attention", "said"), [("eager", True), ("sdpa", False)])
+def test_attention_that_t5_does_not_take_is_said(
+    t5: FoundationConfig, attention: str, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(tiny.model_config(t5, train_modalities=(IMAGE_REGION,), attention=attention), seed=0).model
+    assert model.blip2.vision_model.config._attn_implementation == attention
+    assert model.blip2.language_model.config._attn_implementation != "eager"
+    assert ("covers the ViT only" in caplog.text) is said
+
+
 def test_t5_lora_sits_in_all_three_attentions(t5: FoundationConfig) -> None:
     model = build_model(tiny.model_config(t5), seed=0).model
     layers = {n.split(".lora_A")[0] for n in model.trainable_parameters() if "language_model" in n and ".lora_A." in n}

@@ -6,6 +6,7 @@ compared here first, by headers alone. Holds ``model.numerics`` too: where LAVIS
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rb.model.weights.hub_folder import HubFolder, open_folder
 from rb.model.weights.ledger import FROM, Ledger, listing
 from rb.model.weights.readers import CheckpointError, read_json, read_tensors
 from rb.model.weights.text_branch import stage1_names
+
+log = logging.getLogger(__name__)
 
 OPTION = "model.foundation.blip2"
 ROLE = "blip2"
@@ -230,6 +233,11 @@ def _module(
     folder: HubFolder, config: ModelConfig, settings: Blip2Config, state: dict[str, Tensor], dtype: torch.dtype
 ) -> Blip2ForConditionalGeneration:
     llm_attention = config.attention if llm_kind(settings) == "decoder" else "sdpa"
+    if llm_attention != config.attention:
+        llm = llm_config_of(settings).model_type
+        log.warning(
+            "model.attention: %r covers the ViT only; the %s LLM of %s uses sdpa", config.attention, llm, folder.path
+        )
     attention = {"": "sdpa", "vision_config": config.attention, "qformer_config": "sdpa", "text_config": llm_attention}
     verbosity = transformers_logging.get_verbosity()
     # It announces missing keys as a table and shows a bar; ours is the stricter report.
