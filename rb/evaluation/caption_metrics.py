@@ -1,5 +1,7 @@
 """Scores captions on plain dicts by the metrics of rb/core/metrics.py; METEOR and SPICE, which are Java programs, are run from here.
 
+Any number of sets takes one process of each Java program: the tokeniser, then METEOR, then SPICE, one after the other.
+
 Used by ``rb.evaluation.scoring`` (files) and ``rb metrics doctor``. What cannot run here is None and named in ``skipped``, with the remedy.
 """
 
@@ -7,8 +9,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+import resource
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +45,8 @@ class CaptionScores:
         spice_details: id to precision, recall and f per category of tuples; empty where SPICE was skipped.
         spice_cut: how many texts SPICE read only the first words of: ``words`` (the limit), ``predictions``, ``references``; empty where it was
             skipped.
-        attainable: CIDEr and BLEU-4 that a perfect captioner reaches on this set (see ``attainable_scores``).
+        attainable: CIDEr and BLEU-4 that a perfect captioner reaches on this set (see ``attainable_scores``), if that was wanted. Else only a
+            CIDEr of 0, where nothing more is possible, which is known at no cost.
         skipped: metric to reason and remedy, one line each.
         tokeniser: ``ptb``, or ``simple`` without Java; scores of the two are not comparable.
         versions: of what computed the scores.
@@ -57,6 +62,34 @@ class CaptionScores:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CaptionSet:
+    """What is scored together: id to caption, and the same ids to their reference captions, at least one each. Texts are raw.
+
+    An empty caption is allowed and scores nothing.
+    """
+
+    predictions: Mapping[str, str]
+    references: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """One set with tokenised texts, in the order of its ids."""
+
+    ids: list[str]
+    given: Tokenised
+    wanted: Tokenised
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.given[i][0] for i in self.ids]
+
+    @property
+    def references(self) -> list[list[str]]:
+        return [self.wanted[i] for i in self.ids]
+
+
 def score_captions(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
@@ -64,67 +97,129 @@ def score_captions(
     spice_cache: Path | None = None,
     metrics: Collection[str] = METRICS,
     meteor: Meteor | None = None,
+    attainable: bool = False,
 ) -> CaptionScores:
-    """Scores one prediction per id against that id's references. Texts are raw; they are tokenised here, in the order of the ids.
+    """``score_sets`` of one set."""
+    one = CaptionSet(predictions, references)
+    return score_sets([one], use_java, spice_cache, metrics, meteor, attainable)[0]
+
+
+def score_sets(
+    sets: Sequence[CaptionSet],
+    use_java: bool = True,
+    spice_cache: Path | None = None,
+    metrics: Collection[str] = METRICS,
+    meteor: Meteor | None = None,
+    attainable: bool = False,
+    cpu_s: dict[str, float] | None = None,
+) -> list[CaptionScores]:
+    """Scores each set for itself, with one process of each Java program for all. Texts are tokenised here, in the order of the ids.
 
     Args:
-        predictions: id to caption; an empty caption is allowed and scores nothing.
-        references: id to its reference captions, at least one; the same ids.
+        sets: any number of them.
         use_java: without it METEOR and SPICE are skipped and the ``simple`` tokeniser serves the rest.
         spice_cache: folder in which SPICE keeps parsed captions.
         metrics: which of ``METRICS`` are wanted; METEOR and SPICE cost seconds to minutes.
-        meteor: a METEOR process to share between sets; by default one is started for this one.
+        meteor: a METEOR process to share between calls; by default one is started here, and gone before SPICE starts.
+        attainable: also what a perfect captioner would score; it costs as much as up to 5 times CIDEr.
+        cpu_s: gets the CPU seconds of each metric, of ``tokeniser`` and ``attainable``, ended Java processes included.
 
     Raises:
         ValueError: no captions, ids that are not the same in both, an id without references, an unknown metric.
     """
-    _check(predictions, references, metrics)
-    ids = sorted(predictions)  # the order changes the last bit of a mean
+    cpu_s = {} if cpu_s is None else cpu_s
+    for given in sets:
+        _check(given.predictions, given.references, metrics)
     skipped: dict[str, str] = {}
     java = _java(use_java, metrics, skipped)
     versions = {"pycocoevalcap": importlib.metadata.version("pycocoevalcap"), "java": java.version if java else "none"}
-    given, wanted, tokeniser = _tokenised(ids, predictions, references, java, skipped)
+    with _counted(cpu_s, "tokeniser"):
+        texts, tokeniser = _tokenised(sets, java, skipped)
 
-    scores: dict[str, float | None] = dict.fromkeys(METRICS)
-    each: dict[str, Sequence[float | None]] = {m.name: [None] * len(ids) for m in METRICS.values() if m.per_example}
+    scores: list[dict[str, float | None]] = [dict.fromkeys(METRICS) for _ in texts]
+    each: list[dict[str, Sequence[float | None]]] = [
+        {m.name: [None] * len(one.ids) for m in METRICS.values() if m.per_example} for one in texts
+    ]
     for metric in METRICS.values():
-        if metric.score is not None and (metric.name in metrics or metric.per_example):
-            scores[metric.name], values = metric.score(wanted, given)
-            if metric.per_example:
-                assert values is not None, f"{metric.name} gives no value per example"
-                each[metric.name] = values
+        if metric.score is None or not (metric.name in metrics or metric.per_example):
+            continue
+        with _counted(cpu_s, metric.name):
+            for k, one in enumerate(texts):
+                scores[k][metric.name], values = metric.score(one.wanted, one.given)
+                if metric.per_example:
+                    assert values is not None, f"{metric.name} gives no value per example"
+                    each[k][metric.name] = values
 
-    texts, sets = [given[i][0] for i in ids], [wanted[i] for i in ids]
     if java and "METEOR" in metrics and "METEOR" not in skipped:
-        try:
-            with nullcontext(meteor) if meteor else Meteor() as scorer:
-                scores["METEOR"] = scorer.scores(texts, sets, java)[0]
-        except JavaToolError as error:
-            skipped["METEOR"] = str(error)
-    details: list[SpiceRow] = []
-    spice_cut: dict[str, int] = {}
+        with _counted(cpu_s, "METEOR"):
+            try:
+                with nullcontext(meteor) if meteor else Meteor() as scorer:
+                    found = [scorer.scores(one.texts, one.references, java)[0] for one in texts]
+                for entry, value in zip(scores, found, strict=True):
+                    entry["METEOR"] = value
+            except JavaToolError as error:
+                skipped["METEOR"] = str(error)
+    details: list[list[SpiceRow]] = [[] for _ in texts]
+    cut: list[dict[str, int]] = [{} for _ in texts]
     if java and "SPICE" in metrics and "SPICE" not in skipped:
-        try:
-            jars = spice_jars()
-            short, cut = cut_for_spice(texts)
-            short_sets, cut_sets = zip(*map(cut_for_spice, sets), strict=True)
-            scores["SPICE"], details = spice_scores(short, short_sets, java, jars, spice_cache)
-            spice_cut = {"words": MAX_WORDS, "predictions": cut, "references": sum(cut_sets)}
-            each["SPICE"] = [row["All"]["f"] for row in details]
-            versions["corenlp"] = ", ".join(jar.name for jar in jars)
-        except (SpiceMissingError, JavaToolError) as error:
-            skipped["SPICE"] = str(error)
+        with _counted(cpu_s, "SPICE"):
+            try:
+                jars = spice_jars()
+                details, cut = _spice(texts, java, jars, spice_cache)
+                for k, rows in enumerate(details):
+                    each[k]["SPICE"] = [row["All"]["f"] for row in rows]
+                    scores[k]["SPICE"] = sum(row["All"]["f"] or 0.0 for row in rows) / len(rows)
+                versions["corenlp"] = ", ".join(jar.name for jar in jars)
+            except (SpiceMissingError, JavaToolError) as error:
+                skipped["SPICE"] = str(error)
+    with _counted(cpu_s, "attainable"):
+        best = [attainable_scores(one.wanted) if attainable else _known_attainable(one.wanted) for one in texts]
 
-    return CaptionScores(
-        scores={name: scores[name] if name in metrics else None for name in METRICS},
-        per_example={i: {name: values[k] for name, values in each.items()} for k, i in enumerate(ids)},
-        spice_details=dict(zip(ids, details, strict=False)),
-        spice_cut=spice_cut,
-        attainable=attainable_scores(wanted),
-        skipped={name: skipped[name] for name in METRICS if name in skipped},
-        tokeniser=tokeniser,
-        versions=versions,
-    )
+    return [
+        CaptionScores(
+            scores={name: scores[k][name] if name in metrics else None for name in METRICS},
+            per_example={i: {name: values[j] for name, values in each[k].items()} for j, i in enumerate(one.ids)},
+            spice_details=dict(zip(one.ids, details[k], strict=False)),
+            spice_cut=cut[k],
+            attainable=best[k],
+            skipped={name: skipped[name] for name in METRICS if name in skipped},
+            tokeniser=tokeniser,
+            versions=dict(versions),
+        )
+        for k, one in enumerate(texts)
+    ]
+
+
+def _spice(
+    texts: Sequence[_Tokenised], java: Java, jars: Sequence[Path], cache: Path | None
+) -> tuple[list[list[SpiceRow]], list[dict[str, int]]]:
+    """Of each set the rows of its captions and how many texts were cut; one process for all: a caption's row depends on no other caption."""
+    captions: list[str] = []
+    references: list[list[str]] = []
+    cuts = []
+    for one in texts:
+        short, cut = cut_for_spice(one.texts)
+        short_sets, cut_sets = zip(*map(cut_for_spice, one.references), strict=True)
+        captions += short
+        references += short_sets
+        cuts.append({"words": MAX_WORDS, "predictions": cut, "references": sum(cut_sets)})
+    rows = iter(spice_scores(captions, references, java, jars, cache)[1])
+    return [[next(rows) for _ in one.ids] for one in texts], cuts
+
+
+@contextmanager
+def _counted(cpu_s: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the CPU seconds of the block, of this process and of its children that ended in it, to an entry."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    before = used()
+    try:
+        yield
+    finally:
+        cpu_s[name] = cpu_s.get(name, 0.0) + used() - before
 
 
 def attainable_scores(references: Tokenised) -> dict[str, float]:
@@ -147,7 +242,19 @@ def attainable_scores(references: Tokenised) -> dict[str, float]:
 
 def remark_on(references: Sequence[Sequence[str]]) -> str | None:
     """`rb.core.metrics.cider_remark` of a set that is not scored here: the references of each example, as written."""
-    return cider_remark(attainable_scores({str(i): simple_tokenise(texts) for i, texts in enumerate(references)}))
+    return cider_remark(_known_attainable({str(i): simple_tokenise(texts) for i, texts in enumerate(references)}))
+
+
+def _known_attainable(references: Tokenised) -> dict[str, float]:
+    """CIDEr 0 where nothing more is possible: every sequence of 1 to 4 words stands in the references of all examples. Else nothing."""
+    every = iter(references.values())
+    first = _sequences(next(every))
+    return {"CIDEr": 0.0} if all(_sequences(texts) == first for texts in every) else {}
+
+
+def _sequences(texts: Sequence[str]) -> set[tuple[str, ...]]:
+    lists = [text.split() for text in texts]
+    return {tuple(words[i : i + n]) for words in lists for n in range(1, 5) for i in range(len(words) - n + 1)}
 
 
 def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Collection[str]) -> None:
@@ -179,15 +286,13 @@ def _java(use_java: bool, metrics: Collection[str], skipped: dict[str, str]) -> 
     return None
 
 
-def _tokenised(
-    ids: Sequence[str],
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
-    java: Java | None,
-    skipped: dict[str, str],
-) -> tuple[Tokenised, Tokenised, str]:
-    """Tokenised predictions and references by id, and the name of the tokeniser; a Java that fails here is not asked again."""
-    texts = [predictions[i] for i in ids] + [text for i in ids for text in references[i]]
+def _tokenised(sets: Sequence[CaptionSet], java: Java | None, skipped: dict[str, str]) -> tuple[list[_Tokenised], str]:
+    """The sets tokenised, and the name of the tokeniser; a Java that fails here is not asked again."""
+    orders = [sorted(one.predictions) for one in sets]  # the order changes the last bit of a mean
+    texts: list[str] = []
+    for one, ids in zip(sets, orders, strict=True):
+        texts += [one.predictions[i] for i in ids]
+        texts += [text for i in ids for text in one.references[i]]
     lines, tokeniser = None, "ptb"
     if java is not None:
         try:
@@ -197,6 +302,12 @@ def _tokenised(
             skipped.update(dict.fromkeys(_java_metrics(), str(error)))
     if lines is None:
         lines, tokeniser = simple_tokenise(texts), "simple"
-    given = {i: [line] for i, line in zip(ids, lines, strict=False)}
-    rest = iter(lines[len(ids) :])
-    return given, {i: [next(rest) for _ in references[i]] for i in ids}, tokeniser
+    rest = iter(lines)
+    return [
+        _Tokenised(
+            ids,
+            given={i: [next(rest)] for i in ids},
+            wanted={i: [next(rest) for _ in one.references[i]] for i in ids},
+        )
+        for one, ids in zip(sets, orders, strict=True)
+    ], tokeniser

@@ -33,6 +33,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="compute only these metrics, e.g. CIDEr")
+    parser.add_argument("--attainable", action="store_true", help="also what a perfect captioner would score")
     parser.add_argument("--no-java", action="store_true", help="without METEOR, SPICE and the PTB tokeniser")
     parser.add_argument("--no-mlflow", action="store_true", help="do not log the scores")
     parser.add_argument("--spice-cache", type=Path, help="folder of SPICE's parsed captions (default: in ~/.cache)")
@@ -42,10 +43,9 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def run_score(args: argparse.Namespace) -> int:
-    """Score each file; several files share one METEOR process. ``args.judge_of`` makes a judge of toy captions from truth files."""
+    """Score each file; several files share one process of each Java program. ``args.judge_of`` makes a judge of toy captions from truth files."""
     from rb.evaluation.caption_metrics import METRICS
-    from rb.evaluation.meteor import Meteor
-    from rb.evaluation.scoring import metrics_path, score_file
+    from rb.evaluation.scoring import metrics_path, score_files
     from rb.evaluation.spice import default_cache
 
     if bool(args.predictions) == bool(args.coco_results):
@@ -59,28 +59,24 @@ def run_score(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"--metrics {unknown[0]}: unknown; choose from {', '.join(METRICS)}")
     judge = args.judge_of(args.truth) if args.truth else None
-    results, notes = {}, set[str]()
-    with Meteor() as meteor:
-        for path in files:
-            result = score_file(
-                path,
-                out=args.out,
-                use_java=not args.no_java,
-                use_mlflow=not args.no_mlflow,
-                spice_cache=None if args.no_spice_cache else args.spice_cache or default_cache(),
-                metrics=args.metrics or METRICS,
-                meteor=meteor,
-                judge=judge,
-                annotations=args.annotations,
-            )
-            out = str(args.out or metrics_path(path))
-            results[out] = result
-            if not args.json:
-                scores = "  ".join(
-                    f"{name} {value:.4f}" for name, value in result["scores"].items() if value is not None
-                )
-                say(f"{out}: {_counted(result)}  {scores}")
-            _tell_once(result, notes)
+    outs = [args.out] if args.out else [metrics_path(path) for path in files]
+    found = score_files(
+        files,
+        outs,
+        use_java=not args.no_java,
+        use_mlflow=not args.no_mlflow,
+        spice_cache=None if args.no_spice_cache else args.spice_cache or default_cache(),
+        metrics=args.metrics or METRICS,
+        judge=judge,
+        annotations=args.annotations,
+        attainable=args.attainable,
+    )
+    results, notes = {str(out): result for out, result in zip(outs, found, strict=True)}, set[str]()
+    for out, result in results.items():
+        if not args.json:
+            scores = "  ".join(f"{name} {value:.4f}" for name, value in result["scores"].items() if value is not None)
+            say(f"{out}: {_counted(result)}  {scores}")
+        _tell_once(result, notes)
     if args.json:
         say_json(results)
     return FINISHED

@@ -22,7 +22,7 @@ from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.run_yaml import read_yaml_file
 from rb.core.strict_json import FormatError, parse_lines, read
 from rb.data.formats import Prediction, read_predictions
-from rb.evaluation.caption_metrics import CaptionScores, score_captions
+from rb.evaluation.caption_metrics import CaptionScores, CaptionSet, score_sets
 from rb.evaluation.resampling import SourceBootstrap
 from rb.evaluation.scoring import examples_path, metrics_path
 
@@ -146,15 +146,14 @@ def compare(
     if not ids:
         raise ValueError(f"{sides[0].path}: has no example in common with the other files")
     shown = shown_in(COMPARISON)
-    scored = [
-        score_captions(
-            {i: side.rows[i].prediction for i in ids},
-            {i: side.rows[i].references for i in ids},
-            use_java=use_java,
-            metrics=[metric.name for metric in shown if metric.score is not None],
-        )
-        for side in sides
-    ]
+    scored = score_sets(
+        [
+            CaptionSet({i: side.rows[i].prediction for i in ids}, {i: side.rows[i].references for i in ids})
+            for side in sides
+        ],
+        use_java=use_java,
+        metrics=[metric.name for metric in shown if metric.score is not None],
+    )
     values = {metric.name: _values(metric, sides, scored, ids) for metric in shown}
     source_ids = [sides[0].rows[i].source_id for i in ids]
     bootstrap = SourceBootstrap(source_ids)

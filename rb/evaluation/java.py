@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ OVERRIDING = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 # Without these a German JVM writes "0,5" and an ASCII one loses accents; both are the tools' own habits, not ours.
 LOCALE_OPTIONS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 
+# The JVM leaves at once with this status when its heap is full; without it, a tool whose thread died may go on without it.
+LEAVE_WHEN_FULL = "-XX:+ExitOnOutOfMemoryError"
+STATUS_FULL = 3
+
+STARTS: Counter[str] = Counter()  # tool to how many processes of it this process has started
+
 
 class JavaMissingError(ValueError):
     """No usable Java; the message says how to get one."""
@@ -45,6 +52,10 @@ class JavaToolError(RuntimeError):
 
 class JavaTimeoutError(JavaToolError):
     """A Java tool was ended at its time limit."""
+
+
+class JavaMemoryError(JavaToolError):
+    """A Java tool ended because its heap was full."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
     With ``show`` a clock with that text appears on stderr after 5 seconds.
 
     Raises:
-        JavaToolError: bad exit status or (``JavaTimeoutError``) time limit, with the end of its stderr.
+        JavaToolError: bad exit status, (``JavaTimeoutError``) time limit or (``JavaMemoryError``) full heap, with the end of its stderr.
     """
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -133,6 +144,8 @@ def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = ""
                 except subprocess.TimeoutExpired:
                     clock.update()
             clock.close()
+        if process.returncode == STATUS_FULL and LEAVE_WHEN_FULL in command:
+            raise JavaMemoryError(f"{name} filled its heap: {_tail(read_back(out) + read_back(err))}")
         if process.returncode != 0:
             raise JavaToolError(f"{name} ended with status {process.returncode}: {_tail(read_back(err))}")
         return read_back(out)
@@ -156,6 +169,7 @@ def started(
 def _start(
     command: Sequence[str], name: str, stdin: int | None, stdout: int | IO[bytes], stderr: IO[bytes]
 ) -> subprocess.Popen[bytes]:
+    STARTS[name] += 1
     try:
         return subprocess.Popen(
             [*_bound_to_us(), *command],

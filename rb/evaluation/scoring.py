@@ -1,4 +1,4 @@
-"""Scores a predictions file: reads it, computes its caption metrics, writes ``metrics.json``, logs to MLflow.
+"""Scores predictions files: reads them, computes their caption metrics together, writes each ``metrics.json``, logs to MLflow.
 
 Used by ``rb score``. Needs no model, no GPU and no data but the file. One file is one set: one modality, one dataset, one
 split; the metrics mean nothing over a mixture (CIDEr weighs words by the set they come from), so a mixed file is an error.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from rb.core.patient import attempt
 from rb.core.run_layout import RUN_JOURNAL, RUN_METRICS, RUN_PREDICTIONS
 from rb.core.strict_json import FormatError, dumps
 from rb.data.formats import Prediction, read_predictions
-from rb.evaluation.caption_metrics import CaptionScores, score_captions
+from rb.evaluation.caption_metrics import CaptionScores, CaptionSet, score_sets
 from rb.evaluation.coco_results import OTHER, read_coco_results
-from rb.evaluation.meteor import Meteor
 from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import ScoredSet, log_evaluation
 
@@ -29,61 +29,101 @@ from rb.tracking import ScoredSet, log_evaluation
 VARIANTS = ("base", "crops", "checkpoint", "shuffled", "blind", OTHER)
 
 
-def score_file(
-    predictions: Path,
-    out: Path | None = None,
+def score_file(predictions: Path, out: Path | None = None, **options: Any) -> dict[str, Any]:
+    """``score_files`` of one file; ``out`` is where ``metrics.json`` goes, by default ``metrics_path``."""
+    return score_files([predictions], None if out is None else [Path(out)], **options)[0]
+
+
+def score_files(
+    predictions: Sequence[Path],
+    outs: Sequence[Path] | None = None,
     use_java: bool = True,
     use_mlflow: bool = True,
     spice_cache: Path | None = None,
     metrics: Collection[str] = METRICS,
-    meteor: Meteor | None = None,
     judge: Judge | None = None,
     annotations: Path | None = None,
-) -> dict[str, Any]:
-    """Scores one predictions file and returns what ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
+    attainable: bool = False,
+) -> list[dict[str, Any]]:
+    """Scores predictions files and returns what each ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
+
+    All files are read before anything is computed, and one process of each Java program serves all of them.
 
     Args:
-        predictions: a file that ``rb.data.formats.write_predictions`` wrote.
-        out: where ``metrics.json`` goes; see ``metrics_path`` for the default. Scores per example go beside it, to ``*.examples.jsonl``.
+        predictions: files that ``rb.data.formats.write_predictions`` wrote.
+        outs: where each ``metrics.json`` goes; see ``metrics_path`` for the default. Scores per example go beside it, to ``*.examples.jsonl``.
         use_java: without it METEOR and SPICE are skipped.
         use_mlflow: log to a new run and, if the predictions belong to a training run, also to that one at the checkpoint's step.
         spice_cache: folder for SPICE's parsed captions.
         metrics: names out of ``rb.core.metrics.METRICS``.
-        meteor: a METEOR process that several files share.
         judge: decides what is true of each caption; its shares join the scores, their counts and errors are under ``truth``.
-        annotations: references in COCO's format; ``predictions`` is then in COCO's result format (`rb.evaluation.coco_results`).
+        annotations: references in COCO's format; ``predictions`` are then in COCO's result format (`rb.evaluation.coco_results`).
+        attainable: also the scores of a perfect captioner.
 
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
     """
-    started, predictions = time.time(), Path(predictions)
-    if annotations is None:
-        rows, meta = read_predictions(predictions)
-    else:
-        rows, meta = read_coco_results(predictions, annotations)
-    modality, dataset, split = _one_set(rows, predictions)
-    for row in rows:
-        if not row.references:
-            raise FormatError(
-                f"{predictions}: id {row.id!r} has no references to score against; predict on data that has captions"
-            )
-    found = score_captions(
-        {row.id: row.prediction for row in rows},
-        {row.id: row.references for row in rows},
+    started = time.time()
+    read = [_read(Path(path), annotations, judge) for path in predictions]
+    found = score_sets(
+        [
+            CaptionSet({row.id: row.prediction for row in one.rows}, {row.id: row.references for row in one.rows})
+            for one in read
+        ],
         use_java=use_java,
         spice_cache=spice_cache,
         metrics=metrics,
-        meteor=meteor,
+        attainable=attainable,
     )
-    verdicts = judge(rows) if judge is not None else [{} for _ in rows]
-    truth = shares(rows, verdicts)
-    result: dict[str, Any] = {
+    results = []
+    for one, scores, out in zip(read, found, outs or [metrics_path(one.path) for one in read], strict=True):
+        result = _result(one, scores, with_truth=judge is not None)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(
+            examples_path(out), _examples(scores, {r.id: v for r, v in zip(one.rows, one.verdicts, strict=True)})
+        )
+        write_json(out, result)
+        if use_mlflow:
+            # The scores are written; that the journal's disk is full does not take them back.
+            attempt(out, partial(_log, result, one.path, out, started))
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True)
+class _File:
+    """A predictions file as read: its rows, its meta file, and what the judge found true of each row."""
+
+    path: Path
+    rows: Sequence[Prediction]
+    meta: Mapping[str, Any]
+    verdicts: Sequence[Mapping[str, bool]]
+
+
+def _read(path: Path, annotations: Path | None, judge: Judge | None) -> _File:
+    rows, meta = read_predictions(path) if annotations is None else read_coco_results(path, annotations)
+    _one_set(rows, path)
+    for row in rows:
+        if not row.references:
+            raise FormatError(
+                f"{path}: id {row.id!r} has no references to score against; predict on data that has captions"
+            )
+    _made_by(meta, path)
+    return _File(path, rows, meta, judge(rows) if judge is not None else [{} for _ in rows])
+
+
+def _result(one: _File, found: CaptionScores, with_truth: bool) -> dict[str, Any]:
+    """What ``metrics.json`` holds."""
+    rows, meta = one.rows, one.meta
+    modality, dataset, split = _one_set(rows, one.path)
+    truth = shares(rows, one.verdicts)
+    return {
         "modality": modality,
         "dataset": dataset,
         "split": split,
-        **_made_by(meta, predictions),
+        **_made_by(meta, one.path),
         "scores": {**found.scores, **{name: entry["share"] for name, entry in truth.items()}},
-        **({"truth": truth} if judge is not None else {}),
+        **({"truth": truth} if with_truth else {}),
         "attainable": found.attainable,
         "skipped": found.skipped,
         "spice_cut": found.spice_cut,
@@ -93,19 +133,11 @@ def score_file(
         "set_sha256": set_digest(rows),
         "reference_policy": meta.get("reference_policy"),
         "decoding": meta.get("decoding"),
-        "predictions": str(predictions.resolve()),
-        "predictions_sha256": file_sha256(predictions),
+        "predictions": str(one.path.resolve()),
+        "predictions_sha256": file_sha256(one.path),
         **{name: meta[name] for name in ("annotations", "annotations_sha256") if name in meta},
         "versions": {**found.versions, "predicted_with": meta.get("versions")},
     }
-    out = metrics_path(predictions) if out is None else Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(examples_path(out), _examples(found, {r.id: v for r, v in zip(rows, verdicts, strict=True)}))
-    write_json(out, result)
-    if use_mlflow:
-        # The scores are written; that the journal's disk is full does not take them back.
-        attempt(out, partial(_log, result, predictions, out, started))
-    return result
 
 
 def metrics_path(predictions: Path) -> Path:

@@ -21,7 +21,16 @@ from pathlib import Path
 from rb.core.files import naming, sha256
 from rb.core.locks import FileLock
 from rb.core.strict_json import read
-from rb.evaluation.java import Java, JavaTimeoutError, JavaToolError, coco_jars, java_command, run_tool
+from rb.evaluation.java import (
+    LEAVE_WHEN_FULL,
+    Java,
+    JavaMemoryError,
+    JavaTimeoutError,
+    JavaToolError,
+    coco_jars,
+    java_command,
+    run_tool,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -38,6 +47,9 @@ OPENED = (
 # Words of a caption that SPICE reads. Its parser's time grows with the cube of a sentence: 60 words take it 1 s, 100 take 5 s, and 1,000 (a
 # model that loops) held 8 GB for minutes. BLIP's caption processor keeps 50.
 MAX_WORDS = 60
+
+# GB of heap. Where the first is not enough, one more start with the second follows, which finds the parses of the first in its cache.
+HEAPS_GB = (3, 8)
 
 # {"All": {"pr": .., "re": .., "f": ..}, "Object": {..}, ...}; None where a category has no tuple.
 SpiceRow = dict[str, dict[str, float | None]]
@@ -71,19 +83,29 @@ def spice_scores(
         JavaToolError: SPICE died or took too long.
     """
     with _locked(cache, jars) as folder:
-        if folder is not None:
-            try:
-                return _run(predictions, references, java, jars, ["-cache", str(folder)])
-            except JavaTimeoutError:
-                raise  # without its cache it would take longer still
-            except JavaToolError as error:
-                # Its LMDB refuses some file systems and full disks; the result does not depend on it.
-                LOG.warning("SPICE without its cache %s: %s", folder, error)
-    return _run(predictions, references, java, jars, [])
+        kept = [] if folder is None else ["-cache", str(folder)]
+        try:
+            return _run(predictions, references, java, jars, HEAPS_GB[0], kept)
+        except JavaTimeoutError:
+            raise  # without its cache it would take longer still
+        except JavaMemoryError as error:
+            LOG.warning("%s; once more with %d GB", error, HEAPS_GB[1])
+            return _run(predictions, references, java, jars, HEAPS_GB[1], kept)
+        except JavaToolError as error:
+            if folder is None:
+                raise
+            # Its LMDB refuses some file systems and full disks; the result does not depend on it.
+            LOG.warning("SPICE without its cache %s: %s", folder, error)
+    return _run(predictions, references, java, jars, HEAPS_GB[0], [])
 
 
 def _run(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java, jars: Sequence[Path], extra: list[str]
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    java: Java,
+    jars: Sequence[Path],
+    heap_gb: int,
+    extra: list[str],
 ) -> tuple[float, list[SpiceRow]]:
     rows = [
         {"image_id": str(i), "test": text, "refs": list(refs)}
@@ -91,7 +113,7 @@ def _run(
     ]
     num_texts = len(predictions) + sum(len(refs) for refs in references)
     home = coco_jars() / "spice"
-    options = ["-XX:+UseParallelGC"]
+    options = ["-XX:+UseParallelGC", LEAVE_WHEN_FULL]
     if java.major >= 9:
         options += [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED]
     if java.major >= 22:
@@ -112,7 +134,7 @@ def _run(
             "-silent",
             *extra,
         ]
-        command = java_command(java, 8, options, Path(temp), call)
+        command = java_command(java, heap_gb, options, Path(temp), call)
         run_tool(command, "SPICE", timeout_s=600 + num_texts, show=f"SPICE of {num_texts:,} texts")
         try:
             found = {item["image_id"]: item["scores"] for item in read(target)}

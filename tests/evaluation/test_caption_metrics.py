@@ -17,8 +17,16 @@ import pytest
 
 from rb.cli import main as rb
 from rb.evaluation import doctor
-from rb.evaluation.caption_metrics import METRICS, CaptionScores, attainable_scores, remark_on, score_captions
-from rb.evaluation.java import Java, JavaMissingError, JavaToolError, find_java, run_tool
+from rb.evaluation.caption_metrics import (
+    METRICS,
+    CaptionScores,
+    CaptionSet,
+    attainable_scores,
+    remark_on,
+    score_captions,
+    score_sets,
+)
+from rb.evaluation.java import STARTS, Java, JavaMemoryError, JavaMissingError, JavaToolError, find_java, run_tool
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_cider, simple_tokenise
 from rb.evaluation.spice import _locked, spice_scores
@@ -115,6 +123,37 @@ def test_spice_equals_the_original_per_caption_and_from_the_cache(java: Java, sp
     assert rows == [row["spice"] for row in GOLDEN["rows"]]
     assert mean == pytest.approx(GOLDEN["corpus"]["SPICE"], abs=1e-9)
     assert any(spice_cache.rglob("data.mdb"))
+
+
+@needs_spice
+@pytest.mark.java
+def test_any_number_of_sets_starts_each_java_program_once(java: Java, scored: CaptionScores, spice_cache: Path) -> None:
+    """Every value of a set among others is the one that it has alone."""
+    one = CaptionSet(PREDICTIONS, REFERENCES)
+    few = CaptionSet(
+        {i: PREDICTIONS[i] for i in list(PREDICTIONS)[:3]}, {i: REFERENCES[i] for i in list(REFERENCES)[:3]}
+    )
+    before, cpu_s = STARTS.copy(), dict[str, float]()
+    found = score_sets([few, one, few, one], spice_cache=spice_cache, attainable=True, cpu_s=cpu_s)
+    assert STARTS - before == {"PTB tokeniser": 1, "METEOR": 1, "SPICE": 1}
+    assert found[0] == found[2]
+    for each in found[1::2]:
+        assert {**each.scores, "SPICE": None} == scored.scores
+        assert each.scores["SPICE"] == pytest.approx(GOLDEN["corpus"]["SPICE"], abs=1e-9)
+        assert [each.spice_details[i] for i in PREDICTIONS] == [row["spice"] for row in GOLDEN["rows"]]
+        assert each.attainable["CIDEr"] > each.scores["CIDEr"]
+    assert scored.attainable == {}
+    assert set(cpu_s) == {*METRICS, "tokeniser", "attainable"}
+    assert min(cpu_s["tokeniser"], cpu_s["METEOR"], cpu_s["SPICE"]) > 0.1  # a JVM's time is in it
+
+
+def test_a_spice_whose_heap_is_full_starts_once_more_with_more(no_java: Path, tmp_path: Path) -> None:
+    fake_java(no_java, f'echo "$@" >> {tmp_path}/calls; echo "java.lang.OutOfMemoryError: Java heap space"; exit 3')
+    with pytest.raises(JavaMemoryError, match=r"SPICE filled its heap: java\.lang.OutOfMemoryError: Java heap space"):
+        spice_scores(["a dog"], [["a dog"]], find_java(), [], tmp_path / "cache")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2
+    assert all("-cache" in call for call in calls)  # what was parsed is not parsed again
 
 
 @needs_spice
