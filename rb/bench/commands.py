@@ -1,4 +1,4 @@
-"""What benchmarks measure, each with the arguments of its command (`rb bench captions` to `rb bench watching`)."""
+"""What benchmarks measure, each with the arguments of its command (`rb bench step`, `rb bench data` and so on)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rb.core.output import add_json
 from rb.core.urls import location_argument
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """A model that makes captions, and where it runs."""
+def _add_model(parser: argparse.ArgumentParser, made_up: bool = False) -> None:
+    """A model that makes captions, perhaps one that is made up, and where it runs."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="run folder, checkpoint or export")
     source.add_argument("--run", type=Path, dest="run_file", metavar="FILE", help="run file: its model before training")
+    if made_up:
+        source.add_argument("--size", metavar="NAME", help="a model with random weights, e.g. medium_opt")
     parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if --checkpoint is an export")
     add_device(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
@@ -44,7 +46,7 @@ def run_captions(args: argparse.Namespace) -> int:
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """``rb bench generate``."""
     parser.description = "Captions by our beam search beside plain transformers': FLOPs, processor time, texts."
-    _add_model(parser)
+    _add_model(parser, made_up=True)
     parser.add_argument("--examples", type=int, default=300, help="number of captions (300)")
     parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
     add_json(parser)
@@ -82,8 +84,8 @@ def run_order(args: argparse.Namespace) -> int:
     return run(args)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """``rb bench reading``."""
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """``rb bench data``."""
     parser.description = "Read sets with and without groups, and by webdataset: samples for each second of processor time, decoded and checked."
     parser.add_argument(
         "manifests",
@@ -100,11 +102,18 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", type=int, default=100, help="that each reader reads in a round, about (100)")
     parser.add_argument("--rounds", type=int, default=7, help="that are counted (7), after one that is not")
     parser.add_argument("--augment", action="store_true", help="augment as data.augment does")
+    parser.add_argument(
+        "--needs",
+        type=float,
+        default=0,
+        metavar="N",
+        help="samples/s that a step eats: says how many cores read so many",
+    )
     add_json(parser)
-    parser.set_defaults(run=run_reading)
+    parser.set_defaults(run=run_data)
 
 
-def run_reading(args: argparse.Namespace) -> int:
+def run_data(args: argparse.Namespace) -> int:
     """Measure and print."""
     from rb.bench.reading_speed import run
 
@@ -205,5 +214,48 @@ def add_fps(parser: argparse.ArgumentParser) -> None:
 def run_fps(args: argparse.Namespace) -> int:
     """Measure and print; FAILED if two ways pick other points."""
     from rb.bench.sampling_speed import run
+
+    return run(args)
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """``rb bench score``."""
+    parser.description = "Score made-up captions, one metric after the other: processor time, Java's too."
+    parser.add_argument("--captions", type=int, default=1000, help="number of captions (1,000)")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these, e.g. CIDEr")
+    parser.add_argument("--no-java", action="store_true", help="without METEOR and SPICE")
+    add_json(parser)
+    parser.set_defaults(run=run_score)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.scoring_cost import run
+
+    return run(args)
+
+
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """``rb bench all``."""
+    parser.description = (
+        "Steps, counters, generation, data and scores one after the other within some minutes: one JSON document."
+    )
+    parser.add_argument("--run", dest="run_file", metavar="FILE", help="run file whose foundation is here")
+    parser.add_argument("--size", default="medium_opt", help="without --run: a model that is made up (medium_opt)")
+    parser.add_argument("--baseline", action="store_true", help="steps beside those of LAVIS")
+    parser.add_argument("--minutes", type=float, default=9, help="after which no part begins or goes on (9)")
+    parser.add_argument("--rounds", type=int, default=3, help="of steps and readers (3)")
+    parser.add_argument("--captions", type=int, default=1000, help="that are scored (1,000)")
+    parser.add_argument("--examples", type=int, default=40, help="captions that are generated (40)")
+    parser.add_argument("--sources", type=int, default=40, help="that each reader reads in a round (40)")
+    parser.add_argument("--no-java", action="store_true", help="scores without METEOR and SPICE")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the document here, instead of printing it")
+    add_device(parser)
+    parser.set_defaults(run=run_all)
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """Run and print; FAILED where a part has no figures. ``args.rb`` is how a command of ours is started."""
+    from rb.bench.everything import run
 
     return run(args)

@@ -24,10 +24,11 @@ from rb.core.model_config import at_least
 from rb.core.output import say, say_json
 from rb.core.run_paths import open_foundation
 from rb.core.seeding import torch_generator
+from rb.costs.random_models import SIZES, build_random
 from rb.inference.load import load_trained
 from rb.model.language import Generation, generate
 from rb.model.region_blip import RegionBLIP
-from rb.model.weights.build import Built, build_model
+from rb.model.weights.build import build_model
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,17 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = usable_device(args.device)
-    if args.run_file is not None:
-        config = open_foundation(args.run_file, args.overrides)
-        built, decode = build_model(config.model, config.seed, device), config.decode
+    if args.size is not None:
+        found = measure(*made_up(args.size, device), args.examples, args.batch_size)
     else:
-        loaded = load_trained(args.checkpoint, args.foundation, device, args.overrides)
-        built, decode = loaded.built, loaded.generation
-    found = measure(built, decode, args.examples, args.batch_size)
+        if args.run_file is not None:
+            config = open_foundation(args.run_file, args.overrides)
+            built, decode = build_model(config.model, config.seed, device), config.decode
+        else:
+            loaded = load_trained(args.checkpoint, args.foundation, device, args.overrides)
+            built, decode = loaded.built, loaded.generation
+        how = Generation.of(built.text, next(iter(built.model.parts)), decode, built.model.device)
+        found = measure(built.model, how, built.text.decode_llm, args.examples, args.batch_size)
     if args.json:
         say_json(asdict(found))
         return FINISHED
@@ -79,12 +84,28 @@ def run(args: argparse.Namespace) -> int:
     return FINISHED
 
 
-def measure(built: Built, decode: DecodeConfig, num_examples: int, batch_size: int) -> Figures:
-    """Both ways on the same prompts, in turns, after one batch of each that is not counted."""
-    model, llm = built.model, built.model.blip2.language_model
-    modality = next(iter(model.parts))
+def made_up(name: str, device: torch.device) -> tuple[RegionBLIP, Generation, Callable[[Tensor], list[str]]]:
+    """A model with random weights and no tokenizer: captions of exactly ten tokens, compared as numbers."""
+    if name not in SIZES:
+        raise ValueError(f"--size {name}: must be one of {', '.join(SIZES)}")
+    torch.manual_seed(0)
+    model = build_random(SIZES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    config = model.blip2.language_model.config
+    ends = (config.eos_token_id, config.pad_token_id)
+    how = Generation(torch.full((1, 1), 2, device=device), DecodeConfig(max_new_tokens=10, min_new_tokens=10), *ends)
+    return model, how, lambda ids: [str(row) for row in ids.tolist()]
+
+
+def measure(
+    model: RegionBLIP, how: Generation, read: Callable[[Tensor], list[str]], num_examples: int, batch_size: int
+) -> Figures:
+    """Both ways on the same prompts, in turns, after one batch of each that is not counted.
+
+    Args:
+        read: tokens [B, T] to the texts that are compared.
+    """
+    llm, decode, modality = model.blip2.language_model, how.decode, next(iter(model.parts))
     model.adapters.activate(modality)
-    how = Generation.of(built.text, modality, decode, model.device)
 
     def our_way(prompt: Tensor) -> Tensor:
         with model.adapters.merged_in_llm(decode.merge_lora):
@@ -107,7 +128,7 @@ def measure(built: Built, decode: DecodeConfig, num_examples: int, batch_size: i
             texts: list[list[str]] = [[], []]
             for index in (0, 1) if number % 2 else (1, 0):
                 ids, took = timed(ways[index], prompt)
-                texts[index] = built.text.decode_llm(ids.cpu())
+                texts[index] = read(ids.cpu())
                 if size == batches[0]:
                     seconds[index].append(took)
             differing += sum(one != other for one, other in zip(*texts, strict=True))

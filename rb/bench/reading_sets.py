@@ -1,4 +1,4 @@
-"""The sets that ``rb bench reading`` makes: pictures, clouds and scenes of the sizes and captions that the paper's data have, filled by draws."""
+"""The sets that ``rb bench data`` makes: pictures, clouds and scenes of the sizes and captions that the paper's data have, filled by draws."""
 
 from __future__ import annotations
 

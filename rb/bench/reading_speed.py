@@ -1,4 +1,4 @@
-"""``rb bench reading``: how fast sources are read, checked, decoded and made a model's inputs, beside webdataset's own reader on the same tars.
+"""``rb bench data``: how fast sources are read, checked, decoded and made a model's inputs, beside webdataset's own reader on the same tars.
 
 Readers take turns in one process of one thread, so that other work on the machine meets all of them alike; what counts is processor time.
 
@@ -66,6 +66,7 @@ class Speed:
         ratio: samples/s over webdataset's of the same round, the median; none without webdataset.
         source_ratio: the same of sources/s.
         reading: share of the time that reading and checking take, without decoding.
+        cores: of ours, that give ``--needs`` samples/s; none where nothing is said.
         first_wall, wall: samples for each second of the clock: in the first round, and the median of the others.
     """
 
@@ -78,6 +79,7 @@ class Speed:
     ratio: float | None
     source_ratio: float | None
     reading: float
+    cores: float | None
     first_wall: float
     wall: float
 
@@ -181,24 +183,26 @@ def measure(place: Location, name: str, args: argparse.Namespace) -> list[Speed]
             for reader in readers:
                 reader.take_turn()
     captions = manifest.counts["samples"] / manifest.counts["records"]
-    return [_speed(name, captions, reader, readers[0]) for reader in readers]
+    return [_speed(name, captions, reader, readers[0], args.needs) for reader in readers]
 
 
-def _speed(name: str, captions: float, reader: Reader, first: Reader) -> Speed:
+def _speed(name: str, captions: float, reader: Reader, first: Reader, needs: float) -> Speed:
     """The first round is not counted: files and code are not at hand yet."""
     turns = list(zip(reader.turns, reader.undecoded, first.turns, strict=True))[1:]
     beside = first.name == WEBDATASET  # not of a store
     begun = reader.turns[0]
+    rate = median(turn.samples / turn.cpu_s for turn, _, _ in turns)
     return Speed(
         name,
         captions,
         reader.name,
         reader.group_by_source,
-        median(turn.samples / turn.cpu_s for turn, _, _ in turns),
+        rate,
         median(turn.sources / turn.cpu_s for turn, _, _ in turns),
         median(t.samples / t.cpu_s / (w.samples / w.cpu_s) for t, _, w in turns) if beside else None,
         median(t.sources / t.cpu_s / (w.sources / w.cpu_s) for t, _, w in turns) if beside else None,
         median(u.cpu_s / u.sources / (t.cpu_s / t.sources) for t, u, _ in turns),
+        needs / rate if needs and reader.name == OURS else None,
         begun.samples / begun.wall_s,
         median(turn.samples / turn.wall_s for turn, _, _ in turns),
     )
@@ -244,6 +248,7 @@ def run(args: argparse.Namespace) -> int:
         "sources/s",
         "of webdataset's",
         "reading",
+        "cores",
         "first, wall",
         "then, wall",
     )
@@ -262,6 +267,7 @@ def _cells(row: Speed) -> Sequence[str]:
         f"{row.sources_per_s:,.0f}",
         "" if row.source_ratio is None else f"{row.source_ratio:.2f}",
         f"{row.reading:.0%}",
+        "" if row.cores is None else f"{row.cores:.1f}",
         f"{row.first_wall:,.0f}",
         f"{row.wall:,.0f}",
     )

@@ -1,4 +1,4 @@
-"""`rb bench reading`: both readers make the same inputs of the sets that it makes; the command, with sets and without; a store."""
+"""`rb bench data`: both readers make the same inputs of the sets that it makes; the command, with sets and without; a store."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_readers_make_the_same_inputs_of_every_kind(tmp_path: Path, kind: readin
 def test_the_command_reads_a_set_here_and_at_a_url(tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path / "set", IMAGE, 7)
     options = ["--sources", "4", "--rounds", "1", "--batch-size", "4", "--group-by-source", "2"]
-    assert cli_run("bench", "reading", str(tmp_path / "set"), *options, "--json") == 0
+    assert cli_run("bench", "data", str(tmp_path / "set"), *options, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["reader"], row["group_by_source"]) for row in rows] == [("webdataset", None), ("rb", 1), ("rb", 2)]
     assert all(row["samples_per_s"] > 0 and row["ratio"] > 0 and 0 < row["reading"] < 1 for row in rows)
     url = s3.upload(tmp_path / "set", "bench")
     with reading_from(s3.port, tmp_path / "cache"):
-        assert cli_run("bench", "reading", url, *options, "--order", "blocks") == 0
+        assert cli_run("bench", "data", url, *options, "--order", "blocks") == 0
     shown = capsys.readouterr().out
     assert url in shown
     assert "order blocks" in shown

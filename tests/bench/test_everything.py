@@ -1,0 +1,52 @@
+"""``rb bench all`` and ``rb bench score``: every part is a command that can be typed, what does not run is named, scores are timed by metric."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rb.bench.everything import Part, cores_for_steps, run_part
+from tests.support.raw_data import cli_run
+
+RB = (sys.executable, "-m", "rb.cli")
+WORDS = ("--metrics", "CIDEr", "METEOR", "--no-java")
+
+
+def test_no_time_is_said_part_by_part(tmp_path: Path) -> None:
+    out = tmp_path / "all.json"
+    assert cli_run("bench", "all", "--run", "toy_opt", "--baseline", "--minutes", "0", "--out", str(out)) == 1
+    parts = json.loads(out.read_text())["parts"]
+    assert list(parts) == ["score", "counters", "generate", "step, groups of 1", "step, groups of 4", "data"]
+    for part in parts.values():
+        assert "give more --minutes" in part["not_run"]
+        assert "--device auto" in part["command"] or part["command"].split()[2] in ("score", "data", "step")
+
+
+def test_a_part_runs_or_says_why_not() -> None:
+    found = run_part(Part("score", ("score", "--captions", "3", *WORDS)), RB, 120)
+    assert found["found"]["captions"] == 3
+    assert found["found"]["cpu_seconds"].keys() == {"nothing", "CIDEr", "all"}
+    assert min(found["found"]["cpu_seconds"].values()) >= 0
+    assert "METEOR" in found["found"]["skipped"]
+    assert "must be at least 1" in run_part(Part("score", ("score", "--captions", "0")), RB, 120)["not_run"]
+    assert "not done after" in run_part(Part("score", ("score", "--captions", "3")), RB, 0.01)["not_run"]
+
+
+def test_cores_for_the_fastest_step() -> None:
+    step = {"found": {"modalities": {"image": {"samples_per_s": 10.0}, "cloud": {"samples_per_s": 30.0}}}}
+    rows = [
+        {"set": "clouds", "group_by_source": 4, "reader": "rb", "samples_per_s": 60.0},
+        {"set": "clouds", "group_by_source": None, "reader": "webdataset", "samples_per_s": 90.0},
+    ]
+    assert cores_for_steps({"step, groups of 1": step, "data": {"found": rows}}) == {"clouds, groups of 4": 0.5}
+    assert cores_for_steps({"data": {"found": rows}}) == {}
+
+
+def test_score_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_run("bench", "score", "--captions", "3", *WORDS) == 0
+    printed = capsys.readouterr().out
+    assert "METEOR: not measured: " in printed
+    assert "nothing" in printed
