@@ -13,7 +13,6 @@ Whether kernels and engines agree on a GPU is what ``launch/gpu_check.sh`` says.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import time
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rb.core import strict_json
 from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.files import write_json
@@ -77,7 +77,7 @@ def run_part(part: Part, rb: Sequence[str], seconds: float) -> dict[str, Any]:
     if done.returncode or start < 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return report | {"not_run": lines[-1]}
-    return report | {"found": json.loads(done.stdout[start:])}
+    return report | {"found": strict_json.parse(done.stdout[start:], said)}
 
 
 def cores_for_steps(found: dict[str, dict[str, Any]]) -> dict[str, float]:
