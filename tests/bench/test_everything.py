@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rb.bench.everything import Part, cores_for_steps, run_part
 from tests.support.raw_data import cli_run
+from tests.support.remedies import Fault, Said, remedy
 
 RB = (sys.executable, "-m", "rb.cli")
 WORDS = ("--metrics", "CIDEr", "METEOR", "--no-java")
@@ -32,7 +34,18 @@ def test_a_part_runs_or_says_why_not() -> None:
     assert min(found["found"]["cpu_seconds"].values()) >= 0
     assert "METEOR" in found["found"]["skipped"]
     assert "must be at least 1" in run_part(Part("score", ("score", "--captions", "0")), RB, 120)["not_run"]
-    assert "not done after" in run_part(Part("score", ("score", "--captions", "3")), RB, 0.01)["not_run"]
+
+
+@remedy("not done after {} s; give more --minutes", also=["no time was left; give more --minutes"])
+def test_more_minutes() -> tuple[Fault, Callable[[Said], object]]:
+    given = {"seconds": 0.01}
+
+    def measured() -> None:
+        found = run_part(Part("score", ("score", "--captions", "3", *WORDS)), RB, **given)
+        if "not_run" in found:
+            raise ValueError(found["not_run"])
+
+    return measured, lambda _: given.update(seconds=120)
 
 
 def test_cores_for_the_fastest_step() -> None:
