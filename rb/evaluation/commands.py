@@ -9,6 +9,7 @@ from typing import Any
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.metrics import cider_remark
 from rb.core.output import add_json, note, say, say_json
+from rb.evaluation.task_commands import TASKS, run_task
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,19 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --coco-results: COCO's captions_*.json, or a file like it",
     )
+    parser.add_argument(
+        "--task", choices=TASKS, help="what else is scored: answers of VQAv2, or DLC-Bench by a judge's answers"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="with --task vqa: [{question_id, answer}]; --annotations are VQAv2's",
+    )
+    parser.add_argument(
+        "--judged", type=Path, metavar="FILE", help="with --task dlc: the judge's answers, as published"
+    )
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="with --task dlc: the benchmark's qa.json")
     parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
     parser.add_argument(
         "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"
@@ -44,6 +58,8 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 
 def run_score(args: argparse.Namespace) -> int:
     """Score each file; several files share one process of each Java program. ``args.judge_of`` makes a judge of toy captions from truth files."""
+    if args.task:
+        return run_task(args)
     from rb.evaluation.caption_metrics import METRICS
     from rb.evaluation.scoring import metrics_path, score_files
     from rb.evaluation.spice import default_cache

@@ -1,32 +1,40 @@
-"""DLC-Bench's score from answers that a judge gave: no judge and no model is called here. For ``rb score --task dlc`` (not wired yet).
+"""DLC-Bench's score from answers that a judge gave: ``rb score --task dlc``. No judge and no model is called here.
 
-Protocol (NVlabs/describe-anything): each answer earns the points of the choice that the judge picked; an object that the judge did not
+Protocol (NVlabs/describe-anything): an answer earns the points of the choice that the judge picked; an object that the judge did not
 recognise earns at most 0 an answer; an object's score is the mean of its answers, positives and negatives apart; then the mean over
-objects, and the mean of the two. Objects without negatives count among positives only. No choice picked counts 0 and is reported.
+objects, and the mean of the two. Objects without negatives count among positives only. Where no choice was picked the answer earns 0, and
+is counted. ``avg`` of a published file is not the published mean, so summaries of a file are passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-SUMMARIES = (
-    "avg",
-    "avg_pos",
-    "avg_neg",
-)  # a published file's own means, beside its objects; ``avg`` is not the published mean
+from rb.core.strict_json import FormatError, read
+
 KINDS = ("positive", "negative")
+_LETTER = re.compile(r"\s*\(?([A-Z])[.):]")  # how an answer names its choice, where the judge's program did not
 
 
 @dataclass(frozen=True)
 class DlcScore:
-    """Scores in [-1, 1]; ``objects``: per kind, object id to its score; ``no_choice``: answers in which no choice was picked."""
+    """Means over objects, from -1 to 1.
+
+    Attributes:
+        no_choice: answers in which the judge picked no choice, by object, kind and number.
+        objects: kind -> object -> its score.
+        answers: how many there are.
+    """
 
     positives: float
     negatives: float
     no_choice: list[str] = field(default_factory=list)
     objects: dict[str, dict[str, float]] = field(default_factory=dict)
+    answers: int = 0
 
     @property
     def mean(self) -> float:
@@ -34,56 +42,97 @@ class DlcScore:
         return (self.positives + self.negatives) / 2
 
 
-def score_dlc(
-    judged: Mapping[str, Any], questions: Mapping[str, Sequence[Mapping[str, Any]]], where: str = "judged"
-) -> DlcScore:
-    """Scores of ``judged`` (a published ``*_eval.json``) by the points in ``questions`` (``qa.json``).
+def score_dlc_files(judged: Path, questions: Path) -> DlcScore:
+    """Of a published ``*_eval.json``, by the points in ``qa.json``. ``FormatError``: another format, or files that do not belong together."""
+    return score_dlc(read(judged), read(questions), str(judged))
 
-    Raises ValueError if the objects or the questions of an object differ between the two.
-    """
-    ids = [name for name in judged if name not in SUMMARIES]
-    for name in [*(i for i in questions if i not in judged), *(i for i in ids if i not in questions)]:
-        lacking = "the judged answers" if name in questions else "the questions"
-        raise ValueError(f"{where}: object {name} is missing in {lacking}; give both files of one benchmark")
-    scores: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
-    no_choice: list[str] = []
-    for name in ids:
-        recognised = judged[name].get("recognition_result")
-        if not isinstance(recognised, bool):
-            raise ValueError(f"{where}: object {name}: recognition_result is {recognised!r}; it must be true or false")
-        for kind in KINDS:
-            asked = [q for q in questions[name] if q["type"] == kind]
-            answers = judged[name].get(f"details_{kind}s") or []
-            if len(answers) != len(asked):
-                raise ValueError(
-                    f"{where}: object {name}: {len(answers)} {kind} answers to {len(asked)} questions; judge it again"
-                )
-            points = []
-            for n, (answer, question) in enumerate(zip(answers, asked, strict=True)):
-                at = f"{name} {kind} {n}"
-                earned = _points(answer, question, f"{where}: {at}")
-                if earned is None:
-                    no_choice.append(at)
-                    earned = 0.0
-                points.append(earned if recognised else min(earned, 0.0))
-            if points:
-                scores[kind][name] = sum(points) / len(points)
+
+def score_dlc(judged: object, questions: object, where: str) -> DlcScore:
+    """As above, of what the files hold; ``where`` stands in errors."""
+    asked = {name: _questions(rows, f"{where}: question of {name}") for name, rows in _object(questions, where).items()}
+    given = {name: entry for name, entry in _object(judged, where).items() if isinstance(entry, dict)}
+    for name in [*(n for n in asked if n not in given), *(n for n in given if n not in asked)]:
+        raise _wrong(where, f"object {name} is missing in the {'judged answers' if name in asked else 'questions'}")
+    points = {name: _points_of(entry, asked[name], f"{where}: object {name}") for name, entry in given.items()}
+    objects: dict[str, dict[str, float]] = {}
     for kind in KINDS:
-        if not scores[kind]:
-            raise ValueError(f"{where}: no {kind} answers at all; give the whole benchmark")
-    positives, negatives = (sum(scores[kind].values()) / len(scores[kind]) for kind in KINDS)
-    return DlcScore(positives, negatives, no_choice, scores)
+        earned = {name: [value or 0.0 for value in by_kind[kind]] for name, by_kind in points.items() if by_kind[kind]}
+        if not earned:
+            raise _wrong(where, f"no {kind} answers at all")
+        for name, values in earned.items():
+            if not given[name]["recognition_result"]:
+                earned[name] = [min(value, 0.0) for value in values]
+        objects[kind] = {name: sum(values) / len(values) for name, values in earned.items()}
+    every = [(f"{n} {k} {i}", v) for n, kinds in points.items() for k in KINDS for i, v in enumerate(kinds[k])]
+    positives, negatives = (sum(scores.values()) / len(scores) for scores in objects.values())
+    return DlcScore(positives, negatives, [place for place, value in every if value is None], objects, len(every))
 
 
-def _points(answer: Mapping[str, Any], question: Mapping[str, Any], where: str) -> float | None:
-    """Points of the picked choice, None where none was picked (null or -1)."""
-    if answer.get("question") != question["question"] or answer.get("choices") != question["choices"]:
-        raise ValueError(f"{where}: another question than the questions file has; give both files of one benchmark")
-    picked = answer.get("pred_index")
+def _wrong(where: str, problem: str) -> FormatError:
+    return FormatError(f"{where}: {problem}; give the judged answers and the questions of one benchmark")
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(where, f"must map objects to their answers, got {type(value).__name__}")
+    return value
+
+
+def _questions(rows: object, where: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Of one object, by kind."""
+    found: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in KINDS}
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or row.get("type") not in KINDS or not _are_choices(row.get("choices")):
+            raise _wrong(where, "must have a type, positive or negative, and choices, each a text and its points")
+        found[row["type"]].append(row)
+    return found
+
+
+def _are_choices(choices: object) -> bool:
+    return isinstance(choices, list) and all(
+        isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and _is_number(one[1]) for one in choices
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _points_of(
+    entry: Mapping[str, Any], asked: Mapping[str, list[Mapping[str, Any]]], where: str
+) -> dict[str, list[float | None]]:
+    """Of one object's answers, by kind; none where no choice was picked."""
+    recognised = entry.get("recognition_result")
+    if not isinstance(recognised, bool):
+        raise _wrong(where, f"recognition_result must be true or false, got {recognised!r:.80}")
+    found = {}
+    for kind in KINDS:
+        answers = entry.get(f"details_{kind}s", [])
+        if not isinstance(answers, list) or len(answers) != len(asked[kind]):
+            number = len(answers) if isinstance(answers, list) else repr(answers)[:80]
+            raise _wrong(where, f"{number} {kind} answers to {len(asked[kind])} questions")
+        pairs = enumerate(zip(answers, asked[kind], strict=True))
+        found[kind] = [_points(answer, question, f"{where}: {kind} answer {n}") for n, (answer, question) in pairs]
+    return found
+
+
+def _points(answer: object, question: Mapping[str, Any], where: str) -> float | None:
+    """Points of the picked choice; none where none was picked."""
+    if not isinstance(answer, dict):
+        raise _wrong(where, f"must be an object, got {type(answer).__name__}")
+    choices = question["choices"]
+    if answer.get("question") != question.get("question") or answer.get("choices") != choices:
+        raise _wrong(where, "is of another question than the questions' file has there")
+    picked = answer["pred_index"] if "pred_index" in answer else _named(answer.get("pred_answer"), len(choices))
     if picked is None or picked == -1:
         return None
-    if not isinstance(picked, int) or isinstance(picked, bool) or not 0 <= picked < len(question["choices"]):
-        raise ValueError(
-            f"{where}: pred_index {picked!r} is none of {len(question['choices'])} choices; judge it again"
-        )
-    return float(question["choices"][picked][1])
+    if not isinstance(picked, int) or isinstance(picked, bool) or not 0 <= picked < len(choices):
+        raise _wrong(where, f"pred_index must be one of {len(choices)} choices, got {picked!r:.80}")
+    return float(choices[picked][1])
+
+
+def _named(answer: object, choices: int) -> int | None:
+    """The choice that an answer such as "C. The color ..." names."""
+    letter = _LETTER.match(answer) if isinstance(answer, str) else None
+    number = ord(letter[1]) - ord("A") if letter else choices
+    return number if number < choices else None
