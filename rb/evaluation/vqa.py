@@ -58,11 +58,9 @@ def one_line(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], mode: str) -> float:
-    """Accuracy of one prediction, 0 to 1, against its annotators' answers. ``ValueError``: unknown mode or no answers."""
-    if mode not in MODES:
-        raise ValueError(f"VQA normalisation {mode!r}: unknown; choose from {', '.join(MODES)}")
-    if len(answers) < 2:
-        raise ValueError(f"a question has {len(answers)} answers; VQAv2 needs those of several annotators")
+    """Accuracy of one prediction, 0 to 1, against its annotators' answers, two or more. ``mode``: one of ``MODES``."""
+    assert mode in MODES, mode
+    assert len(answers) > 1, answers
     given, wanted = one_line(prediction), list(answers)
     split = len(set(map(one_line, wanted))) > 1
     if mode == "lavis":
