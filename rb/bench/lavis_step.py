@@ -156,13 +156,17 @@ def _pool(of: ModalityModel, batch: Batch, embeds: Tensor, output: Tensor) -> Po
 def _itm(of: ModalityModel, batch: Batch, embeds: Tensor, queries: Tensor, pool: PoolRows) -> Tensor:
     """3 B rows, each with its image's keys and values projected again."""
     negatives = pool.negatives()
+    to_full = (
+        0,
+        batch.text_ids.shape[1] - negatives.text_ids.shape[1],
+    )  # LAVIS pads every text to the longest that is allowed
     joint = joint_pass(
         of.qformer,
         of.text_branch,
         torch.cat([queries, of.query_tokens(negatives.boxes, len(batch)), queries]),
         torch.cat([embeds, negatives.features, embeds]),
-        torch.cat([batch.text_ids, batch.text_ids, negatives.text_ids]),
-        torch.cat([batch.text_mask, batch.text_mask, negatives.text_mask]),
+        torch.cat([batch.text_ids, batch.text_ids, F.pad(negatives.text_ids, to_full)]),
+        torch.cat([batch.text_mask, batch.text_mask, F.pad(negatives.text_mask, to_full)]),
     )
     logits = of.heads.itm_head(joint).float().mean(dim=1)
     return losses.itm_loss(

@@ -142,7 +142,7 @@ def test_prompt_is_what_the_caption_goes_on_from(model: RegionBLIP) -> None:
 
 def test_retrieval_space_is_that_of_training(model: RegionBLIP) -> None:
     """Against the similarities that the ITC loss is computed from."""
-    text = model._text
+    text = model.text
     batch = tiny.make_batch(IMAGE_REGION, text, range(3))
     found: list[torch.Tensor] = []
     from rb.model import losses
