@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rb.core.json_stream import stream_list, stream_lists
 from rb.core.strict_json import FormatError
@@ -77,5 +77,5 @@ def _answers(path: Path) -> dict[int, tuple[str, Sequence[str]]]:
     return found
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
