@@ -20,7 +20,7 @@ from torch import Tensor
 
 import rb.api.inputs as inputs
 from rb.api.inputs import ImageInput, InputError, PointsInput
-from rb.core.config import FoundationConfig
+from rb.core.config import DecodeConfig, FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.inference.load import Loaded, load_trained
 from rb.model.language import Generation
@@ -221,14 +221,27 @@ class RegionBLIP:
             alone.append(1 if one else -len(rows))
         return modality, sources, _shaper(alone, single)
 
+    # -- frozen features to answers (also for rb/serving) -------------------------------------------------------------
+
+    def search(self, modality: str, decode: DecodeConfig, prompt: str | None = None) -> Generation:
+        """How captions of a modality are generated; ``prompt`` replaces the run's."""
+        text = self.text if prompt is None else dataclasses.replace(self.text, prompt=prompt)
+        return Generation.of(text, modality, decode, self.model.device)
+
+    def vectors(
+        self, modality: str, features: Tensor, boxes: Tensor | None, source_rows: Tensor | None = None
+    ) -> Tensor:
+        """Queries in ITC space, [B, Q, E] of length 1, of frozen features; arguments as of the model's ``generate_from``."""
+        output = self.model.query_output(modality, features, boxes, source_rows).float()
+        return F.normalize(self.model.of(modality).parts.vision_proj(output), dim=-1)
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _captions(self, modality: str, sources: Sequence[Ready], prompt: str | None, batch_size: int) -> list[str]:
-        text = self.text if prompt is None else dataclasses.replace(self.text, prompt=prompt)
-        how = Generation.of(text, modality, self.decode, self.model.device)
+        how = self.search(modality, self.decode, prompt)
 
         def read(features: Tensor, boxes: Tensor | None) -> list[str]:
-            return text.decode_llm(self.model.generate_from(modality, features, boxes, how).cpu())
+            return self.text.decode_llm(self.model.generate_from(modality, features, boxes, how).cpu())
 
         return [caption for rows in self._each_batch(modality, sources, batch_size, read) for caption in rows]
 
@@ -237,8 +250,7 @@ class RegionBLIP:
         self.require(modality)
 
         def read(features: Tensor, boxes: Tensor | None) -> Tensor:
-            output = self.model.query_output(modality, features, boxes).float()
-            return F.normalize(self.model.of(modality).parts.vision_proj(output), dim=-1).cpu()
+            return self.vectors(modality, features, boxes).cpu()
 
         return torch.cat(self._each_batch(modality, sources, batch_size, read))
 

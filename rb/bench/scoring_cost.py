@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import tempfile
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from rb.core.metrics import METRICS
 from rb.core.model_config import at_least
 from rb.core.output import aligned, say, say_json
 from rb.core.seeding import generator
-from rb.evaluation.caption_metrics import score_captions
+from rb.evaluation.caption_metrics import cpu_seconds, score_captions
 
 NOTHING, EVERYTHING = "nothing", "all"
 REFERENCES = 3
@@ -36,12 +35,6 @@ def captions(number: int) -> tuple[dict[str, str], dict[str, list[str]]]:
 
     ids = [f"example-{k}" for k in range(number)]
     return {i: text() for i in ids}, {i: [text() for _ in range(REFERENCES)] for i in ids}
-
-
-def cpu_seconds() -> float:
-    """Of this process and its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def run(args: argparse.Namespace) -> int:

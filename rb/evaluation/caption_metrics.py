@@ -209,17 +209,18 @@ def _spice(
 
 @contextmanager
 def _counted(cpu_s: dict[str, float], name: str) -> Iterator[None]:
-    """Adds the CPU seconds of the block, of this process and of its children that ended in it, to an entry."""
-
-    def used() -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + children.ru_utime + children.ru_stime
-
-    before = used()
+    """Adds the CPU seconds of the block to an entry."""
+    before = cpu_seconds()
     try:
         yield
     finally:
-        cpu_s[name] = cpu_s.get(name, 0.0) + used() - before
+        cpu_s[name] = cpu_s.get(name, 0.0) + cpu_seconds() - before
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def attainable_scores(references: Tokenised) -> dict[str, float]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from rb.core.json_stream import stream_list, stream_lists
 from rb.core.strict_json import FormatError
+from rb.data.prepare.common import is_id
 from rb.evaluation.vqa import MODES, vqa_accuracy
 
 ALL = "all"
@@ -50,7 +51,7 @@ def _predictions(path: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for place, row in enumerate(stream_list(path, _RESULT, Counter())):
         number, answer = (row.get("question_id"), row.get("answer")) if isinstance(row, dict) else (None, None)
-        if not _is_id(number) or not isinstance(answer, str):
+        if not is_id(number) or not isinstance(answer, str):
             raise FormatError(f"{path}: row {place} must be {{question_id, answer}}, a whole number and a text")
         if number in found:
             raise FormatError(f"{path}: row {place}: question {number} comes twice")
@@ -65,9 +66,9 @@ def _answers(path: Path) -> dict[int, tuple[str, Sequence[str]]]:
         rows = row.get("answers") if isinstance(row, dict) else None
         texts = [one.get("answer") if isinstance(one, dict) else None for one in rows] if isinstance(rows, list) else []
         number, kind = (row.get("question_id"), row.get("answer_type")) if isinstance(row, dict) else (None, None)
-        if not _is_id(number) or number in found or len(texts) < 2 or not all(isinstance(t, str) for t in texts):
+        if not is_id(number) or number in found or len(texts) < 2 or not all(isinstance(t, str) for t in texts):
             raise FormatError(
-                f"{path}: annotation {place} must have a question_id of its own and a list of answers, each with a text"
+                f"{path}: annotation {place} must have a question_id that no other has, and a list of answers, each with a text"
             )
         found[number] = (kind if isinstance(kind, str) else "other", [str(text) for text in texts])
     if not found:
@@ -75,7 +76,3 @@ def _answers(path: Path) -> dict[int, tuple[str, Sequence[str]]]:
             f"{path}: no annotations; give VQAv2's annotations, such as v2_mscoco_val2014_annotations.json"
         )
     return found
-
-
-def _is_id(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

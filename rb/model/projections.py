@@ -49,9 +49,8 @@ class _Projections(torch.autograd.Function):
             adapted: which of them have LoRA, in the order of ``ups``.
             down, ups: ``Matrices``, of the weights' type.
         """
-        rows = x.to(down.dtype).reshape(
-            -1, x.shape[-1]
-        )  # [N, in]; a cast of a part of x leaves no gaps, so it is the only copy
+        # Cast first: the cast of a part of a tensor leaves no gaps, so reshaping it makes no second copy.
+        rows = x.to(down.dtype).reshape(-1, x.shape[-1])  # [N, in]
         hidden = rows @ down.T  # [N, k r]
         outputs = [rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T) for weight, bias in frozen]
         for layer, part, up in zip(adapted, hidden.chunk(len(ups), dim=1), ups, strict=True):

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -296,37 +297,33 @@ def _add_state(app: FastAPI, service: Service) -> None:
 def _add_captions(app: FastAPI, service: Service) -> None:
     limits = service.limits
 
+    async def captions(request: Request, asked: Regions | Clouds, ready: Callable[[Adapter], Asked]) -> dict[str, Any]:
+        check_boxes(asked.boxes, limits)
+        adapter = service.adapter(asked.model)
+        answers, timing = await service.ask(
+            request, adapter, partial(ready, adapter), asked.decoding, asked.prompt, asked.deadline_s
+        )
+        return answered(adapter, asked.boxes, answers, timing)
+
     @app.post("/v1/regions", openapi_extra=dict(schema(Regions, form=True)))
     async def regions(request: Request) -> dict[str, Any]:
         """Captions of an image or of boxes in it."""
         asked, upload = await body_of(request, Regions, limits)
-        check_boxes(asked.boxes, limits)
-        adapter = service.adapter(asked.model)
-        answers, timing = await service.ask(
-            request,
-            adapter,
-            lambda: adapter.ask_image(picture(asked.image, upload, limits), asked.boxes, asked.box_format),
-            asked.decoding,
-            asked.prompt,
-            asked.deadline_s,
-        )
-        return answered(adapter, asked.boxes, answers, timing)
+
+        def ready(adapter: Adapter) -> Asked:
+            return adapter.ask_image(picture(asked.image, upload, limits), asked.boxes, asked.box_format)
+
+        return await captions(request, asked, ready)
 
     @app.post("/v1/clouds", openapi_extra=dict(schema(Clouds)))
     async def clouds(request: Request) -> dict[str, Any]:
         """Captions of a point cloud or of boxes in it."""
         asked, _ = await body_of(request, Clouds, limits)
-        check_boxes(asked.boxes, limits)
-        adapter = service.adapter(asked.model)
-        answers, timing = await service.ask(
-            request,
-            adapter,
-            lambda: adapter.ask_cloud(cloud(asked.points, limits), asked.boxes, asked.box_format),
-            asked.decoding,
-            asked.prompt,
-            asked.deadline_s,
-        )
-        return answered(adapter, asked.boxes, answers, timing)
+
+        def ready(adapter: Adapter) -> Asked:
+            return adapter.ask_cloud(cloud(asked.points, limits), asked.boxes, asked.box_format)
+
+        return await captions(request, asked, ready)
 
     @app.post("/v1/embeddings", openapi_extra=dict(schema(Embeddings, form=True)))
     async def embeddings(request: Request) -> dict[str, Any]:
@@ -361,4 +358,4 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         answers, _ = await service.ask(
             request, adapter, lambda: adapter.ask_image(image, boxes, "pixels"), asked.decoding(), None, None
         )
-        return chat.response(asked, adapter.name, boxes, answers, said)
+        return chat.response(asked, adapter.name, answers, said)

@@ -107,9 +107,8 @@ def _numbers(text: str, where: str) -> list[float]:
     return found
 
 
-def response(asked: Chat, model: str, boxes: list[list[float]] | None, answers: list[Answer], said: str) -> Response:
+def response(asked: Chat, model: str, answers: list[Answer], said: str) -> Response:
     """The answer, whole or as a stream of its words. The search ends before its first word is known, so a stream begins with it all made."""
-    del boxes
     text = said + "\n".join(answer.caption for answer in answers)
     made = sum(answer.tokens for answer in answers)
     usage = {"prompt_tokens": 0, "completion_tokens": made, "total_tokens": made}

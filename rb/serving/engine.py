@@ -6,7 +6,6 @@ for. Thread-safe; knows nothing of HTTP.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import threading
 import time
@@ -18,13 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rb.api.model import Ready
 from rb.core.config import DecodeConfig
 from rb.core.modality import modality_spec
-from rb.model.language import Generation
 from rb.serving.adapters import Adapter, Asked
 
 CAPTION, EMBED = "caption", "embed"
@@ -257,23 +254,19 @@ class Engine:
     def _reader(self, job: Job) -> Callable[[Tensor, Tensor | None, Tensor], list[Answer]]:
         """What makes answers of frozen features [S, ...], boxes [B, n] and the row of the features that each box is of [B]."""
         captioner, modality = job.adapter.captioner, job.asked.modality
-        model = captioner.model
         if job.what == EMBED:
 
             def embed(features: Tensor, boxes: Tensor | None, rows: Tensor) -> list[Answer]:
-                output = model.query_output(modality, features, boxes, rows).float()
-                vectors = F.normalize(model.of(modality).parts.vision_proj(output), dim=-1).cpu()
-                return [Answer(vectors=row) for row in vectors]
+                return [Answer(vectors=row) for row in captioner.vectors(modality, features, boxes, rows).cpu()]
 
             return embed
-        text = captioner.text if job.prompt is None else dataclasses.replace(captioner.text, prompt=job.prompt)
-        how = Generation.of(text, modality, job.decode, model.device)
+        how = captioner.search(modality, job.decode, job.prompt)
 
         def caption(features: Tensor, boxes: Tensor | None, rows: Tensor) -> list[Answer]:
-            ids, scores = model.generate_scored(modality, features, boxes, how, rows)
+            ids, scores = captioner.model.generate_scored(modality, features, boxes, how, rows)
             ids = ids.cpu()
             special = (ids != how.pad_token_id) & (ids != how.end_token_id)
-            rows_of = zip(text.decode_llm(ids), scores.tolist(), special.sum(dim=1).tolist(), strict=True)
+            rows_of = zip(captioner.text.decode_llm(ids), scores.tolist(), special.sum(dim=1).tolist(), strict=True)
             return [Answer(words, score, tokens) for words, score, tokens in rows_of]
 
         return caption
