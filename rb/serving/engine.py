@@ -128,8 +128,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait or run and that somebody waits for."""
-        return len(self._jobs) + sum(not job.dropped for job in self._running)
+        """Jobs that wait or run and that somebody waits for. One that has its answer has left, though its batch may not have ended yet."""
+        return len(self._jobs) + sum(not (job.dropped or job.done.done()) for job in self._running)
 
     @property
     def full(self) -> bool:
