@@ -19,6 +19,9 @@ def run_task(args: argparse.Namespace) -> int:
     if args.predictions or args.coco_results or any(getattr(args, name) is None for name in needed):
         options = " and ".join(f"--{name} FILE" for name in needed)
         raise ValueError(f"--task {args.task} reads its own files; give {options}, and no other file")
+    for name in needed:
+        if not getattr(args, name).exists():
+            raise ValueError(f"--{name} {getattr(args, name)}: no such file")
     found = {"task": args.task, **(_vqa(args) if args.task == "vqa" else _dlc(args))}
     if args.out:
         write_json(args.out, found)

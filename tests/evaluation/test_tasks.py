@@ -167,6 +167,14 @@ def test_answers_that_do_not_fit(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("task", [("vqa", "--results", "--annotations"), ("dlc", "--judged", "--questions")])
+def test_a_file_that_is_not_there(task: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, one, other = task
+    (tmp_path / "there").write_text("[]")
+    assert cli_run("score", "--task", name, one, str(tmp_path / "there"), other, str(tmp_path / "nowhere")) == 2
+    assert f"error: {other} {tmp_path / 'nowhere'}: no such file" in capsys.readouterr().err
+
+
 @remedy("give one answer, a text, for each question of {}")
 def test_a_question_without_an_answer(tmp_path: Path) -> tuple[Fault, Callable[[Said], object]]:
     files = [str(word) for word in write_vqa(tmp_path, [{"question_id": 0, "answer": "a"}], CASES["cases"][:2])]
