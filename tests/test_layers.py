@@ -23,6 +23,7 @@ LAYER = {
     "rb.exporting": 4,
     "rb.api": 4,
     "rb.serving": 5,
+    "rb.mining": 5,
     "rb.training": 5,
     "rb.launching": 6,
     "rb.train": 7,

@@ -102,10 +102,15 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def is_temporary(name: str, of: str | None = None) -> bool:
+    """Whether a name is one of ``temporary_name``, for a file called ``of`` or for any."""
+    stem = r".+" if of is None else re.escape(of)
+    return re.fullmatch(rf"\.{stem}\.\d+-[0-9a-f]{{8}}\.tmp", name, re.DOTALL) is not None
+
+
 def left_overs(path: Path) -> list[Path]:
     """What is left of ``path`` where its writer was killed, and what one writes just now."""
-    named = re.compile(re.escape(f".{path.name}.") + r"\d+-[0-9a-f]{8}\.tmp")
-    return sorted(other for other in path.parent.iterdir() if named.fullmatch(other.name))
+    return sorted(other for other in path.parent.iterdir() if is_temporary(other.name, path.name))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Tars of images with their captions, as img2dataset and WebDataset pack them: ``KEY.jpg`` with ``KEY.txt``, ``KEY.json`` or both. Used by `custom.py`.
+"""Tars of images with their captions, as img2dataset and WebDataset pack them: ``KEY.jpg`` with ``KEY.txt``, ``KEY.json`` or both. Used by `custom.py` and `rb/mining`.
 
 The headers are read once, to know where each sample lies and which split its key falls into: 16 bytes of memory a sample. A sample is read
 when its turn comes, so that no more than a few are in memory. Nothing is extracted.
@@ -108,7 +108,7 @@ def find_samples(tars: Sequence[Path], shares: dict[str, float]) -> FoundTars:
     for number, path in enumerate(tars):
         try:
             with path.open("rb") as file:
-                for key, start, length in _samples(file, path, found.notes):
+                for key, start, length in samples_in(file, path, found.notes):
                     split = split_of(key, shares)
                     found.splits.setdefault(split, Places(tars)).add(number, start, length)
         except FormatError as error:
@@ -116,7 +116,7 @@ def find_samples(tars: Sequence[Path], shares: dict[str, float]) -> FoundTars:
     return found
 
 
-def _samples(file: BinaryIO, path: Path, notes: Counter[str]) -> Iterator[tuple[str, int, int]]:
+def samples_in(file: BinaryIO, path: Path, notes: Counter[str]) -> Iterator[tuple[str, int, int]]:
     """(key, first byte, length) of every run of members with one key."""
     current, start, end = None, 0, 0
     size = path.stat().st_size
@@ -159,7 +159,7 @@ def columns_of_tars(found: FoundTars, told: dict[str, str], where: str) -> tuple
     names: dict[str, None] = {}
     for place in itertools.islice(itertools.chain.from_iterable(found.splits.values()), _ASKED):
         try:
-            names.update(dict.fromkeys(_fields(_members(place)[1])))
+            names.update(dict.fromkeys(_fields(members_of(place)[1])))
         except RejectedError:
             continue
     if "split" in told or "file" in told:
@@ -175,7 +175,7 @@ def read_sample(place: Place, columns: Columns, exif: str | None) -> Sample:
     Raises:
         RejectedError: too large, damaged, without captions that can be read.
     """
-    key, members = _members(place)
+    key, members = members_of(place)
     where = f"{place.tar.name}, key {key!a:.100}"
     try:
         row = _fields(members)
@@ -213,7 +213,7 @@ def _items(row: dict[str, Any], columns: Columns, where: str) -> Iterator[Item]:
         yield Item(where, text, numbers, None if object_id is None else str(object_id))
 
 
-def _members(place: Place) -> tuple[str, dict[str, bytes]]:
+def members_of(place: Place) -> tuple[str, dict[str, bytes]]:
     """(key, bytes by extension) of a sample."""
     if place.length > MAX_RECORD_BYTES:
         raise RejectedError(Reason.MALFORMED_ROW, f"{place}: more than {MAX_RECORD_BYTES:,} bytes")
