@@ -60,7 +60,7 @@ def test_the_chain_runs_from_it_in_an_empty_folder(wheel: Path, tmp_path: Path) 
     assert rb("--version").strip()
     assert "toy_opt" in rb("runs", "list")
     # Prepare, train under the launcher, predict, score, report, table.
-    rb("toy", "demo", "--steps", "20", "--scale", "small", "--out", "demo")
+    rb("toy", "demo", "--steps", "8", "--scale", "small", "--out", "demo")
     run_dir = here / "demo/runs/toy_opt"
     assert (run_dir / "report.html").stat().st_size > 10_000
     assert {path.stem for path in (run_dir / "metrics").glob("*.json")} >= {"image_region", "point_cloud_region"}

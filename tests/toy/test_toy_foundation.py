@@ -126,27 +126,14 @@ def test_point_bert_loads_from_its_original_names():
     assert tokens.std(dim=1).mean() > 0.1
 
 
-@pytest.mark.slow
-def test_pretraining_runs_whole_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch):
+def test_a_finished_stage_of_pretraining_is_kept_and_made_the_same_again(tmp_path: Path, monkeypatch):
+    """All stages, export and scores: `make drill PART=pretraining`."""
     monkeypatch.setattr(pretrain, "STAGES", dict.fromkeys(pretrain.STAGES, (2, 130)))
-    for stage in ("vision", "language", "points", "t5_language"):
-        pretrain.run_stage(stage, tmp_path, 1.0)
+    pretrain.run_stage("vision", tmp_path, 1.0)
     before = (tmp_path / "vision.safetensors").read_bytes()
     stamp = (tmp_path / "vision.json").stat().st_mtime_ns
     pretrain.run_stage("vision", tmp_path, 1.0)
     assert (tmp_path / "vision.json").stat().st_mtime_ns == stamp  # not trained again
     (tmp_path / "vision.json").unlink()
     pretrain.run_stage("vision", tmp_path, 1.0)
-    assert (tmp_path / "vision.safetensors").read_bytes() == before  # and the same when it is
-    for stage in ("bridge", "settle", "speech", "t5_settle"):
-        pretrain.run_stage(stage, tmp_path, 1.0)
-    out = tmp_path / "out"
-    tree = pretrain.finish(out, tmp_path, num_scenes=4)
-    shipped = {path.relative_to(FOLDER) for path in FOLDER.rglob("*") if path.is_file() and path.name != "README.md"}
-    assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == shipped
-    assert 0 <= tree["scores"]["true_whole"] <= 1
-    assert 0 <= tree["t5_scores"]["true_whole"] <= 1
-    trained = load_file(tmp_path / "t5_settle.safetensors")
-    written = load_file(out / "blip2-t5" / SPEAKING)
-    for name in ("language_model.lm_head.weight", "language_model.shared.weight", "language_projection.weight"):
-        assert torch.equal(written[name], trained[name].half()), name
+    assert (tmp_path / "vision.safetensors").read_bytes() == before
