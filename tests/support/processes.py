@@ -164,6 +164,8 @@ def _run(target: Callable[..., object], arguments: tuple[Any, ...], environment:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    # As in a plain process; a child of a fork server would start loader processes by a fork server of its own, which imports everything again.
+    multiprocessing.set_start_method("fork", force=True)
     target(*arguments)
 
 

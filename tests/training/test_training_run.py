@@ -140,10 +140,10 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     parameters = checkpoint.load_parameters(reference)
     assert any("lora_" in name and "point_cloud" in name for name in parameters)
 
-    # 2. The same run, every rank killed at two random moments; in between another training tries the same folder.
+    # 2. The same run, every rank killed at three random moments; in between another training tries the same folder.
     draw = random.Random(time.time_ns())  # other moments in every run of the tests; the journal keeps them
     arguments: list[object] = ["--run", run_file, "name=killed", "train.log_every=1"]
-    for attempt in range(2):
+    for attempt in range(3):
         started = start_ranks(2, ENTRY, *arguments)
         wait_for_step(killed, draw.randint(1, 10) + 10 * attempt, *started)
         time.sleep(draw.uniform(0.0, 0.1))
