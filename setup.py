@@ -47,6 +47,7 @@ setup(
         "requests>=2.31",
         "sqlalchemy>=2.0",
         "tokenizers>=0.22",
+        "urllib3>=2.3",
         "pycocoevalcap>=1.2",
         "numpy>=2.0",
         "pillow>=10.1",
