@@ -159,7 +159,7 @@ def test_no_answer(tmp_path: Path):
     )
 
 
-@remedy("refuses the request (HTTP {}: {}); {}", also=["look at model and settings", "a token that it accepts"])
+@remedy("refuses the request (HTTP {}: {}); {}", also=["look at model and settings"])
 def test_refused(monkeypatch: pytest.MonkeyPatch):
     server = ChatServer(last_word, ["401"])
     return lambda: endpoint(server).ask([user("say yes")]).text, lambda said: monkeypatch.setenv(
