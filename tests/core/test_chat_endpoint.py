@@ -159,7 +159,10 @@ def test_no_answer(tmp_path: Path):
     )
 
 
-@remedy("refuses the request (HTTP {}: {}); {}", also=["look at model and settings"])
+@remedy(
+    "refuses the request (HTTP {}: {}); {}",
+    also=["look at model and settings", "set {} to {}", "give the address up to and with /v1"],
+)
 def test_refused(monkeypatch: pytest.MonkeyPatch):
     server = ChatServer(last_word, ["401"])
     return lambda: endpoint(server).ask([user("say yes")]).text, lambda said: monkeypatch.setenv(
