@@ -73,6 +73,11 @@ class Adapter:
         modality, sources, _ = self.captioner.image_sources([_cut(image, box) for box in pixels], None, None)
         return Asked(modality, tuple(sources))
 
+    def ask_texts(self, modality: str) -> Asked:
+        """No source: texts alone, in the space of a modality. ``InputError``: the modality was not trained."""
+        self.captioner.require(modality)
+        return Asked(modality, ())
+
     def ask_cloud(self, points: Any, boxes: Sequence[Sequence[float]] | None, box_format: str) -> Asked:
         """A cloud [N, 3 | 6] and its boxes (none: the whole). ``InputError`` as of ``ask_image``."""
         modality, sources, _ = self.captioner.cloud_sources(points, None if boxes is None else list(boxes), box_format)

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ import rb
 from rb.core.config import DecodeConfig
 from rb.serving import chat
 from rb.serving.adapters import BASE, TRAINED, Adapter, Asked
-from rb.serving.engine import CAPTION, EMBED, Answer, BusyError, Engine, Job, LateError
+from rb.serving.engine import CAPTION, EMBED, TEXTS, Answer, BusyError, Engine, Job, LateError
 from rb.serving.forms import (
     Clouds,
     Decoding,
@@ -44,6 +44,7 @@ from rb.serving.forms import (
 )
 
 LOOK_S = 0.05  # how often a waiting request looks whether its caller is still there, in seconds
+ENGINE_STOP_S = 1.0  # nobody waits for the engine once the server has stopped; what runs past this is left
 BUSY = "too many requests wait; try again later"
 OPEN = ("/healthz", "/", "/page/")  # paths without a token
 
@@ -79,6 +80,7 @@ class Service:
         prompt: str | None = None,
         deadline_s: float | None = None,
         what: str = CAPTION,
+        texts: Sequence[str] = (),
     ) -> tuple[list[Answer], dict[str, float]]:
         """(answers in the order of the boxes, timing in milliseconds). ``Refused``: a bad input, 429, 504, 499 for a caller that left."""
         came = time.monotonic()
@@ -88,8 +90,9 @@ class Service:
         try:
             decode = _decode(adapter.captioner.decode, decoding)
             asked = await run_in_threadpool(prepare)
-            _check_length(adapter, asked, decode, prompt)
-            job = self.engine.submit(Job(adapter, asked, decode, prompt, what, deadline))
+            if what == CAPTION:
+                _check_length(adapter, asked, decode, prompt)
+            job = self.engine.submit(Job(adapter, asked, decode, prompt, what, tuple(texts), deadline))
         except BusyError:
             raise Refused(429, BUSY) from None
         except ValueError as error:
@@ -122,6 +125,8 @@ class Service:
                     return answer.result()
                 if await request.is_disconnected():
                     raise Refused(499, "the caller left")
+        except asyncio.CancelledError:  # by uvicorn, of what still runs when its time to stop is over
+            raise Refused(503, "the server stops") from None
         finally:
             if not answer.done():
                 self.engine.drop(job)
@@ -194,7 +199,7 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         yield
-        await run_in_threadpool(engine.close)
+        await run_in_threadpool(engine.close, ENGINE_STOP_S)
 
     # Its own pages of documentation load scripts from a CDN; /openapi.json says the same.
     app = FastAPI(title="rb serve", version=rb.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -305,7 +310,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         )
         return answered(adapter, asked.boxes, answers, timing)
 
-    @app.post("/v1/regions", openapi_extra=dict(schema(Regions, form=True)))
+    @app.post("/v1/regions", openapi_extra=dict(schema(Regions)))
     async def regions(request: Request) -> dict[str, Any]:
         """Captions of an image or of boxes in it."""
         asked, upload = await body_of(request, Regions, limits)
@@ -318,33 +323,44 @@ def _add_captions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/clouds", openapi_extra=dict(schema(Clouds)))
     async def clouds(request: Request) -> dict[str, Any]:
         """Captions of a point cloud or of boxes in it."""
-        asked, _ = await body_of(request, Clouds, limits)
+        asked, upload = await body_of(request, Clouds, limits)
 
         def ready(adapter: Adapter) -> Asked:
-            return adapter.ask_cloud(cloud(asked.points, limits), asked.boxes, asked.box_format)
+            return adapter.ask_cloud(cloud(asked.points, upload, limits), asked.boxes, asked.box_format)
 
         return await captions(request, asked, ready)
 
-    @app.post("/v1/embeddings", openapi_extra=dict(schema(Embeddings, form=True)))
+    @app.post("/v1/embeddings", openapi_extra=dict(schema(Embeddings)))
     async def embeddings(request: Request) -> dict[str, Any]:
-        """Boxes of an image as vectors of the ITC space, one for each query token, of length 1."""
+        """Vectors of the ITC space, of length 1: of boxes of an image, one for each query token, or of texts, one each.
+
+        How well a text fits a box is the largest product of its vector with one of the box's.
+        """
         asked, upload = await body_of(request, Embeddings, limits)
         check_boxes(asked.boxes, limits)
         adapter = service.adapter(asked.model)
-        if asked.texts is not None:
-            raise Refused(422, "texts: are not served yet; send an image and boxes", "texts")
-        if asked.image is None or asked.boxes is None:
-            raise Refused(422, "boxes: embeddings are of boxes in an image; send both", "boxes")
         if adapter.kind != TRAINED:
             raise Refused(422, f"model: {adapter.name} has no ITC space; name a checkpoint", "model")
-        image = asked.image
-        answers, timing = await service.ask(
-            request,
-            adapter,
-            lambda: adapter.ask_image(picture(image, upload, limits), asked.boxes, asked.box_format),
-            deadline_s=asked.deadline_s,
-            what=EMBED,
-        )
+        image, boxes, texts = asked.image, asked.boxes, asked.texts
+        if texts is not None and (image, boxes) == (None, None):
+            answers, timing = await service.ask(
+                request,
+                adapter,
+                lambda: adapter.ask_texts(asked.modality),
+                deadline_s=asked.deadline_s,
+                what=TEXTS,
+                texts=texts,
+            )
+        elif image is not None and boxes is not None and texts is None:
+            answers, timing = await service.ask(
+                request,
+                adapter,
+                lambda: adapter.ask_image(picture(image, upload, limits), boxes, asked.box_format),
+                deadline_s=asked.deadline_s,
+                what=EMBED,
+            )
+        else:
+            raise Refused(422, "boxes: send an image and boxes, or texts alone", "boxes")
         vectors = [row.vectors.tolist() for row in answers if row.vectors is not None]
         return {"model": adapter.name, "vectors": vectors, "timing_ms": timing}
 

@@ -87,7 +87,7 @@ def run_serve(args: argparse.Namespace) -> int:
         args.host,
         args.port,
         log_level="warning",
-        timeout_graceful_shutdown=STOP_S,
+        timeout_graceful_shutdown=STOP_S - 1,  # the engine's thread may take the last second
         server_header=False,
         lifespan="on",
     )

@@ -24,7 +24,7 @@ from rb.core.config import DecodeConfig
 from rb.core.modality import modality_spec
 from rb.serving.adapters import Adapter, Asked
 
-CAPTION, EMBED = "caption", "embed"
+CAPTION, EMBED, TEXTS = "caption", "embed", "texts"
 
 
 class BusyError(Exception):
@@ -42,7 +42,7 @@ class Answer:
     Attributes:
         log_probability: of the caption, its end token included, in nats.
         tokens: how many it has.
-        vectors: [Q, E] of length 1, for ``embed``.
+        vectors: [Q, E] of length 1, for ``embed``; [E] for ``texts``.
     """
 
     caption: str = ""
@@ -56,9 +56,9 @@ class Job:
     """One request to the engine.
 
     Attributes:
-        what: ``caption`` or ``embed``.
+        what: ``caption``, ``embed``, or ``texts``: vectors of ``texts`` in the space of the modality.
         deadline: of ``time.monotonic``.
-        done: gets a list of ``Answer``, one for each row of the sources in order.
+        done: gets a list of ``Answer``, one for each row of the sources, or each text, in order.
         began: when its batch began, of ``time.monotonic``; none while it waits.
     """
 
@@ -67,6 +67,7 @@ class Job:
     decode: DecodeConfig
     prompt: str | None = None
     what: str = CAPTION
+    texts: tuple[str, ...] = ()
     deadline: float = float("inf")
     done: Future[list[Answer]] = field(default_factory=Future)
     came: float = field(default_factory=time.monotonic)
@@ -77,13 +78,13 @@ class Job:
     @property
     def key(self) -> tuple[Any, ...]:
         """Jobs of one key go through the model together."""
-        shape = self.asked.sources[0].tensor.shape
+        shape = self.asked.sources[0].tensor.shape if self.asked.sources else None
         return id(self.adapter.captioner), self.what, self.asked.modality, self.decode, self.prompt, shape
 
     @property
     def rows(self) -> int:
         """Answers that the model makes for it."""
-        return sum(source.rows for source in self.asked.sources)
+        return len(self.texts) + sum(source.rows for source in self.asked.sources)
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Engine:
         while jobs := self._next_batch():
             try:
                 with torch.no_grad():
-                    self._answer(jobs)
+                    self._texts(jobs) if jobs[0].what == TEXTS else self._answer(jobs)
             except Exception as error:  # noqa: BLE001 (whatever it is, its callers get it and the thread goes on)
                 for job in jobs:
                     _fail(job, error)
@@ -243,13 +244,20 @@ class Engine:
             for row, answer in zip(part, answers, strict=True):
                 found[owners[row]].append(answer)
         for job, answers in found.items():
-            job.ended = time.monotonic()
             if len(answers) == job.rows:
-                with suppress(InvalidStateError):  # cancelled by who does not wait any more
-                    job.done.set_result([answer for answer in answers for _ in range(job.asked.repeats)])
+                _finish(job, [answer for answer in answers for _ in range(job.asked.repeats)])
             else:
                 self.counts["late"] += not job.dropped
                 _fail(job, LateError())
+
+    def _texts(self, jobs: Sequence[Job]) -> None:
+        """Vectors of the texts of all jobs, in one pass."""
+        vectors = iter(
+            jobs[0].adapter.captioner.embed_texts([text for job in jobs for text in job.texts], jobs[0].asked.modality)
+        )
+        self.counts["batches"] += 1
+        for job in jobs:
+            _finish(job, [Answer(vectors=next(vectors)) for _ in job.texts])
 
     def _reader(self, job: Job) -> Callable[[Tensor, Tensor | None, Tensor], list[Answer]]:
         """What makes answers of frozen features [S, ...], boxes [B, n] and the row of the features that each box is of [B]."""
@@ -302,6 +310,12 @@ class Engine:
         while self._feature_bytes > self.limits.feature_bytes:
             _, oldest = self._features.popitem(last=False)
             self._feature_bytes -= oldest.nbytes
+
+
+def _finish(job: Job, answers: list[Answer]) -> None:
+    job.ended = time.monotonic()
+    with suppress(InvalidStateError):  # cancelled by who does not wait any more
+        job.done.set_result(answers)
 
 
 def _fail(job: Job, error: Exception) -> None:

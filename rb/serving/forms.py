@@ -9,7 +9,8 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import PurePath
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -20,12 +21,15 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from rb.core.modality import IMAGE_REGION, MODALITIES
 from rb.core.strict_json import FormatError, parse
+from rb.sources.cloud_files import parse_cloud
 from rb.sources.pixels import decode_upright, decode_with_mask, image_size, is_animated
 
 Numbers = list[FiniteFloat]
 Body = TypeVar("Body", bound=BaseModel)
 _REFERENCE = "#/components/schemas/{model}"  # where OpenAPI looks for a type
+UNPACKED = 4  # a file of points may unpack to so many times the bytes of a body
 JSON, FORM = "application/json", "multipart/form-data"
 
 
@@ -56,9 +60,20 @@ class Refused(Exception):  # noqa: N818 (it is no fault of the program)
         self.status, self.message, self.field = status, message, field
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A file in a form, in memory. Of its sender's name only the extension counts."""
+
+    data: bytes
+    extension: str
+
+
 class Strict(BaseModel):
     """Unknown fields are refused."""
 
+    upload: ClassVar[tuple[str, Any] | None] = (
+        None  # the field that a form brings as a file, and what stands for it then
+    )
     model_config = ConfigDict(extra="forbid")
 
 
@@ -83,6 +98,7 @@ class _Common(Strict):
 class Regions(_Common):
     """An image and boxes in it; without boxes the whole image."""
 
+    upload = ("image", "")
     image: str = Field(description="JPEG, PNG or WebP as base64, or as a data: URL")
     boxes: list[Annotated[Numbers, Field(min_length=4, max_length=4)]] | None = Field(
         None, min_length=1, description="x1, y1, x2, y2 of the upright image"
@@ -93,6 +109,7 @@ class Regions(_Common):
 class Clouds(_Common):
     """A cloud and boxes in it; without boxes the whole cloud."""
 
+    upload = ("points", [[0.0, 0.0, 0.0]])
     points: list[Annotated[Numbers, Field(min_length=3, max_length=6)]] = Field(
         min_length=1, description="rows of x, y, z or x, y, z, red, green, blue"
     )
@@ -103,18 +120,20 @@ class Clouds(_Common):
 
 
 class Embeddings(Strict):
-    """Boxes of an image in the space in which ITC compares inputs with texts; or texts of a modality."""
+    """Boxes of an image in the space in which ITC compares inputs with texts; or texts in the space of a modality."""
 
+    upload = ("image", "")
     model: str | None = Field(None, max_length=200)
     image: str | None = Field(None, description="as of /v1/regions")
     boxes: list[Annotated[Numbers, Field(min_length=4, max_length=4)]] | None = Field(None, min_length=1)
     box_format: Literal["pixels", "normalised"] = "pixels"
     texts: list[Annotated[str, Field(min_length=1, max_length=1000)]] | None = Field(None, min_length=1, max_length=64)
+    modality: str = Field(IMAGE_REGION, max_length=40, description=f"of the texts: {', '.join(MODALITIES)}")
     deadline_s: float | None = Field(None, gt=0, le=600)
 
 
-async def body_of(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, bytes | None]:
-    """(the fields of a request, the bytes of the upload ``image`` where a form brought one). ``Refused``: 400, 413, 415, 422."""
+async def body_of(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, Upload | None]:
+    """(the fields of a request, the file where a form brought one). ``Refused``: 400, 413, 415, 422."""
     sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if sent == JSON:
         data = await _bytes_of(request, limits)
@@ -122,11 +141,9 @@ async def body_of(request: Request, kind: type[Body], limits: Limits) -> tuple[B
             return kind.model_validate_json(data), None
         except ValidationError as error:
             raise _named(error) from None
-    if sent == FORM and "image" in kind.model_fields:
+    if sent == FORM and kind.upload is not None:
         return await _form_of(request, kind, limits)
-    raise Refused(
-        415, f"content-type {sent[:80]!r}: send {JSON}" + (f" or {FORM}" if "image" in kind.model_fields else "")
-    )
+    raise Refused(415, f"content-type {sent[:80]!r}: send {JSON}" + ("" if kind.upload is None else f" or {FORM}"))
 
 
 async def _bytes_of(request: Request, limits: Limits) -> bytes:
@@ -147,7 +164,9 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def _form_of(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, bytes | None]:
+async def _form_of(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, Upload | None]:
+    assert kind.upload is not None
+    field, stand_in = kind.upload
     data = await _bytes_of(request, limits)
 
     async def stream() -> Any:
@@ -161,15 +180,15 @@ async def _form_of(request: Request, kind: type[Body], limits: Limits) -> tuple[
     upload = None
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            if name != "image":
-                raise Refused(422, f"{name[:80]}: only the field image is an upload", name[:80])
-            upload, fields["image"] = await value.read(), ""
+            if name != field:
+                raise Refused(422, f"{name[:80]}: only the field {field} is an upload", name[:80])
+            upload, fields[field] = Upload(await value.read(), PurePath(value.filename or "").suffix), stand_in
         elif name in fields:
             raise Refused(422, f"{name[:80]}: given twice", name[:80])
         else:
             fields[name] = value
     await form.close()
-    for name in ("boxes", "decoding", "texts", "deadline_s"):
+    for name in ("boxes", "decoding", "texts", "deadline_s", "points"):
         if isinstance(fields.get(name), str):
             try:
                 fields[name] = parse(fields[name], name, "write it as JSON")
@@ -187,9 +206,9 @@ def _named(error: ValidationError) -> Refused:
     return Refused(422, f"{field}: {first['msg']}"[:500], field[:200])
 
 
-def picture(given: str, upload: bytes | None, limits: Limits, field: str = "image") -> Image.Image:
+def picture(given: str, upload: Upload | None, limits: Limits, field: str = "image") -> Image.Image:
     """The upright image in RGB of an upload, of base64 or of a data: URL. ``Refused`` 400 for another URL, 422 for what is no image."""
-    data = image_bytes(given, field) if upload is None else upload
+    data = image_bytes(given, field) if upload is None else upload.data
     _check_image(data, limits, field)
     try:
         return decode_upright(data, field)[0]
@@ -238,15 +257,26 @@ def _check_image(data: bytes, limits: Limits, field: str) -> None:
         )
 
 
-def cloud(rows: list[Numbers], limits: Limits) -> NDArray[np.float32]:
-    """A cloud as [N, 3 | 6] float32."""
-    if len(rows) > limits.points:
-        raise Refused(413, f"points: {len(rows):,} in a cloud of at most {limits.points:,}; thin the cloud", "points")
+def cloud(rows: list[Numbers], upload: Upload | None, limits: Limits) -> NDArray[np.float32]:
+    """A cloud as [N, 3 | 6] float32, from numbers or from a file of a kind that ``rb caption`` reads."""
+    if upload is not None:
+        try:
+            found = parse_cloud(upload.data, upload.extension, "points", UNPACKED * limits.body_bytes).points
+        except ValueError as error:
+            raise Refused(422, str(error), "points") from None
+        _check_count(len(found), limits)
+        return found
+    _check_count(len(rows), limits)
     widths = {len(row) for row in rows}
     if widths not in ({3}, {6}):
         raise Refused(422, f"points: rows have {sorted(widths)} numbers; all must have 3, or all 6", "points")
     with np.errstate(over="ignore"):
         return np.asarray(rows, dtype=np.float64).astype(np.float32)
+
+
+def _check_count(points: int, limits: Limits) -> None:
+    if points > limits.points:
+        raise Refused(413, f"points: {points:,} in a cloud of at most {limits.points:,}; thin the cloud", "points")
 
 
 def check_boxes(boxes: list[Numbers] | None, limits: Limits) -> None:
@@ -255,14 +285,15 @@ def check_boxes(boxes: list[Numbers] | None, limits: Limits) -> None:
         raise Refused(422, f"boxes: {len(boxes)} are more than {limits.boxes}; send several requests", "boxes")
 
 
-def schema(kind: type[BaseModel], form: bool = False) -> Mapping[str, Any]:
+def schema(kind: type[BaseModel]) -> Mapping[str, Any]:
     """The ``requestBody`` of an endpoint for OpenAPI."""
     made = kind.model_json_schema(ref_template=_REFERENCE)
     made.pop("$defs", None)
     content: dict[str, Any] = {JSON: {"schema": made}}
-    if form:
-        as_form = dict(made["properties"]) | {"image": {"type": "string", "format": "binary"}}
-        content[FORM] = {"schema": {"type": "object", "properties": as_form, "required": ["image"]}}
+    if issubclass(kind, Strict) and kind.upload is not None:
+        field = kind.upload[0]
+        as_form = dict(made["properties"]) | {field: {"type": "string", "format": "binary"}}
+        content[FORM] = {"schema": {"type": "object", "properties": as_form, "required": [field]}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -1,4 +1,7 @@
-"""A tiny model with random trained parameters as an engine serves it: two checkpoints, base and crops on one foundation."""
+"""A tiny model with random trained parameters as an engine serves it: two checkpoints, base and crops on one foundation.
+
+``three``: the same with three checkpoints that say different things.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rb.api import RegionBLIP
 from rb.core.config import FoundationConfig
 from rb.serving.adapters import Adapter, load_adapters
 from rb.serving.engine import Engine
+from tests.support.exported import make_run
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (46, 34)) -> Image.Image:
@@ -36,6 +40,15 @@ def models(finished: Path, foundation: FoundationConfig) -> dict[str, Adapter]:
     """The run, and its export under another name."""
     del foundation
     return load_adapters([(None, finished / "run"), ("again", finished / "run")])
+
+
+@pytest.fixture(scope="package")
+def three(finished: Path, foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Adapter]:
+    """Three checkpoints of different parameters, base and crops."""
+    runs: list[tuple[str | None, Path]] = [(None, finished / "run")]
+    for seed in (1, 2):
+        runs.append((f"seed{seed}", make_run(tmp_path_factory.mktemp("other"), foundation, seed)))
+    return load_adapters(runs)
 
 
 @pytest.fixture(scope="package")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -60,40 +59,6 @@ def test_adapters_hold_the_foundation_once(models: dict[str, Adapter]) -> None:
     first, again, base = (models[name].captioner.model for name in ("tiny", "again", "base"))
     places = [{p.data_ptr() for p in model.blip2.parameters() if not p.requires_grad} for model in (first, again, base)]
     assert places[0] == places[1] == places[2]
-
-
-@pytest.mark.parametrize("count", [40])
-def test_concurrent_answers_are_the_sequential_ones(models: dict[str, Adapter], count: int) -> None:
-    check_mixed(models, count)
-
-
-def check_mixed(models: dict[str, Adapter], count: int) -> dict[str, float]:
-    """Mixed jobs one at a time, then all at once on a fresh engine: the same answers. Returns seconds of both and batches."""
-
-    def jobs(engine: Engine) -> list[Job]:
-        names = ("tiny", "again", "crops", "base")
-        return [
-            cloud_job(engine, i) if i % 5 == 4 else image_job(engine, names[i % 4], i % 7, 1 + i % 3)
-            for i in range(count)
-        ]
-
-    one, many = Engine(models), Engine(models, EngineLimits(waiting=count))
-    try:
-        alone, together = jobs(one), jobs(many)
-        start = time.monotonic()
-        expected = [answers(one, job) for job in alone]
-        middle = time.monotonic()
-        with ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(lambda job: answers(many, job), together))
-        end = time.monotonic()
-    finally:
-        one.close()
-        many.close()
-    for left, right in zip(expected, found, strict=True):
-        assert [row.caption for row in left] == [row.caption for row in right]
-        assert [row.log_probability for row in left] == pytest.approx([r.log_probability for r in right], abs=1e-3)
-    assert many.counts["batches"] < one.counts["batches"], "requests share batches"
-    return {"alone_s": middle - start, "together_s": end - middle, "batches": many.counts["batches"]}
 
 
 def test_log_probability_is_that_of_the_caption(engine: Engine, models: dict[str, Adapter]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from rb.api import RegionBLIP
 from rb.serving.adapters import Adapter
 from tests.serving.conftest import picture
-from tests.serving.test_app import Served
+from tests.serving.served import Served
 from tests.support.browser import browser, console
 
 

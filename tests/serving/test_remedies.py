@@ -16,7 +16,7 @@ from rb.serving import commands
 from rb.serving.adapters import Adapter, load_adapters
 from rb.serving.forms import Limits, cloud, picture
 from tests.serving.conftest import picture as a_picture
-from tests.serving.test_app import Served, encoded, text
+from tests.serving.served import Served, encoded, text
 from tests.support.remedies import remedy
 
 
@@ -56,7 +56,7 @@ def test_a_large_image():
 @remedy("in a cloud of at most {}; thin the cloud")
 def test_a_large_cloud():
     rows = np.zeros((30, 3)).tolist()
-    return lambda: cloud(rows, Limits(points=20)).size and None, lambda _: rows.__delitem__(slice(None, None, 2))
+    return lambda: cloud(rows, None, Limits(points=20)).size and None, lambda _: rows.__delitem__(slice(None, None, 2))
 
 
 @remedy("has no ITC space; name a checkpoint")

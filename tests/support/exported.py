@@ -19,8 +19,8 @@ MODALITIES = (IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION)
 STEP = 7
 
 
-def make_run(folder: Path, foundation: FoundationConfig, **changes: object) -> Path:
-    """A run of the tiny model at step 7 with a score of its checkpoint and one of another."""
+def make_run(folder: Path, foundation: FoundationConfig, seed: int = 0, **changes: object) -> Path:
+    """A run of the tiny model at step 7 with a score of its checkpoint and one of another; ``seed`` draws other parameters."""
     model = tiny.model_config(foundation, train_modalities=MODALITIES, **changes)
     data = DataConfig(train={IMAGE_REGION: (DataSource("/somewhere/private/refcoco_train/manifest.json", 2),)})
     decode = DecodeConfig(num_beams=2, max_new_tokens=6)
@@ -31,7 +31,7 @@ def make_run(folder: Path, foundation: FoundationConfig, **changes: object) -> P
     built = build_model(model, config.seed)
     state = checkpoint.TrainState()
     for index, (name, value) in enumerate(built.model.trainable_parameters().items()):
-        draw = torch.randn(value.shape, generator=torch.Generator().manual_seed(index))
+        draw = torch.randn(value.shape, generator=torch.Generator().manual_seed(index + 1000 * seed))
         state.tensors["parameter"][name] = value.detach() + 0.3 * draw
         state.tensors["exp_avg"][name] = torch.zeros(value.shape)
         state.tensors["exp_avg_sq"][name] = torch.zeros(value.shape)
