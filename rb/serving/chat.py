@@ -16,15 +16,15 @@ from typing import Any, Literal
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from rb.serving.engine import Answer
-from rb.serving.forms import Decoding, Limits, Refused, Strict, image_bytes, masked_picture
+from rb.serving.forms import Decoding, Fields, Limits, Refused, Strict, image_bytes, masked_picture
 
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 
 
-class _Open(BaseModel):
+class _Open(Fields):
     """Fields of OpenAI's form that mean nothing here are passed over."""
 
     model_config = ConfigDict(extra="ignore")

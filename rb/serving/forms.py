@@ -27,7 +27,6 @@ from rb.sources.cloud_files import parse_cloud
 from rb.sources.pixels import decode_upright, decode_with_mask, image_size, is_animated
 
 Numbers = list[FiniteFloat]
-Body = TypeVar("Body", bound=BaseModel)
 _REFERENCE = "#/components/schemas/{model}"  # where OpenAPI looks for a type
 UNPACKED = 4  # a file of points may unpack to so many times the bytes of a body
 JSON, FORM = "application/json", "multipart/form-data"
@@ -68,12 +67,18 @@ class Upload:
     extension: str
 
 
-class Strict(BaseModel):
+class Fields(BaseModel):
+    """The fields of a body. ``upload``: the one that a form brings as a file, and what stands for it then."""
+
+    upload: ClassVar[tuple[str, Any] | None] = None
+
+
+Body = TypeVar("Body", bound=Fields)
+
+
+class Strict(Fields):
     """Unknown fields are refused."""
 
-    upload: ClassVar[tuple[str, Any] | None] = (
-        None  # the field that a form brings as a file, and what stands for it then
-    )
     model_config = ConfigDict(extra="forbid")
 
 
@@ -285,12 +290,12 @@ def check_boxes(boxes: list[Numbers] | None, limits: Limits) -> None:
         raise Refused(422, f"boxes: {len(boxes)} are more than {limits.boxes}; send several requests", "boxes")
 
 
-def schema(kind: type[BaseModel]) -> Mapping[str, Any]:
+def schema(kind: type[Fields]) -> Mapping[str, Any]:
     """The ``requestBody`` of an endpoint for OpenAPI."""
     made = kind.model_json_schema(ref_template=_REFERENCE)
     made.pop("$defs", None)
     content: dict[str, Any] = {JSON: {"schema": made}}
-    if issubclass(kind, Strict) and kind.upload is not None:
+    if kind.upload is not None:
         field = kind.upload[0]
         as_form = dict(made["properties"]) | {field: {"type": "string", "format": "binary"}}
         content[FORM] = {"schema": {"type": "object", "properties": as_form, "required": [field]}}
