@@ -14,7 +14,7 @@ from PIL import Image
 
 from rb.serving import commands
 from rb.serving.adapters import Adapter, load_adapters
-from rb.serving.forms import Limits, cloud, picture
+from rb.serving.forms import Limits, Upload, cloud, picture
 from tests.serving.conftest import picture as a_picture
 from tests.serving.served import Served, encoded, text
 from tests.support.remedies import remedy
@@ -50,7 +50,7 @@ def test_no_token(monkeypatch):
 def test_a_large_image():
     side = [60]
     given = lambda: encoded(Image.new("RGB", (side[0], side[0])))  # noqa: E731
-    return lambda: picture("", given(), Limits(pixels=1000)).load() and None, lambda _: side.insert(0, 20)
+    return lambda: picture("", Upload(given(), ".png"), Limits(pixels=1000)).load() and None, lambda _: side.insert(0, 20)
 
 
 @remedy("in a cloud of at most {}; thin the cloud")
