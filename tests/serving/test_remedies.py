@@ -50,7 +50,9 @@ def test_no_token(monkeypatch):
 def test_a_large_image():
     side = [60]
     given = lambda: encoded(Image.new("RGB", (side[0], side[0])))  # noqa: E731
-    return lambda: picture("", Upload(given(), ".png"), Limits(pixels=1000)).load() and None, lambda _: side.insert(0, 20)
+    return lambda: picture("", Upload(given(), ".png"), Limits(pixels=1000)).load() and None, lambda _: side.insert(
+        0, 20
+    )
 
 
 @remedy("in a cloud of at most {}; thin the cloud")
