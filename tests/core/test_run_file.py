@@ -148,7 +148,7 @@ def test_a_file_that_would_hang_or_run_something_is_refused(text: str, words: st
 
 
 def test_the_projects_run_files_have_the_values_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``run_files.json``: what each file sets away from the defaults, as written before the files had bases."""
+    """``run_files.json``: what each file sets away from the defaults, as written before the files had bases; since then the demo has groups."""
     monkeypatch.setenv("RB_WEIGHTS", "/rb_weights")
     monkeypatch.setenv("RB_DATA", "/rb_data")
     monkeypatch.delenv("RB_DEMO", raising=False)
