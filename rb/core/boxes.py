@@ -40,6 +40,16 @@ def mirror_xyxy(box: Sequence[float], width: float) -> list[float]:
     return [width - x2, y1, width - x1, y2]
 
 
+def iou_xyxy(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two image boxes, 0 to 1."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
 def image_box_problem(box: Sequence[float], width: float, height: float) -> str | None:
     """Why ``box`` cannot be used in an image of this size: ``"box_empty"``, ``"box_outside_image"``, or none if it can."""
     if len(box) == 4 and 0.0 <= box[0] < box[2] <= width and 0.0 <= box[1] < box[3] <= height:  # nearly all boxes

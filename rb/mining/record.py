@@ -7,6 +7,7 @@ rejected (bad bytes) are not in the file; the record of the unit counts them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +57,11 @@ class Region:
     refined: str | None = None
     dropped: Dropped | None = None
 
+    @property
+    def caption(self) -> str | None:
+        """What training reads: the text of the last stage that wrote one."""
+        return self.refined or self.text or self.name
+
     def drop(self, stage: str, reason: str) -> None:
         """Mark the region as not wanted."""
         assert self.dropped is None, f"{self.id} is dropped already"
@@ -72,6 +78,8 @@ class ImageRecord:
         alt: the text that came with the image; none where none did.
         caption: of the whole image, by the captioner.
         proposals: what the segmenter proposed: ``made``, and by reason how many did not become regions.
+        look: how the image looks, as 64 hexadecimal digits (``rb/sources/images.py: look_of``); none before stage ``screen``, and of an image
+            without a region left.
     """
 
     key: str
@@ -81,6 +89,7 @@ class ImageRecord:
     caption: str | None = None
     proposals: dict[str, int] = field(default_factory=dict)
     regions: list[Region] = field(default_factory=list)
+    look: str | None = None
 
     @property
     def kept(self) -> list[Region]:
@@ -88,6 +97,7 @@ class ImageRecord:
         return [region for region in self.regions if region.dropped is None]
 
 
+_LOOK = re.compile(r"[0-9a-f]{64}")
 _number = strict.or_none(
     lambda value: None if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
 )
@@ -99,6 +109,9 @@ _IMAGE: dict[str, strict.Check] = {
     "alt": _text,
     "caption": _text,
     "proposals": strict.counts,
+    "look": strict.or_none(
+        lambda value: None if isinstance(value, str) and _LOOK.fullmatch(value) else "must be 64 hexadecimal digits"
+    ),
     "regions": strict.items,
 }
 _REGION: dict[str, strict.Check] = {

@@ -5,7 +5,10 @@ Drivers (`local.py`, `on_ray.py`) decide where and when; the bytes come from her
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,9 @@ class Stage:
         if not self._started:
             self.start()
             self._started = True
-        return self.run(shard, before)
+        begin = time.perf_counter()
+        made = self.run(shard, before)
+        return replace(made, seconds=round(time.perf_counter() - begin, 3))
 
 
 def stage_file(out: Path, stage: str, shard: int) -> Path:
@@ -54,14 +59,27 @@ def stage_file(out: Path, stage: str, shard: int) -> Path:
 
 
 def run_stage(
-    stage: Stage, shard: InputShard, out: Path, before: str | None, max_rejected: float = 1.0
+    stage: Stage,
+    shard: InputShard,
+    out: Path,
+    before: str | None,
+    max_rejected: float = 1.0,
+    check: Callable[[], None] | None = None,
 ) -> tuple[Done, bool]:
     """Run ``stage`` over ``shard`` unless its file is there and made of the same; as of ``run_unit``.
 
     Args:
         before: name of the stage before; none for the first.
         max_rejected: as of ``run_unit``.
+        check: called before the file is written; what it raises ends the unit.
     """
+
+    def make() -> Made:
+        made = stage.make(shard, [] if earlier is None else read_records(earlier))
+        if check is not None:
+            check()
+        return made
+
     earlier = None if before is None else stage_file(out, before, shard.number)
     source = shard.digest if earlier is None else f"{shard.digest} {file_sha256(earlier)}"
     return run_unit(
@@ -70,13 +88,18 @@ def run_stage(
         stage.config,
         stage.model,
         max_rejected,
-        lambda: stage.make(shard, [] if earlier is None else read_records(earlier)),
+        make,
     )
 
 
 def made_of(records: Sequence[ImageRecord], rejected: Sequence[tuple[str, str]] = ()) -> Made:
     """What a stage returns: its file's bytes, and how many images it took in."""
-    return Made(write_records(records), len(records) + len(rejected), tuple(rejected))
+    regions = Counter(
+        "kept" if region.dropped is None else f"{region.dropped.stage}: {region.dropped.reason}"
+        for record in records
+        for region in record.regions
+    )
+    return Made(write_records(records), len(records) + len(rejected), tuple(rejected), dict(sorted(regions.items())))
 
 
 def with_pixels(shard: InputShard, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Image.Image]]:

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rb.core import strict_json
 from rb.core.files import file_sha256, is_temporary, sha256, write_json, write_whole
 from rb.core.locks import FileLock
 
-_RECORD = {
+LOCK_FILE = "mining.lock"
+_RECORD: dict[str, strict_json.Check] = {
     "config": strict_json.name,
     "model": strict_json.name,
     "source": strict_json.name,
     "output": strict_json.name,
     "taken": strict_json.count,
     "rejected": strict_json.counts,
+    "regions": strict_json.counts,
+    "seconds": lambda value: None if type(value) in (int, float) and value >= 0 else "must be a number, 0 or more",
 }
 
 
@@ -32,16 +35,26 @@ class TooManyRejectedError(ValueError):
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage made of one shard, in memory: the bytes of the output, images taken in, and (image key, reason) of each that was rejected."""
+    """What a stage made of one shard, in memory: the bytes of the output, images taken in, and (image key, reason) of each that was rejected.
+
+    Attributes:
+        regions: how many are ``kept``, and how many were dropped so far, as ``STAGE: REASON``.
+        seconds: that it took, without starting the model.
+    """
 
     content: bytes
     taken: int
     rejected: tuple[tuple[str, str], ...] = ()
+    regions: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """The record of a finished unit: sha256 of configuration, model, source and output; images taken in and rejected, by reason."""
+    """The record of a finished unit: sha256 of configuration, model, source and output; images taken in and rejected, by reason.
+
+    ``regions`` and ``seconds`` as of ``Made``: two runs differ in the seconds alone.
+    """
 
     config: str
     model: str
@@ -49,6 +62,8 @@ class Done:
     output: str
     taken: int
     rejected: Mapping[str, int]
+    regions: Mapping[str, int]
+    seconds: float
 
 
 @contextmanager
@@ -58,7 +73,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another driver works there.
     """
-    lock = FileLock(folder / "mining.lock")
+    lock = FileLock(folder / LOCK_FILE)
     if not lock.acquire():
         raise ValueError(f"{folder}: another mining job works in this folder ({lock.owner() or 'unknown process'})")
     try:
@@ -106,22 +121,32 @@ def run_unit(
     reasons = [reason for _, reason in made.rejected]
     counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
     write_whole(output, made.content)
-    done = Done(**wanted, output=sha256(made.content), taken=made.taken, rejected=counts)
+    done = Done(
+        **wanted,
+        output=sha256(made.content),
+        taken=made.taken,
+        rejected=counts,
+        regions=made.regions,
+        seconds=made.seconds,
+    )
     write_json(_record_of(output), asdict(done))
     return done, True
 
 
 def finished(output: Path) -> Done | None:
     """The record of ``output``; none where either is missing, the record is damaged, or the output is not the recorded one."""
+    done = recorded(output)
+    return done if done is not None and output.is_file() and file_sha256(output) == done.output else None
+
+
+def recorded(output: Path) -> Done | None:
+    """The record of ``output`` alone, whose content is not looked at; none where it is missing or damaged."""
     record = _record_of(output)
-    if not record.is_file() or not output.is_file():
-        return None
     try:
         fields = strict_json.checked(strict_json.read(record), str(record), _RECORD)
-    except strict_json.FormatError:  # the unit is made again, which mends it
+    except (FileNotFoundError, strict_json.FormatError):  # damaged: the unit is made again, which mends it
         return None
-    done = Done(**fields)
-    return done if file_sha256(output) == done.output else None
+    return Done(**fields)
 
 
 def _record_of(output: Path) -> Path:

@@ -92,6 +92,17 @@ def normalised(images: Tensor, table: Tensor) -> Tensor:
     return table.flatten().index_select(0, (images.int() + first).flatten()).view(images.shape)
 
 
+def look_of(image: Image.Image) -> bytes:
+    """A difference hash: 17 x 16 grey pixels, and whether each is brighter than its right neighbour (256 bits).
+
+    Another size, another quality of JPEG and small changes of colour turn few of them.
+    """
+    from PIL.Image import Resampling
+
+    pixels = np.asarray(image.convert("L").resize((17, 16), Resampling.BOX))
+    return np.packbits(pixels[:, :-1] > pixels[:, 1:]).tobytes()
+
+
 def _pixels(stored: Stored) -> Image.Image:
     """All pixels in RGB, of the size that the record states."""
     from rb.sources.pixels import decode_in_set
@@ -144,15 +155,8 @@ class ImageSource(Source[ImageTransform]):
         return ("x",)
 
     def look(self, stored: Stored) -> bytes:
-        """A difference hash: 17 x 16 grey pixels, and whether each is brighter than its right neighbour (256 bits).
-
-        Another size, another quality of JPEG and small changes of colour turn few of them.
-        """
-        from PIL.Image import Resampling
-
-        image = _pixels(stored).convert("L")
-        pixels = np.asarray(image.resize((17, 16), Resampling.BOX))
-        return np.packbits(pixels[:, :-1] > pixels[:, 1:]).tobytes()
+        """As of ``look_of``."""
+        return look_of(_pixels(stored))
 
     def transform(self, config: ModelConfig, settings: EncoderSettings) -> ImageTransform:
         """The image processor's settings, and what becomes of a box."""
