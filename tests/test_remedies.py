@@ -82,7 +82,7 @@ NOT_RUN = {
     "the package ray is missing: pip install": "the same",
     "the package spacy is missing: pip install": "the same",
     "spaCy's English model is missing: pip install": "the same",
-    "start one with `ray start --head`, or leave it out": "a cluster that stays; tests/drill/test_mining_kills.py starts two nodes and joins them",
+    "start one with `ray start`, or leave it out": "a cluster that stays; tests/drill/test_mining_kills.py starts two nodes and joins them",
     "see whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name the right interface": "needs a firewall between hosts",
     "torch sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES": "needs a GPU; `or use the device cpu` of the same line is run",
 }

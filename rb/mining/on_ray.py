@@ -127,7 +127,7 @@ def _connect(ray: Any, pools: Sequence[_Pool], address: str | None) -> None:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"ray.address {address}: no cluster there ({str(error).splitlines()[0]}); start one with `ray start --head`, or leave it out"
+                f"ray.address {address}: no cluster there ({str(error).splitlines()[0]}); start one with `ray start`, or leave it out"
             ) from None
     there = ray.cluster_resources()
     for what, wanted in need.items():

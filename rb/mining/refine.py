@@ -61,7 +61,7 @@ class Refine(Stage):
     def run(self, shard: InputShard, before: Sequence[ImageRecord]) -> Made:  # noqa: ARG002 (texts alone)
         """As of ``Stage``. ``EndpointError``: no answer; what was answered is kept."""
         regions = [region for record in before for region in record.kept if region.text]
-        questions = [[user(self._settings.prompt.replace("{}", region.text))] for region in regions]
+        questions = [[user(self._settings.prompt.replace("{}", region.text or ""))] for region in regions]
         answers = self.endpoint.ask_all(
             questions, self._settings.parallel, temperature=0, seed=0, max_tokens=self._settings.max_tokens
         )

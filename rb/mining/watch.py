@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from rb.core.output import note
@@ -37,7 +37,7 @@ class Watch:
         self._units: Counter[str] = Counter()
         self._made: Counter[str] = Counter()  # images that this job took through a stage
         self._made_bytes: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._kept: Counter[str] = Counter()
         self._all: Counter[str] = Counter()
 
