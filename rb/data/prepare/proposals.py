@@ -32,17 +32,24 @@ _MOST_LISTS = 2_000_000  # lists and objects of a file, as small ones take many 
 
 @dataclass(frozen=True)
 class Proposals:
-    """The usable ``boxes`` [P, 6] of a scene, min xyz, max xyz; and what is wrong with the others, by their number in the file."""
+    """The usable ``boxes`` [P, 6] of a scene, min xyz, max xyz; and what is wrong with the others, by their number in the file.
+
+    ``captions`` are those of the boxes, None where a box has none; empty unless they were asked for.
+    """
 
     boxes: NDArray[np.float64]
     wrong: Mapping[int, str] = field(default_factory=dict)
+    captions: Sequence[str | None] = ()
 
 
-def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counter[str]) -> dict[str, Proposals]:
+def read_proposals(
+    path: Path, form: str, scenes: Collection[str], notes: Counter[str], captions: bool = False
+) -> dict[str, Proposals]:
     """Scene id to its proposals, for those of ``scenes`` that the file has.
 
     Args:
         form: what six numbers of JSON mean: ``minmax`` (min xyz, max xyz) or ``centre_size`` (centre, sizes).
+        captions: read ``caption`` of the boxes too: a text, or a list whose first text counts (as Scan2Cap's benchmark writes it).
 
     Raises:
         ValueError: the file is none of these kinds, or has none of the scenes.
@@ -51,13 +58,15 @@ def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counte
         content, form = _read_torch(path), "centre_size"
     else:
         names = {*scenes, *(f"{_PREFIX}{name}" for name in scenes)}
-        # Captions and probabilities of classes are left out while the file is read.
+        # Probabilities of classes, and captions where nobody asks for them, are left out while the file is read.
         text = read_text(path, notes)
         if text.count("[") + text.count("{") > _MOST_LISTS:
             raise ValueError(
                 f"{path}: more than {_MOST_LISTS:,} lists and objects; keep fewer boxes of each scene, and nothing but boxes"
             )
-        content = parse_foreign(text, str(path), frozenset({"box", "bbox", *names}), "write it again")
+        content = parse_foreign(
+            text, str(path), frozenset({"box", "bbox", *(["caption"] if captions else []), *names}), "write it again"
+        )
         if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
             raise ValueError(f"{path}: must be an object of scene ids, each with a list of boxes")
     found = {name.removeprefix(_PREFIX): rows for name, rows in content.items()}
@@ -66,7 +75,7 @@ def read_proposals(path: Path, form: str, scenes: Collection[str], notes: Counte
         raise ValueError(
             f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split, or name theirs by --split"
         )
-    return {name: _proposals(rows, form) for name, rows in found.items()}
+    return {name: _proposals(rows, form, captions) for name, rows in found.items()}
 
 
 def _read_torch(path: Path) -> dict[str, list[list[float]]]:
@@ -86,17 +95,26 @@ def _read_torch(path: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def _proposals(rows: Sequence[Any], form: str) -> Proposals:
+def _proposals(rows: Sequence[Any], form: str, captions: bool = False) -> Proposals:
     boxes: list[list[float]] = []
+    texts: list[str | None] = []
     wrong: dict[int, str] = {}
     for number, row in enumerate(rows):
         try:
             if number >= _MOST:
                 raise ValueError(f"a scene has at most {_MOST:,} boxes")
             boxes.append(_box(row, form))
+            texts.append(_caption(row))
         except ValueError as error:
             wrong[number] = str(error)
-    return Proposals(np.array(boxes, dtype=np.float64).reshape(-1, 6), wrong)
+    return Proposals(np.array(boxes, dtype=np.float64).reshape(-1, 6), wrong, texts if captions else ())
+
+
+def _caption(row: Any) -> str | None:
+    """Of one entry; benchmarks put it into a list."""
+    value = row.get("caption") if isinstance(row, dict) else None
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else None
 
 
 def _box(row: Any, form: str) -> list[float]:
