@@ -25,7 +25,7 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb score`` that belong to a task."""
     parser.add_argument("--task", choices=TASKS, help="what else is scored (docs/evaluation.md)")
     options = parser.add_argument_group("options of tasks")
-    file = {"type": Path, "metavar": "FILE"}
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
     options.add_argument("--results", **file, help="vqa: [{question_id, answer}]; --annotations are VQAv2's")
     options.add_argument("--judged", **file, help="dlc: the judge's answers, as published or by rb judge")
     options.add_argument("--questions", **file, help="dlc: the benchmark's qa.json")
