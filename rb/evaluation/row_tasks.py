@@ -93,7 +93,7 @@ def _scan2cap(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[lis
     else:
         found = in_given_boxes(rows)
     scores, counts = score_scan2cap(described, found, tokens=args.tokens, use_java=not args.no_java)
-    protocol = f"{boxes}; start and end tokens {args.tokens}"
+    protocol = f"{boxes}; sos and eos {args.tokens}"
     lines = [f"{len(described):,} described objects; {protocol}; an object that is not found scores 0"]
     for limit, count in counts.items():
         own_scores = {name: value for name, value in scores.items() if name.endswith(f"@{limit}")}

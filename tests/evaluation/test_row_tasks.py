@@ -94,13 +94,13 @@ def scan2cap(capsys: pytest.CaptureFixture[str], file: Path, *words: object) -> 
 def test_given_boxes_count_all_and_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = saved(tmp_path / "rows.jsonl", ROWS)
     found = scan2cap(capsys, file, "--tokens", "out")
-    assert found["protocol"] == "given boxes (no detector); start and end tokens out"
+    assert found["protocol"] == "given boxes (no detector); sos and eos out"
     assert found["found"] == {"0.25": 3, "0.5": 3}
     plain = score_captions({r.id: r.prediction for r in ROWS}, {r.id: r.references for r in ROWS}, use_java=False)
     assert found["scores"]["CIDEr@0.5"] == found["scores"]["CIDEr@0.25"] == pytest.approx(plain.scores["CIDEr"])
     assert found["scores"]["ROUGE-L@0.5"] == pytest.approx(plain.scores["ROUGE_L"])
     inside = scan2cap(capsys, file)
-    assert inside["protocol"].endswith("tokens in")
+    assert inside["protocol"].endswith("eos in")
     assert inside["scores"]["ROUGE-L@0.5"] > found["scores"]["ROUGE-L@0.5"]  # two words that always fit
 
 
