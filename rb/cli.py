@@ -124,6 +124,12 @@ COMMANDS = (
         lazy("rb.evaluation.commands:add_score"),
         {"judge_of": lazy("rb.toy.world.judge:toy_judge")},
     ),
+    Command("judge", "ask a language model about captions (DLC-Bench)", lazy("rb.evaluation.judge_commands:add_judge")),
+    Command(
+        "export-predictions",
+        "write predictions as others' tools read them",
+        lazy("rb.evaluation.export_commands:add_export_predictions"),
+    ),
     Command("table", "print the paper's Table 1 from a run's scores", lazy("rb.evaluation.commands:add_table")),
     Command("compare", "compare prediction files or run folders", lazy("rb.pages.commands:add_compare")),
     Command("report", "write a run's page: curves, scores, gallery", lazy("rb.pages.commands:add_report")),

@@ -111,6 +111,7 @@ STATEMENTS = (
     "references to an object that has one, put together",
     "(accepted by `--allow foundation`)",
     "# RegionBLIP: run {}, step {}",
+    "Answer the multiple-choice question based on the text description",
 )
 
 

@@ -75,8 +75,12 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     assert spec is not None, "the caller has looked"
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = (
+        AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+        .float()
+        .eval()
+    )
     rows = []
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):

@@ -29,6 +29,14 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --coco-results: COCO's captions_*.json, or a file like it",
     )
+    parser.add_argument(
+        "--lmms-eval",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="in their place: others' predictions as lmms-eval logs them, *_samples_TASK.jsonl",
+    )
     add_task_options(parser)
     parser.add_argument("--out", type=Path, help="metrics.json (one file only); default RUN_DIR/metrics/NAME.json")
     parser.add_argument(
@@ -52,11 +60,13 @@ def run_score(args: argparse.Namespace) -> int:
     from rb.evaluation.scoring import metrics_path, score_files
     from rb.evaluation.spice import default_cache
 
-    if bool(args.predictions) == bool(args.coco_results):
-        raise ValueError("give either files that rb predict wrote, or --coco-results with --annotations")
+    if sum(map(bool, (args.predictions, args.coco_results, args.lmms_eval))) != 1:
+        raise ValueError(
+            "give either files that rb predict wrote, or --coco-results with --annotations, or --lmms-eval"
+        )
     if bool(args.coco_results) != (args.annotations is not None):
         raise ValueError("--coco-results FILE and --annotations FILE belong together; give both")
-    files = args.predictions or args.coco_results
+    files = args.predictions or args.coco_results or args.lmms_eval
     if args.out and len(files) > 1:
         raise ValueError("--out names one file, but several files are to be scored; leave it out")
     unknown = [name for name in args.metrics or () if name not in METRICS]
@@ -74,6 +84,7 @@ def run_score(args: argparse.Namespace) -> int:
         judge=judge,
         annotations=args.annotations,
         attainable=args.attainable,
+        lmms_eval=bool(args.lmms_eval),
     )
     results, notes = {str(out): result for out, result in zip(outs, found, strict=True)}, set[str]()
     for out, result in results.items():

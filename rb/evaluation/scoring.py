@@ -21,6 +21,7 @@ from rb.core.strict_json import FormatError, dumps
 from rb.data.formats import Prediction, read_predictions
 from rb.evaluation.caption_metrics import CaptionScores, CaptionSet, score_sets
 from rb.evaluation.coco_results import OTHER, read_coco_results
+from rb.evaluation.others_files import read_lmms_eval
 from rb.evaluation.verdicts import Judge, shares
 from rb.tracking import ScoredSet, log_evaluation
 
@@ -34,7 +35,7 @@ def score_file(predictions: Path, out: Path | None = None, **options: Any) -> di
     return score_files([predictions], None if out is None else [Path(out)], **options)[0]
 
 
-def score_files(
+def score_files(  # noqa: PLR0913 (a parameter for each option)
     predictions: Sequence[Path],
     outs: Sequence[Path] | None = None,
     use_java: bool = True,
@@ -44,6 +45,7 @@ def score_files(
     judge: Judge | None = None,
     annotations: Path | None = None,
     attainable: bool = False,
+    lmms_eval: bool = False,
 ) -> list[dict[str, Any]]:
     """Scores predictions files and returns what each ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
 
@@ -59,12 +61,13 @@ def score_files(
         judge: decides what is true of each caption; its shares join the scores, their counts and errors are under ``truth``.
         annotations: references in COCO's format; ``predictions`` are then in COCO's result format (`rb.evaluation.coco_results`).
         attainable: also the scores of a perfect captioner.
+        lmms_eval: ``predictions`` are logs of lmms-eval (`rb.evaluation.others_files`).
 
     Raises:
         FormatError: a malformed, repeated or missing row, no row at all, rows of several sets, an example without references.
     """
     started = time.time()
-    read = [_read(Path(path), annotations, judge) for path in predictions]
+    read = [_read(Path(path), annotations, judge, lmms_eval) for path in predictions]
     found = score_sets(
         [
             CaptionSet({row.id: row.prediction for row in one.rows}, {row.id: row.references for row in one.rows})
@@ -100,8 +103,11 @@ class _File:
     verdicts: Sequence[Mapping[str, bool]]
 
 
-def _read(path: Path, annotations: Path | None, judge: Judge | None) -> _File:
-    rows, meta = read_predictions(path) if annotations is None else read_coco_results(path, annotations)
+def _read(path: Path, annotations: Path | None, judge: Judge | None, lmms_eval: bool) -> _File:
+    if lmms_eval:
+        rows, meta = read_lmms_eval(path)
+    else:
+        rows, meta = read_predictions(path) if annotations is None else read_coco_results(path, annotations)
     _one_set(rows, path)
     for row in rows:
         if not row.references:

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[list[str], Callable[[Said], list[str]]]] = {
         ["score", "A", "--no-java", "--no-mlflow", "--metrics", "Cider"],
         lambda said: ["score", "A", "--no-java", "--no-mlflow", "--metrics", said.found("choose from .*(CIDEr)")],
     ),
-    "give either files that rb predict wrote, or --coco-results with --annotations": (
+    "give either files that rb predict wrote, or --coco-results with --annotations, or --lmms-eval": (
         ["score", *FAST],
         lambda _: ["score", "A", *FAST],
     ),
