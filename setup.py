@@ -29,7 +29,7 @@ setup(
         "rb.toy": ["foundation/*", "foundation/*/*", "foundation/*/*/*"],
         "rb.drawing": ["*.css", "*.js"],
         "rb.mining": ["presets/*.yaml"],
-        "rb.serving": ["page/*"],
+        "rb.serving": ["page/*", "page/examples/*"],
         **{key: ["*.yaml", "*.json"] for key in SHIPPED},
     },
     install_requires=[
@@ -104,6 +104,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "schemathesis>=4.20",  # requests made of /openapi.json
             "scikit-image>=0.25",  # the photos of docs/tutorial.md
             "selenium>=4.20",
             "types-PyYAML",

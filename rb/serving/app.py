@@ -38,10 +38,9 @@ from rb.serving.forms import (
     body_of,
     check_boxes,
     cloud,
-    definitions,
     picture,
-    schema,
 )
+from rb.serving.openapi import ERRORS, definitions, error_body, schema
 
 LOOK_S = 0.05  # how often a waiting request looks whether its caller is still there, in seconds
 ENGINE_STOP_S = 1.0  # nobody waits for the engine once the server has stopped; what runs past this is left
@@ -180,12 +179,6 @@ def answered(
     }
 
 
-def error_body(status: int, message: str, field: str | None) -> dict[str, Any]:
-    """The form of every error; ``param`` is OpenAI's word for the field."""
-    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    return {"error": {"message": message, "field": field, "param": field, "type": kind, "code": status}}
-
-
 def make_app(engine: Engine, limits: Limits | None = None, token: str | None = None) -> FastAPI:
     """The application; it closes the engine at its end.
 
@@ -310,7 +303,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         )
         return answered(adapter, asked.boxes, answers, timing)
 
-    @app.post("/v1/regions", openapi_extra=dict(schema(Regions)))
+    @app.post("/v1/regions", responses=ERRORS, openapi_extra=dict(schema(Regions)))
     async def regions(request: Request) -> dict[str, Any]:
         """Captions of an image or of boxes in it."""
         asked, upload = await body_of(request, Regions, limits)
@@ -320,7 +313,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
 
         return await captions(request, asked, ready)
 
-    @app.post("/v1/clouds", openapi_extra=dict(schema(Clouds)))
+    @app.post("/v1/clouds", responses=ERRORS, openapi_extra=dict(schema(Clouds)))
     async def clouds(request: Request) -> dict[str, Any]:
         """Captions of a point cloud or of boxes in it."""
         asked, upload = await body_of(request, Clouds, limits)
@@ -330,7 +323,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
 
         return await captions(request, asked, ready)
 
-    @app.post("/v1/embeddings", openapi_extra=dict(schema(Embeddings)))
+    @app.post("/v1/embeddings", responses=ERRORS, openapi_extra=dict(schema(Embeddings)))
     async def embeddings(request: Request) -> dict[str, Any]:
         """Vectors of the ITC space, of length 1: of boxes of an image, one for each query token, or of texts, one each.
 
@@ -364,7 +357,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         vectors = [row.vectors.tolist() for row in answers if row.vectors is not None]
         return {"model": adapter.name, "vectors": vectors, "timing_ms": timing}
 
-    @app.post("/v1/chat/completions", openapi_extra=dict(schema(chat.Chat)))
+    @app.post("/v1/chat/completions", responses=ERRORS, openapi_extra=dict(schema(chat.Chat)))
     async def completions(request: Request) -> Response:
         """Captions in the form of OpenAI's chat completions."""
         asked, _ = await body_of(request, chat.Chat, limits)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -27,7 +26,6 @@ from rb.sources.cloud_files import parse_cloud
 from rb.sources.pixels import decode_upright, decode_with_mask, image_size, is_animated
 
 Numbers = list[FiniteFloat]
-_REFERENCE = "#/components/schemas/{model}"  # where OpenAPI looks for a type
 UNPACKED = 4  # a file of points may unpack to so many times the bytes of a body
 JSON, FORM = "application/json", "multipart/form-data"
 
@@ -111,13 +109,24 @@ class Regions(_Common):
     box_format: Literal["pixels", "normalised"] = Field("pixels", description="normalised: divided by width and height")
 
 
+Rows = Annotated[
+    list[Annotated[Numbers, Field(min_length=3, max_length=6)]],
+    Field(min_length=1, description="rows of x, y, z or x, y, z, red, green, blue"),
+]
+
+
+class Points(Strict):
+    """A cloud alone."""
+
+    upload = ("points", [[0.0, 0.0, 0.0]])
+    points: Rows
+
+
 class Clouds(_Common):
     """A cloud and boxes in it; without boxes the whole cloud."""
 
     upload = ("points", [[0.0, 0.0, 0.0]])
-    points: list[Annotated[Numbers, Field(min_length=3, max_length=6)]] = Field(
-        min_length=1, description="rows of x, y, z or x, y, z, red, green, blue"
-    )
+    points: Rows
     boxes: list[Annotated[Numbers, Field(min_length=6, max_length=6)]] | None = Field(
         None, min_length=1, description="min x, y, z, max x, y, z"
     )
@@ -288,24 +297,3 @@ def check_boxes(boxes: list[Numbers] | None, limits: Limits) -> None:
     """``Refused`` where there are too many."""
     if boxes is not None and len(boxes) > limits.boxes:
         raise Refused(422, f"boxes: {len(boxes)} are more than {limits.boxes}; send several requests", "boxes")
-
-
-def schema(kind: type[Fields]) -> Mapping[str, Any]:
-    """The ``requestBody`` of an endpoint for OpenAPI."""
-    made = kind.model_json_schema(ref_template=_REFERENCE)
-    made.pop("$defs", None)
-    content: dict[str, Any] = {JSON: {"schema": made}}
-    if kind.upload is not None:
-        field = kind.upload[0]
-        as_form = dict(made["properties"]) | {field: {"type": "string", "format": "binary"}}
-        content[FORM] = {"schema": {"type": "object", "properties": as_form, "required": [field]}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def definitions(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """What the schemas of bodies refer to, by name, for OpenAPI."""
-    return {
-        name: one
-        for kind in kinds
-        for name, one in kind.model_json_schema(ref_template=_REFERENCE).get("$defs", {}).items()
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import shutil
 import signal
@@ -20,31 +19,11 @@ from PIL import Image
 
 from rb.serving.commands import STOP_S
 from tests.serving.conftest import picture, points
-from tests.serving.served import encoded, text
-from tests.support import markdown, processes
-from tests.support.processes import Started
+from tests.serving.served import Process, encoded, serving, text
+from tests.support import markdown
 
 ROOT = Path(__file__).parents[2]
 LONG = {"num_beams": 10, "max_new_tokens": 40, "min_new_tokens": 40}
-
-
-class Process:
-    """A server whose temporary folder and home are folders of the test."""
-
-    def __init__(self, run: Path, folder: Path, *options: str) -> None:
-        self.folders = [folder / name for name in ("tmp", "home")]
-        for made in self.folders:
-            made.mkdir()
-        words = ("serve", "--checkpoint", run, "--port", "0", *options)
-        self.started: Started = processes.start(
-            "rb.cli", *words, TMPDIR=str(self.folders[0]), HOME=str(self.folders[1])
-        )
-        until = time.monotonic() + 120
-        while not (found := re.search(r"(http://[\d.:]+): ", self.started.output())):
-            assert self.started.poll() is None, self.started.output()
-            assert time.monotonic() < until, self.started.output()
-            time.sleep(0.05)
-        self.url = found[1]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +34,6 @@ def process(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def process_to_end(finished: Path, tmp_path: Path) -> Iterator[Process]:
     yield from serving(finished / "run", tmp_path)
-
-
-def serving(run: Path, folder: Path) -> Iterator[Process]:
-    """A server that ends with the fixture, if the test has not ended it."""
-    made = Process(run, folder)
-    yield made
-    if made.started.poll() is None:
-        made.started.send(signal.SIGKILL)
 
 
 def test_curl_lines_of_the_docs(process: Process, tmp_path: Path) -> None:

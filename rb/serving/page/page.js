@@ -1,277 +1,220 @@
-// The page of `rb demo`: a photo, boxes in its pixels, their captions by every model that is ticked. Talks to its own server only.
-"use strict";
-(() => {
-  const $ = (id) => document.getElementById(id), SVG = "http://www.w3.org/2000/svg";
-  const photo = $("photo"), svg = $("boxes"), status = $("status");
-  let file = null, boxes = [], chosen = -1, models = [], drag = null, asked = 0;
+// The page of `rb demo`: a photo or a cloud, boxes in it, their captions by every model that is ticked. Talks to its own server only.
+import { cloudStage } from "./cloud.js";
+import { photoStage } from "./photo.js";
 
-  const say = (text, wrong = false) => { status.textContent = text; status.classList.toggle("wrong", wrong); };
-  const size = () => [photo.naturalWidth, photo.naturalHeight];
-  const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
-  const rounded = (at) => at.map((v) => +v.toFixed(1)); // as the address holds a box and the server gets it
-  const ticked = () => [...document.querySelectorAll("#models input:checked")].map((input) => input.value);
-  const element = (name, attributes = {}, text = "") => {
+const $ = (id) => document.getElementById(id), SVG = "http://www.w3.org/2000/svg";
+const PHOTO = /\.(jpe?g|png|webp)$/i, CLOUD = /\.(ply|pcd|npy|npz|pt|xyz)$/i;
+let file = null, example = "", stage = null, models = [], asked = 0, token = sessionStorage.getItem("token") || "";
+
+// What the stages share with this file.
+const app = {
+  boxes: [], chosen: -1,
+  element(name, attributes = {}, text = "") {
     const made = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     made.textContent = text;
     return made;
+  },
+  say(text, wrong = false) { $("status").textContent = text; $("status").classList.toggle("wrong", wrong); },
+  rounded: (at) => at.map((v) => +v.toFixed(stage.digits())), // as the address holds a box and the server gets it
+  redraw() { stage?.draw(); list(); },
+  changed() { app.redraw(); remember(); },
+  remember: () => remember(),
+  choose(i) { app.chosen = i; app.redraw(); },
+  add(at) { app.boxes.push({ at, captions: {} }); app.chosen = app.boxes.length - 1; app.changed(); },
+  remove(i) {
+    app.boxes.splice(i, 1);
+    app.chosen = Math.min(app.chosen, app.boxes.length - 1);
+    app.changed();
+    (document.querySelector(`svg [data-box="${app.chosen}"]`) || $("add")).focus();
+  },
+  ask: () => ask(),
+};
+const stages = {
+  photo: photoStage(app, { photo: $("photo"), svg: $("boxes"), frame: $("frame") }),
+  cloud: cloudStage(app, { canvas: $("points"), svg: $("boxes3"), frame: $("cloud"), upright: $("upright") }),
+};
+
+// -- the address holds the example, boxes and models, not one's own file --
+function remember() {
+  const words = app.boxes.map((box) => app.rounded(box.at).join(",")).join(";");
+  const parts = [`boxes=${words}`, `models=${ticked().map(encodeURIComponent).join(",")}`];
+  if (example) parts.push(`example=${encodeURIComponent(example)}`);
+  if (stage === stages.cloud) parts.push(`up=${stage.up()}`);
+  history.replaceState(null, "", `#${parts.join("&")}`);
+}
+function remembered() {
+  const found = Object.fromEntries(location.hash.slice(1).split("&").map((part) => part.split("=")));
+  return {
+    boxes: (found.boxes || "").split(";").map((row) => row.split(",").map(Number)).filter((row) => row.every(Number.isFinite)),
+    models: found.models ? found.models.split(",").map(decodeURIComponent) : null,
+    example: decodeURIComponent(found.example || ""),
+    up: found.up === "y" ? "y" : found.up === "z" ? "z" : "",
   };
+}
 
-  // -- the address holds boxes and models, not the photo --
-  function remember() {
-    const words = boxes.map((box) => rounded(box.at).join(",")).join(";");
-    history.replaceState(null, "", `#boxes=${words}&models=${ticked().map(encodeURIComponent).join(",")}`);
-  }
-  function remembered() {
-    const found = Object.fromEntries(location.hash.slice(1).split("&").map((part) => part.split("=")));
-    const rows = (found.boxes || "").split(";").map((row) => row.split(",").map(Number));
-    return {
-      boxes: rows.filter((row) => row.length === 4 && row.every(Number.isFinite)),
-      models: found.models ? found.models.split(",").map(decodeURIComponent) : null,
-    };
-  }
+// -- the server --
+async function get(path, options = {}) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {}, answer = await fetch(path, { ...options, headers });
+  if (answer.status === 401) $("login").hidden = false;
+  if (!answer.ok) throw new Error((await answer.json()).error.message);
+  return answer;
+}
+function form(fields) {
+  const made = new FormData();
+  for (const [name, value] of Object.entries(fields)) made.append(name, value);
+  return { method: "POST", body: made };
+}
 
-  // -- drawing --
-  function pixel(event) {
-    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()), [w, h] = size();
-    return [clamp(at.x, 0, w), clamp(at.y, 0, h)];
-  }
-  const unit = () => size()[0] / svg.getBoundingClientRect().width; // photo pixels of one pixel of the page
-  function draw() {
-    const focused = document.activeElement?.dataset?.box;
-    svg.replaceChildren();
-    boxes.forEach((box, i) => {
-      const [x1, y1, x2, y2] = box.at, u = unit();
-      const group = element("g", {
-        class: i === chosen ? "box chosen" : "box", tabindex: 0, role: "button", "data-box": i, "aria-pressed": i === chosen,
-        "aria-label": `Box ${i + 1}: ${box.at.map(Math.round).join(", ")}`,
-      });
-      for (const kind of ["under", "over"]) group.append(element("rect", { class: kind, x: x1, y: y1, width: x2 - x1, height: y2 - y1 }));
-      const number = element("text", { x: x1 + 5 * u, y: y1 + 18 * u }, i + 1);
-      number.setAttribute("font-size", 16 * u);
-      number.style.fontSize = `${16 * u}px`;
-      number.style.strokeWidth = `${3 * u}px`;
-      group.append(number);
-      if (i === chosen) for (const [k, [x, y]] of [[x1, y1], [x2, y1], [x2, y2], [x1, y2]].entries())
-        group.append(element("circle", { class: k % 2 ? "handle turned" : "handle", cx: x, cy: y, r: 7 * u, "data-corner": k }));
-      svg.append(group);
-    });
-    if (focused !== undefined) svg.querySelector(`[data-box="${focused}"]`)?.focus();
-    list();
-  }
-  function list() {
-    const names = ticked();
-    $("head").replaceChildren(...["Box", ...names, ""].map((name) => {
-      const cell = document.createElement("th");
-      cell.scope = "col";
-      cell.textContent = name;
-      return cell;
-    }));
-    $("rows").replaceChildren(...boxes.map((box, i) => {
-      const row = document.createElement("tr"), head = document.createElement("th");
-      row.className = i === chosen ? "chosen" : "";
-      head.scope = "row";
-      head.textContent = `${i + 1}`;
-      row.append(head, ...names.map((name) => {
-        const cell = document.createElement("td"), answer = box.captions[name];
-        cell.textContent = answer ? answer.caption : "";
-        if (answer) {
-          const score = document.createElement("small");
-          score.textContent = `log-probability ${answer.log_probability.toFixed(2)}`;
-          cell.append(score);
-        }
-        return cell;
-      }));
-      const last = document.createElement("td"), button = document.createElement("button");
-      button.type = "button";
-      button.textContent = "Delete";
-      button.setAttribute("aria-label", `Delete box ${i + 1}`);
-      button.addEventListener("click", () => remove(i));
-      last.append(button);
-      row.append(last);
-      return row;
-    }));
-    $("ask").disabled = !boxes.length || !names.length;
-    $("save").disabled = !file;
-    $("add").disabled = !file;
-  }
-  function changed(i) {
-    if (i >= 0 && boxes[i]) boxes[i].captions = {};
-    draw();
-    remember();
-  }
-  function remove(i) {
-    boxes.splice(i, 1);
-    chosen = Math.min(chosen, boxes.length - 1);
-    changed(-1);
-    (svg.querySelector(`[data-box="${chosen}"]`) || $("add")).focus();
-  }
-  function add(at) {
-    boxes.push({ at, captions: {} });
-    chosen = boxes.length - 1;
-  }
-
-  // -- mouse and touch --
-  svg.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
-    const target = event.target, group = target.closest(".box"), at = pixel(event);
-    svg.setPointerCapture(event.pointerId);
-    event.preventDefault();
-    if (group) {
-      chosen = Number(group.dataset.box);
-      const corner = target.dataset.corner, [x1, y1, x2, y2] = boxes[chosen].at;
-      drag = corner === undefined
-        ? { move: at, from: [x1, y1, x2, y2] }
-        : { fixed: [[x2, y2], [x1, y2], [x1, y1], [x2, y1]][corner] };
-      draw();
-      svg.querySelector(`[data-box="${chosen}"]`).focus();
-    } else drag = { fixed: at, fresh: true };
-  });
-  svg.addEventListener("pointermove", (event) => {
-    if (!drag) return;
-    const at = pixel(event), [w, h] = size();
-    if (drag.move) {
-      const [x1, y1, x2, y2] = drag.from;
-      const dx = clamp(at[0] - drag.move[0], -x1, w - x2), dy = clamp(at[1] - drag.move[1], -y1, h - y2);
-      if (!dx && !dy) return;
-      boxes[chosen].at = [x1 + dx, y1 + dy, x2 + dx, y2 + dy];
+// -- a photo or a cloud --
+async function open(given, named = "") {
+  if (!given) return;
+  const kind = PHOTO.test(given.name) || /^image\/(jpeg|png|webp)$/.test(given.type) ? "photo" : CLOUD.test(given.name) ? "cloud" : null;
+  if (!kind) return app.say("This is neither a photo (JPEG, PNG, WebP) nor a cloud (ply, pcd, npy, npz, pt, xyz).", true);
+  const kept = file ? { boxes: [], up: "" } : remembered();
+  app.say("Opening ...");
+  try {
+    let about;
+    app.boxes = [];
+    app.chosen = -1;
+    if (kind === "photo") {
+      $("cloud").hidden = true;
+      URL.revokeObjectURL($("photo").src);
+      about = await stages.photo.show(URL.createObjectURL(given));
     } else {
-      const [a, b] = [drag.fixed, at];
-      const box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
-      if (Math.min(box[2] - box[0], box[3] - box[1]) < 3 * unit()) return; // a click is no box
-      if (drag.fresh) add(box);
-      else boxes[chosen].at = box;
-      drag.fresh = false;
+      const answer = await get("v1/points", form({ points: given })), rows = new Float32Array(await answer.arrayBuffer());
+      $("frame").hidden = true;
+      $("cloud").hidden = false;
+      stage = stages.cloud;
+      about = stages.cloud.show(rows, Number(answer.headers.get("X-Columns")), kept.up || (named.includes("object") ? "y" : "z"));
     }
-    boxes[chosen].captions = {};
-    draw();
-  });
-  const end = () => {
-    if (drag) remember();
-    drag = null;
-  };
-  svg.addEventListener("pointerup", end);
-  svg.addEventListener("pointercancel", end);
-
-  // -- keyboard --
-  svg.addEventListener("focusin", (event) => {
-    const group = event.target.closest(".box");
-    if (!group || Number(group.dataset.box) === chosen || drag) return;
-    chosen = Number(group.dataset.box);
-    draw();
-  });
-  svg.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (chosen < 0) return;
-    if (event.key === "Delete" || event.key === "Backspace") remove(chosen);
-    else if (event.key === "Enter") ask();
-    else if (step) {
-      const [w, h] = size(), by = Math.max(1, Math.round(Math.max(w, h) / 100)), box = boxes[chosen].at;
-      const [dx, dy] = step.map((v) => v * by);
-      if (event.shiftKey) boxes[chosen].at = [box[0], box[1], clamp(box[2] + dx, box[0] + 2, w), clamp(box[3] + dy, box[1] + 2, h)];
-      else {
-        const x = clamp(dx, -box[0], w - box[2]), y = clamp(dy, -box[1], h - box[3]);
-        boxes[chosen].at = [box[0] + x, box[1] + y, box[2] + x, box[3] + y];
-      }
-      changed(chosen);
-    } else return;
-    event.preventDefault();
-  });
-  $("add").addEventListener("click", () => {
-    const [w, h] = size();
-    add([w / 3, h / 3, (2 * w) / 3, (2 * h) / 3]);
-    changed(chosen);
-    svg.querySelector(`[data-box="${chosen}"]`).focus();
-  });
-
-  // -- the photo --
-  function open(given) {
-    if (!given) return;
-    if (!/^image\/(jpeg|png|webp)$/.test(given.type)) return say("This is no JPEG, PNG or WebP photo.", true);
-    const first = !file;
-    URL.revokeObjectURL(photo.src);
-    photo.onload = () => {
-      file = given;
-      const [w, h] = size();
-      svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
-      $("frame").hidden = false;
-      $("empty").hidden = true;
-      const kept = first ? remembered().boxes.filter(([x1, y1, x2, y2]) => x1 >= 0 && y1 >= 0 && x1 < x2 && y1 < y2 && x2 <= w && y2 <= h) : [];
-      boxes = kept.map((at) => ({ at, captions: {} }));
-      chosen = boxes.length - 1;
-      say(`${given.name || "Photo"}: ${w} x ${h} pixels.`);
-      changed(-1);
-    };
-    photo.onerror = () => say("This photo cannot be read.", true);
-    photo.src = URL.createObjectURL(given);
+    [file, example, stage] = [given, named, stages[kind]];
+    $("empty").hidden = true;
+    $("upright").hidden = kind !== "cloud";
+    $("hint").textContent = $("hint").dataset[kind];
+    app.boxes = kept.boxes.filter((at) => at.length === stage.numbers && stage.fits(at)).map((at) => ({ at, captions: {} }));
+    app.chosen = app.boxes.length - 1;
+    offer();
+    app.say(`${given.name || "Photo"}: ${about}.`);
+    app.changed();
+  } catch (error) {
+    app.say(error.message, true);
   }
-  $("file").addEventListener("change", (event) => open(event.target.files[0]));
-  document.addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
-  for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") open(event.dataTransfer.files[0]);
-  });
-  window.addEventListener("resize", () => { if (file) draw(); });
+}
+async function openExample(name) {
+  const found = await fetch(`page/examples/${name}`);
+  await open(new File([await found.blob()], name, { type: found.headers.get("Content-Type").split(";")[0] }), name);
+}
+$("file").addEventListener("change", (event) => open(event.target.files[0]));
+$("examples").addEventListener("click", (event) => {
+  if (event.target.dataset.example) openExample(event.target.dataset.example);
+});
+document.addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
+for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, (event) => {
+  event.preventDefault();
+  $("drop").classList.toggle("over", kind === "dragover");
+  if (kind === "drop") open(event.dataTransfer.files[0]);
+});
+$("add").addEventListener("click", () => stage.add());
 
-  // -- captions --
-  async function ask() {
-    const mine = ++asked, now = boxes.map((box) => ({ box, at: box.at }));
-    if (!now.length) return;
-    say("Reading ...");
-    try {
-      await Promise.all(ticked().map(async (model) => {
-        const form = new FormData();
-        form.append("image", file);
-        form.append("model", model);
-        form.append("boxes", JSON.stringify(now.map(({ at }) => rounded(at))));
-        const answer = await fetch("v1/regions", { method: "POST", body: form }), body = await answer.json();
-        if (!answer.ok) throw new Error(body.error.message);
-        body.captions.forEach((row, i) => { if (now[i].box.at === now[i].at) now[i].box.captions[model] = row; });
-      }));
-      if (mine === asked) say(`${now.length} ${now.length === 1 ? "box" : "boxes"} captioned.`);
-    } catch (error) {
-      say(error.message, true);
-    }
-    draw();
+// -- models and captions --
+const modality = () => (stage === stages.cloud ? "point_cloud_region" : "image_region");
+const offered = () => models.filter((row) => row.modalities.includes(modality()) || (row.kind !== "checkpoint" && stage !== stages.cloud));
+const ticked = () => offered().filter((row) => row.ticked).map((row) => row.id);
+function offer() {
+  $("models").replaceChildren($("models").firstElementChild, ...offered().map((row) => {
+    const label = document.createElement("label"), input = document.createElement("input");
+    Object.assign(input, { type: "checkbox", value: row.id, checked: row.ticked });
+    input.addEventListener("change", () => { row.ticked = input.checked; list(); remember(); });
+    label.append(input, ` ${row.id}`);
+    return label;
+  }));
+}
+function cell(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  return made;
+}
+function list() {
+  const names = ticked();
+  $("head").replaceChildren(...["Box", ...names, ""].map((name) => Object.assign(cell("th", name), { scope: "col" })));
+  $("rows").replaceChildren(...app.boxes.map((box, i) => {
+    const row = document.createElement("tr"), last = document.createElement("td"), button = cell("button", "Delete");
+    row.className = i === app.chosen ? "chosen" : "";
+    row.append(Object.assign(cell("th", i + 1), { scope: "row" }), ...names.map((name) => {
+      const answer = box.captions[name], made = cell("td", answer ? answer.caption : "");
+      if (answer) made.append(cell("small", `log-probability ${answer.log_probability.toFixed(2)}`));
+      return made;
+    }));
+    button.type = "button";
+    button.setAttribute("aria-label", `Delete box ${i + 1}`);
+    button.addEventListener("click", () => app.remove(i));
+    last.append(button);
+    row.append(last);
+    return row;
+  }));
+  $("ask").disabled = !app.boxes.length || !names.length;
+  $("save").disabled = $("add").disabled = !file;
+}
+async function ask() {
+  const mine = ++asked, now = app.boxes.map((box) => ({ box, at: box.at })), boxes = JSON.stringify(now.map(({ at }) => app.rounded(at)));
+  const [path, field] = stage === stages.cloud ? ["v1/clouds", "points"] : ["v1/regions", "image"];
+  if (!now.length || !ticked().length) return;
+  app.say("Reading ...");
+  try {
+    await Promise.all(ticked().map(async (model) => {
+      const body = await (await get(path, form({ [field]: file, model, boxes }))).json();
+      body.captions.forEach((row, i) => { if (now[i].box.at === now[i].at) now[i].box.captions[model] = row; });
+    }));
+    if (mine === asked) app.say(`${now.length} ${now.length === 1 ? "box" : "boxes"} captioned.`);
+  } catch (error) {
+    app.say(error.message, true);
   }
-  $("ask").addEventListener("click", ask);
+  app.redraw();
+}
+$("ask").addEventListener("click", ask);
 
-  // -- one file with photo, boxes and captions --
-  $("save").addEventListener("click", async () => {
-    const url = await new Promise((resolve) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(reader.result);
-      reader.readAsDataURL(file);
-    });
-    const page = document.implementation.createHTMLDocument("Boxes and captions"), [w, h] = size();
-    const style = page.createElement("style"), figure = page.createElement("div"), image = page.createElement("img");
-    style.textContent = "body{font:15px system-ui;margin:20px}div{position:relative;display:inline-block}img{max-width:100%;display:block}" +
-      "svg{position:absolute;inset:0;width:100%;height:100%}rect{fill:none;stroke:#ff2d55;stroke-width:2px;vector-effect:non-scaling-stroke}" +
-      "th,td{text-align:left;padding:6px 12px 6px 0;vertical-align:top}small{display:block}circle,button{display:none}";
-    image.src = url;
-    image.alt = "The photo";
-    figure.append(image, svg.cloneNode(true));
-    page.head.append(style);
-    page.body.append(figure, document.querySelector("table").cloneNode(true));
-    figure.dataset.boxes = JSON.stringify({ size: [w, h], boxes: boxes.map((box) => ({ box: rounded(box.at), captions: box.captions })) });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(["<!DOCTYPE html>\n", page.documentElement.outerHTML], { type: "text/html" }));
-    link.download = "boxes.html";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  });
+// -- one file with picture, boxes and captions --
+const STYLE = "body{font:15px system-ui;margin:20px}div{position:relative;display:inline-block}img{width:640px;max-width:100%;display:block}" +
+  "svg{position:absolute;inset:0;width:100%;height:100%}rect,path{fill:none;stroke:#ff2d55;stroke-width:2px;vector-effect:non-scaling-stroke}" +
+  "text{fill:#fff;stroke:#000;paint-order:stroke;font-weight:600}th,td{text-align:left;padding:6px 12px 6px 0;vertical-align:top}" +
+  "small{display:block}circle,button{display:none}";
+$("save").addEventListener("click", async () => {
+  const figure = document.createElement("div"), image = document.createElement("img"), link = document.createElement("a");
+  const drawn = (stage === stages.cloud ? $("boxes3") : $("boxes")).cloneNode(true);
+  for (const one of [drawn, ...drawn.querySelectorAll("[tabindex]")]) one.removeAttribute("tabindex");
+  image.src = await stage.picture();
+  image.alt = "What was captioned";
+  figure.append(image, drawn);
+  const rows = app.boxes.map((box) => ({ box: app.rounded(box.at), captions: box.captions }));
+  const data = JSON.stringify({ file: file.name, boxes: rows }).replaceAll("<", "\\u003c");
+  const page = `<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Boxes and captions</title><style>${STYLE}</style></head><body>` +
+    `${figure.outerHTML}${document.querySelector("table").outerHTML}<script type="application/json">${data}</script></body></html>\n`;
+  link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
+  link.download = "boxes.html";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});
 
-  fetch("v1/models").then((answer) => answer.json()).then((body) => {
-    const wanted = remembered().models;
-    models = body.data.filter((row) => row.kind !== "checkpoint" || row.modalities.includes("image_region"));
-    for (const [i, row] of models.entries()) {
-      const label = document.createElement("label"), input = document.createElement("input");
-      Object.assign(input, { type: "checkbox", value: row.id, checked: wanted ? wanted.includes(row.id) : i === 0 || row.kind !== "checkpoint" });
-      input.addEventListener("change", () => { list(); remember(); });
-      label.append(input, ` ${row.id}`);
-      $("models").append(label);
-    }
-    list();
-  }).catch(() => say("The server does not answer.", true));
-})();
+// -- the beginning --
+async function begin() {
+  const { models: wanted, example: named } = remembered();
+  try {
+    const { data } = await (await get("v1/models")).json();
+    models = data.map((row, i) => ({ ...row, ticked: wanted ? wanted.includes(row.id) : i === 0 || row.kind !== "checkpoint" }));
+    $("login").hidden = true;
+    sessionStorage.setItem("token", token);
+    app.say("");
+  } catch (error) {
+    return app.say(error instanceof TypeError ? "The server does not answer." : error.message, true);
+  }
+  offer();
+  list();
+  if (named && document.querySelector(`[data-example="${CSS.escape(named)}"]`)) await openExample(named);
+}
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value;
+  begin();
+});
+begin();
