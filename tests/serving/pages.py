@@ -10,7 +10,7 @@ from tests.serving.served import Served
 def waiting(driver):
     from selenium.webdriver.support.wait import WebDriverWait
 
-    return WebDriverWait(driver, 120)
+    return WebDriverWait(driver, 60)
 
 
 def begin(driver, served: Served, address: str = "/") -> None:

@@ -20,8 +20,7 @@ def served(models: dict[str, Adapter]) -> Iterator[Served]:
 def test_fuzz(served: Served) -> None:
     from tests.serving.fuzz import fuzz
 
-    statuses = fuzz(served, 6)
-    print(statuses)
-    assert sum(statuses.values()) > 50
-    assert statuses[200] > 5
-    assert statuses[422] > 5
+    statuses = fuzz(served, 3)
+    assert sum(statuses.values()) > 30
+    assert statuses[200] > 3
+    assert statuses[422] > 3

@@ -89,7 +89,6 @@ def both_ways(served: Served, asked: list[Asked]) -> dict[str, float]:
 def test_200_at_once(served: Served, three: dict[str, Adapter]) -> None:
     asked = mixed(list(three))
     found = both_ways(served, asked)
-    print(found)
     assert found["together_batches"] < found["alone_batches"] / 3, "requests share batches"
     one = served.post("/v1/regions", asked[0][1]).json()["captions"]
     others = [served.post("/v1/regions", asked[0][1] | {"model": name}).json()["captions"] for name in three]

@@ -159,7 +159,7 @@ def test_the_address_and_the_saved_file(served: Served, tmp_path: Path) -> None:
 
 
 def test_a_token_and_the_dark_theme(models: dict[str, Adapter]) -> None:
-    served = Served(models, "open sesame")
+    served = Served(models, "open sesame", points=5000)
     try:
         with browser(390, 844) as driver:
             features = [{"name": "prefers-color-scheme", "value": "dark"}]
