@@ -21,6 +21,6 @@ def test_fuzz(served: Served) -> None:
     from tests.serving.fuzz import fuzz
 
     statuses = fuzz(served, 3)
-    assert sum(statuses.values()) > 30
+    assert sum(statuses.values()) >= 30
     assert statuses[200] > 3
     assert statuses[422] > 3
