@@ -108,6 +108,7 @@ COMMANDS = (
     Command("doctor", "check this host, and a run's files, before training", lazy("rb.launching.doctor:add_doctor")),
     Command("replay", "make one step again; name what is not finite", lazy("rb.training.replay_commands:add_replay")),
     Command("track sync", "copy to MLflow what it lacks; safe to repeat", lazy("rb.tracking.commands:add_sync")),
+    Command("track best", "an experiment's checkpoints by a score", lazy("rb.tracking.commands:add_best")),
     Command("cache-features", "write frozen features of a set, to train on", lazy("rb.inference.commands:add_cache")),
     Command(
         "cache-groups", "write groups of points beside a set's clouds", lazy("rb.inference.commands:add_cache_groups")

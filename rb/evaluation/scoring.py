@@ -232,4 +232,5 @@ def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float
         step=checkpoint.get("step") or 0,
         tags={tag: result[tag] for tag in tags},
         started=started,
+        checkpoint=str(checkpoint.get("name")) if result["variant"] == "checkpoint" and checkpoint else None,
     )

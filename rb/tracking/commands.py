@@ -1,17 +1,20 @@
-"""``rb track sync RUN_DIR``: send to MLflow what the journals of a run and of its evaluations hold and MLflow lacks."""
+"""``rb track sync RUN_DIR``: send to MLflow what the journals of a run and of its evaluations hold and MLflow lacks. ``rb track best``: checkpoints by a score."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
 from rb.core.locks import FileLock
-from rb.core.output import say
+from rb.core.output import add_json, aligned, say, say_json
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL, TRACKING_LOCK
 from rb.tracking.closing import close_dead_runs, close_if_dead
 from rb.tracking.copier import JournalCopier, retry_errors
 from rb.tracking.errors import TrackingError, reason
+from rb.tracking.models import best_checkpoints
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,32 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 def _sync(args: argparse.Namespace) -> int:
     for line in sync(args.run_dir, args.store):
         say(line)
+    return FINISHED
+
+
+def add_best(parser: argparse.ArgumentParser) -> None:
+    """``rb track best``."""
+    parser.description = "The checkpoints of an experiment by a score that rb score logged, best first."
+    parser.add_argument("--metric", required=True, metavar="NAME", help="CIDEr, or eval/DATASET/SPLIT/CIDEr")
+    parser.add_argument("--experiment", default="regionblip", metavar="NAME", help="MLflow's experiment (regionblip)")
+    parser.add_argument("--store", type=Path, default=Path(), help="folder of mlflow.db (.)")
+    parser.add_argument("--limit", type=int, default=10, metavar="N", help="lines of each data set (10)")
+    add_json(parser)
+    parser.set_defaults(run=_best)
+
+
+def _best(args: argparse.Namespace) -> int:
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (args.store / "mlflow.db").exists():
+        raise TrackingError(f"{args.store}: no mlflow.db in it; name the folder of the runs by --store")
+    sets = [rows[: args.limit] for rows in best_checkpoints(args.store, args.experiment, args.metric)]
+    if args.json:
+        say_json([[asdict(row) for row in rows] for rows in sets])
+        return FINISHED
+    for rows in sets:
+        say(f"{rows[0].metric} on the set {rows[0].digest[:12]}")
+        table = [(row.run, f"step {row.step:,}", row.checkpoint, f"{row.value:.4f}") for row in rows]
+        for line in aligned(table, 3, "  "):
+            say(line)
     return FINISHED
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rb.core.metric_names import EVAL, parse_name
 from rb.core.run_layout import RUN_JOURNAL
 from rb.tracking.errors import TrackingError
+from rb.tracking.identity import KEY, RUN_ID, identity_in, parent_folder
 from rb.tracking.journal import read_rows
 from rb.tracking.mlflow_store import (
     NOT_MLFLOW,
@@ -29,6 +30,7 @@ from rb.tracking.mlflow_store import (
     open_run,
     tracking_uri,
 )
+from rb.tracking.models import model_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -86,6 +88,8 @@ class JournalCopier:
         self._client: MlflowClient | None = None
         self._sent = _Sent()
         self._params: dict[str, str] = {}
+        self._experiment_id = ""
+        self._scored: dict[str, dict[str, Any]] = {}  # the last rows "model" and "input" before what is copied now
 
     @property
     def journal(self) -> Path:
@@ -125,10 +129,11 @@ class JournalCopier:
         end = self.offset
         for row, end in read_rows(self.journal, self.offset):
             if row["kind"] == "metrics":
-                metrics += self._new_points(row)
+                metrics += self._of_checkpoint(client, self._new_points(row))
             else:
                 self._send(client, metrics, self.offset)
                 metrics = []
+                self._note_scored(row)
                 self._copy_row(client, row)
             if len(metrics) >= CHUNK_POINTS or row["kind"] != "metrics":
                 self._send(client, metrics, end)
@@ -145,6 +150,7 @@ class JournalCopier:
         offset = int(run.data.tags.get(OFFSET_TAG, "0"))
         if self._client is None or (run.info.run_id, offset) != (self.run_id, self.offset):
             self.run_id = run.info.run_id
+            self._experiment_id = run.info.experiment_id
             self._params = dict(run.data.params)
             self._replay(offset)
         self._client = client
@@ -170,12 +176,34 @@ class JournalCopier:
                 f"{self.journal}: {size} bytes, but {offset} were copied to MLflow run {self.run_id}: the journal was cut or replaced; "
                 "remove mlflow.json from the run folder to start a new MLflow run"
             )
-        self._sent, self.offset = _Sent(), offset
+        self._sent, self.offset, self._scored = _Sent(), offset, {}
         for row, end in read_rows(self.journal, on_bad=lambda _: None):
             if end > offset:
                 break
             if row["kind"] == "metrics":
                 self._new_points(row)
+            self._note_scored(row)
+
+    def _note_scored(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "model" or (row["kind"] == "input" and row.get("context") == "evaluation"):
+            self._scored[row["kind"]] = row
+
+    def _of_checkpoint(self, client: MlflowClient, points: list[Metric]) -> list[Metric]:
+        """Points of an evaluation, as metrics also of the checkpoint's logged model and of the data set that was scored."""
+        from mlflow.entities import Metric
+
+        if not points or "model" not in self._scored:
+            return points
+        row, data = self._scored["model"], self._scored.get("input")
+        training = identity_in(parent_folder(self.run_dir) or self.run_dir, self.uri)
+        key = f"{training[KEY]}-{row['step']}"
+        model = model_of(client, self._experiment_id, training.get(RUN_ID, self.run_id), key, row)
+        if not model:
+            return points
+        about = {"model_id": model, "run_id": self.run_id}
+        if data is not None:
+            about |= {"dataset_name": data["name"], "dataset_digest": short_digest(data["digest"])}
+        return [Metric(point.key, point.value, point.timestamp, point.step, **about) for point in points]
 
     def _new_points(self, row: dict[str, Any]) -> list[Metric]:
         from mlflow.entities import Metric
@@ -277,7 +305,7 @@ class JournalCopier:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name, digest, source = row["name"], row["digest"], row["source"]
-        data = Dataset(name=name, digest=digest.removeprefix("sha256:")[:36], source_type="local", source=source)
+        data = Dataset(name=name, digest=short_digest(digest), source_type="local", source=source)
         tags = {"mlflow.data.context": row.get("context", "training"), "digest": digest}
         marked = DatasetInput(dataset=data, tags=[InputTag(key, value) for key, value in tags.items()])
         client.log_inputs(self.run_id, [marked])
@@ -290,6 +318,11 @@ class JournalCopier:
             client.log_artifact(self.run_id, str(local), folder.as_posix() if inside else None)
         else:
             _log.warning("%s is not there any more and is not copied to MLflow", local)
+
+
+def short_digest(digest: str) -> str:
+    """A data set's digest as MLflow holds it."""
+    return digest.removeprefix("sha256:")[:36]
 
 
 def retry_errors() -> tuple[type[Exception], ...]:

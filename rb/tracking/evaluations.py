@@ -44,7 +44,7 @@ def score_names(scores: Mapping[str, float], dataset: str, split: str) -> dict[s
     return {evaluation_name(dataset, split, metric): float(value) for metric, value in scores.items()}
 
 
-def log_evaluation(
+def log_evaluation(  # noqa: PLR0913 (all by name)
     scores: Mapping[str, float],
     *,
     name: str,
@@ -55,6 +55,7 @@ def log_evaluation(
     tags: Mapping[str, object] | None = None,
     started: float | None = None,
     mlflow: bool = True,
+    checkpoint: str | None = None,
 ) -> bool:
     """Log the scores of one set of predictions; whether MLflow has them (if not, a warning is logged, and the journals have them).
 
@@ -70,6 +71,7 @@ def log_evaluation(
         tags: what the scores depend on: modality, checkpoint, decoding, reference policy, data digest; nested ones get dotted names.
         started: when scoring began, in seconds since 1970; now where not given.
         mlflow: false writes the journals only.
+        checkpoint: path or name of the trained checkpoint whose scores these are; MLflow then has it as a logged model. None for any other variant.
 
     Raises:
         ValueError: neither ``run_dir`` nor ``job_dir``; ``run_dir`` without ``step``, or without a journal.
@@ -98,6 +100,8 @@ def log_evaluation(
         journal.write("tags", values=client_tags() | flatten(marks))
         if data.digest:
             journal.write("input", name=data.dataset, digest=data.digest, source=data.source, context="evaluation")
+        if training is not None and checkpoint is not None:
+            journal.write("model", name=training.name, step=step or 0, checkpoint=checkpoint)
         journal.metrics(step or 0, values)
         journal.write("status", status="FINISHED")
     return _copy(folder, training) if mlflow else False

@@ -6,6 +6,7 @@ append to the same file and a kill leaves at most one torn line, at the end. Row
     {"kind": "metrics", "time": s, "step": n, "values": {name: float}}      NaN and infinities as "NaN", "Infinity", "-Infinity"
     {"kind": "params" | "tags", "time": s, "values": {name: str}}
     {"kind": "input", "time": s, "name": str, "digest": str, "source": str, "context": "training" | "validation"}
+    {"kind": "model", "time": s, "name": str, "step": n, "checkpoint": str}  metrics below are of this checkpoint of the training ``name``
     {"kind": "artifact", "time": s, "path": str}                            relative to the run folder where it lies in it
     {"kind": "status", "time": s, "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED"}
     {"kind": "resume", "time": s, "step": n}                                metrics above step n, written before this row, are superseded
@@ -36,11 +37,12 @@ STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 _LAST_TIME = 253402300800.0  # the year 10000, which no calendar of Python's has
 _TEXTS = {
     "input": ("name", "digest", "source"),
+    "model": ("name", "checkpoint"),
     "artifact": ("path",),
     "status": ("status",),
     "bad_step": ("modality",),
 }
-KINDS = ("metrics", "params", "tags", "input", "artifact", "status", "resume", "bad_step")
+KINDS = ("metrics", "params", "tags", "input", "model", "artifact", "status", "resume", "bad_step")
 
 _LONGEST_ROW = 1 << 20  # bytes that surely hold the last row
 
@@ -219,7 +221,7 @@ def _decode(line: bytes) -> dict[str, Any]:
     row["time"] = float(row["time"])
     if not 0 <= row["time"] < _LAST_TIME:
         raise ValueError(f"no time: {row['time']}")
-    if kind in ("metrics", "resume", "bad_step"):
+    if kind in ("metrics", "resume", "bad_step", "model"):
         row["step"] = int(row["step"])
         if abs(row["step"]) >= 1 << 62:
             raise ValueError(f"no step: {row['step']}")
