@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -42,6 +42,8 @@ from rb.serving.forms import (
 )
 from rb.serving.openapi import ERRORS, definitions, error_body, schema
 
+Read = TypeVar("Read")
+READ_AT_ONCE = 4  # bodies turned into images and clouds; one may take hundreds of megabytes
 LOOK_S = 0.05  # how often a waiting request looks whether its caller is still there, in seconds
 ENGINE_STOP_S = 1.0  # nobody waits for the engine once the server has stopped; what runs past this is left
 BUSY = "too many requests wait; try again later"
@@ -53,6 +55,7 @@ class Service:
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "rb_requests", "Requests by path and status", ["path", "status"], registry=self.registry
@@ -69,6 +72,11 @@ class Service:
         if name is not None and name not in known:
             raise Refused(404, f"model: no {name[:80]!r} here; there are {', '.join(known)}", "model")
         return known[name] if name is not None else next(iter(known.values()))
+
+    async def read(self, prepare: Callable[[], Read]) -> Read:
+        """What a function makes of a body, on a thread, few at once."""
+        async with self._reading:
+            return await run_in_threadpool(prepare)
 
     async def ask(
         self,
@@ -88,7 +96,7 @@ class Service:
         deadline = came + min(deadline_s or self.limits.deadline_s, self.limits.deadline_s)
         try:
             decode = _decode(adapter.captioner.decode, decoding)
-            asked = await run_in_threadpool(prepare)
+            asked = await self.read(prepare)
             if what == CAPTION:
                 _check_length(adapter, asked, decode, prompt)
             job = self.engine.submit(Job(adapter, asked, decode, prompt, what, tuple(texts), deadline))
@@ -362,7 +370,7 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         """Captions in the form of OpenAI's chat completions."""
         asked, _ = await body_of(request, chat.Chat, limits)
         adapter = service.adapter(asked.model)
-        image, boxes, said = await run_in_threadpool(chat.read, asked, limits)
+        image, boxes, said = await service.read(partial(chat.read, asked, limits))
         check_boxes(boxes, limits)
         answers, _ = await service.ask(
             request, adapter, lambda: adapter.ask_image(image, boxes, "pixels"), asked.decoding(), None, None

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib import resources
 
 from fastapi import FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from rb.serving.forms import Points, body_of, cloud
 
@@ -36,13 +35,13 @@ def add_page(app: FastAPI) -> None:
         data = resources.files("rb.serving").joinpath("page", *name.split("/")).read_bytes()
         answer = _answering(data, KINDS[name.rsplit(".", 1)[1]])
         app.add_api_route(f"/{path}", answer, methods=["GET"], include_in_schema=False)
-    limits = app.state.service.limits
+    service, limits = app.state.service, app.state.service.limits
 
     @app.post("/v1/points", include_in_schema=False)
     async def points(request: Request) -> Response:
         """The points of a file as little-endian float32; ``X-Columns`` numbers each."""
         asked, upload = await body_of(request, Points, limits)
-        found = await run_in_threadpool(cloud, asked.points, upload, limits)
+        found = await service.read(lambda: cloud(asked.points, upload, limits))
         headers = {"X-Columns": str(found.shape[1])}
         return Response(found.astype("<f4").tobytes(), media_type="application/octet-stream", headers=headers)
 

@@ -30,7 +30,7 @@ GROWTH_MB = 16
 def test_fuzz(models: dict[str, Adapter], figures: Figures) -> None:  # noqa: F811
     served = Served(models)
     try:
-        statuses = fuzz(served, 100)
+        statuses = fuzz(served, 150)
     finally:
         served.stop()
     figures["requests"] = sum(statuses.values())

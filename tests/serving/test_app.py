@@ -143,6 +143,7 @@ def test_bad_bodies(served: Served) -> None:
     assert sent(b"{" + b" " * (20 << 20), "application/json")[0] == 413
     assert sent(b'{"image": "aa", "boxes": [[NaN, 1, 2, 3]]}', "application/json")[1]["field"].startswith("boxes")
     assert sent(b"{", "application/json")[0] == 422
+    assert sent(b"[" * 1_000_000, "application/json")[0] == 422
     assert sent(b"--x", "multipart/form-data")[0] == 400
     assert sent(b"--x", "multipart/form-data; boundary=y")[0] in (400, 422)
     assert requests.get(served.url + "/v1/regions", timeout=60).status_code == 405

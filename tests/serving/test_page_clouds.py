@@ -114,6 +114,27 @@ def test_a_click_picks_an_object_and_handles_shape_its_box(served: Served, plain
         assert console(driver) == []
 
 
+def test_objects_of_other_rooms(served: Served) -> None:
+    """docs/serving.md says how many boxes of 20 rooms are right; here are eight of them."""
+    rooms = [room(index) for index in range(8)]
+    with browser() as driver:
+        driver.get(served.url + "/")
+        found = driver.execute_async_script(
+            "const [rooms, done] = arguments; import('/page/objects.js').then((made) => "
+            "done(rooms.map((points) => made.objects(Float32Array.from(points), 2).boxes)))",
+            [one.points.ravel().tolist() for one in rooms],
+        )
+    errors = []
+    for one, boxes in zip(rooms, found, strict=True):
+        radius = np.linalg.norm(one.points.max(axis=0) - one.points.min(axis=0)) / 2
+        for number in range(len(one.objects)):
+            own = one.points[one.instances == 2 + number]
+            true = np.concatenate([own.min(axis=0), own.max(axis=0)])
+            errors.append(min(np.abs(np.asarray(box) - true).max() for box in boxes) / radius)
+    assert np.mean(np.asarray(errors) < 0.01) > 0.7
+    assert np.mean(np.asarray(errors) < 0.015) > 0.95
+
+
 def test_a_cloud_by_keyboard(served: Served) -> None:
     with browser() as driver:
         begin(driver, served)

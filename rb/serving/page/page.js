@@ -67,7 +67,7 @@ function form(fields) {
 }
 
 // -- a photo or a cloud --
-async function open(given, named = "") {
+async function open(given, named = "", up = "z") {
   if (!given) return;
   const kind = PHOTO.test(given.name) || /^image\/(jpeg|png|webp)$/.test(given.type) ? "photo" : CLOUD.test(given.name) ? "cloud" : null;
   if (!kind) return app.say("This is neither a photo (JPEG, PNG, WebP) nor a cloud (ply, pcd, npy, npz, pt, xyz).", true);
@@ -86,7 +86,7 @@ async function open(given, named = "") {
       $("frame").hidden = true;
       $("cloud").hidden = false;
       stage = stages.cloud;
-      about = stages.cloud.show(rows, Number(answer.headers.get("X-Columns")), kept.up || (named.includes("object") ? "y" : "z"));
+      about = stages.cloud.show(rows, Number(answer.headers.get("X-Columns")), kept.up || up);
     }
     [file, example, stage] = [given, named, stages[kind]];
     $("empty").hidden = true;
@@ -101,13 +101,13 @@ async function open(given, named = "") {
     app.say(error.message, true);
   }
 }
-async function openExample(name) {
+async function openExample({ example: name, up }) {
   const found = await fetch(`page/examples/${name}`);
-  await open(new File([await found.blob()], name, { type: found.headers.get("Content-Type").split(";")[0] }), name);
+  await open(new File([await found.blob()], name, { type: found.headers.get("Content-Type").split(";")[0] }), name, up);
 }
 $("file").addEventListener("change", (event) => open(event.target.files[0]));
 $("examples").addEventListener("click", (event) => {
-  if (event.target.dataset.example) openExample(event.target.dataset.example);
+  if (event.target.dataset.example) openExample(event.target.dataset);
 });
 document.addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
 for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, (event) => {
@@ -210,7 +210,8 @@ async function begin() {
   }
   offer();
   list();
-  if (named && document.querySelector(`[data-example="${CSS.escape(named)}"]`)) await openExample(named);
+  const button = named && document.querySelector(`[data-example="${CSS.escape(named)}"]`);
+  if (button) await openExample(button.dataset);
 }
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
