@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from rb.api import RegionBLIP
 from rb.serving.adapters import Adapter
 from tests.serving.conftest import boxes, picture, points
 from tests.serving.served import Served, encoded, text
+from tests.support import markdown
 
 TOKEN = "a token"
 
@@ -201,3 +205,31 @@ def test_token(models: dict[str, Adapter]) -> None:
         assert requests.get(served.url + "/v1/models", headers=right, timeout=60).status_code == 200
     finally:
         served.stop()
+
+
+def test_python_examples_of_the_docs(
+    served: Served,
+    plain: RegionBLIP,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """OpenAI's client as it is written there; of Gradio, which is not installed here, the function that asks the server."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = [body for _, language, body in markdown.FENCE.findall(page) if language == "python"]
+    by_openai, by_gradio = [
+        one.replace("http://127.0.0.1:8000", served.url).replace("my_run", "tiny") for one in blocks
+    ]
+    picture(1, (320, 240)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    expected = plain.caption(tmp_path / "photo.jpg", [40, 50, 200, 220], box_format="pixels")
+    exec(by_openai, {})
+    assert capsys.readouterr().out.split() == expected.split()
+    gradio, given = MagicMock(), {}
+    gradio.Interface.side_effect = lambda ask, *_, **__: given.update(ask=ask) or MagicMock()
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    exec(by_gradio, {})
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        assert given["ask"](photo, "40,50,200,220", "tiny").split() == expected.split()
+    assert gradio.Dropdown.call_args.args[0] == ["tiny", "again", "base", "crops"]
+    assert len(by_gradio.splitlines()) <= 40
