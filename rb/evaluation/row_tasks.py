@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rb.data.predictions import Prediction, read_predictions
 from rb.evaluation.category import score_categories
 from rb.evaluation.phrase import score_phrases
 from rb.evaluation.scan2cap import in_given_boxes, in_predicted_boxes, in_proposals, score_scan2cap
+from rb.evaluation.scoring import log_task
 from rb.evaluation.spice import default_cache
 
 
@@ -20,12 +22,14 @@ def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
     """What was found for the one predictions file of ``args``; printed unless ``--json``."""
     if len(args.predictions) != 1 or args.coco_results:
         raise ValueError(f"--task {args.task} scores one file that rb predict wrote; give its predictions.jsonl")
-    path = args.predictions[0]
+    path, started = args.predictions[0], time.time()
     rows = _rows(path)
     lines, found = {"category": _category, "phrase": _phrase, "scan2cap": _scan2cap}[args.task](args, rows)
     if not args.json:
         for line in lines:
             say(line)
+    if not args.no_mlflow:
+        log_task(args.task, path, found["scores"], found.get("protocol"), started)
     return {"predictions": str(path.resolve()), "num_examples": len(rows), **found}
 
 

@@ -203,8 +203,30 @@ def _examples(found: CaptionScores, verdicts: Mapping[str, Mapping[str, bool]]) 
     )
 
 
-def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float) -> None:
-    """To MLflow by way of the journals.
+def log_task(
+    task: str, predictions: Path, scores: Mapping[str, float | None], protocol: str | None, started: float
+) -> None:
+    """Scores of another task on a file of ``rb predict``, to MLflow as those of captions, under ``TASK/NAME``."""
+    rows, meta = read_predictions(predictions)
+    modality, dataset, split = _one_set(rows, predictions)
+    result = {
+        "modality": modality,
+        "dataset": dataset,
+        "split": split,
+        **_made_by(meta, predictions),
+        "scores": {f"{task}/{name}": value for name, value in scores.items()},
+        "decoding": meta.get("decoding"),
+        "reference_policy": protocol,
+        "set_sha256": set_digest(rows),
+        "num_examples": len(rows),
+        "predictions": str(predictions.resolve()),
+    }
+    # What was computed is printed, whatever the disk of the journals says.
+    attempt(predictions, partial(_log, result, predictions, predictions, started, f"-{task}"))
+
+
+def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float, suffix: str = "") -> None:
+    """To MLflow by way of the journals; ``suffix`` of the evaluation's name.
 
     Where the predictions lie in a run folder, or a checkpoint names it, that training run gets the scores too, at the checkpoint's
     step; those of other variants under names of their own (``crops/CIDEr``), the base model's at step 0.
@@ -225,12 +247,12 @@ def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float
     )
     log_evaluation(
         {prefix + name: value for name, value in result["scores"].items() if value is not None},
-        name=predictions.stem,
+        name=predictions.stem + suffix,
         data=ScoredSet(result["dataset"], result["split"], result["set_sha256"], result["predictions"]),
         run_dir=run_dir if in_run else None,
-        job_dir=None if in_run else out.resolve().parent / "evaluations" / predictions.stem,
+        job_dir=None if in_run else out.resolve().parent / "evaluations" / (predictions.stem + suffix),
         step=checkpoint.get("step") or 0,
-        tags={tag: result[tag] for tag in tags},
+        tags={tag: result[tag] for tag in tags if tag in result},
         started=started,
         checkpoint=str(checkpoint.get("name")) if result["variant"] == "checkpoint" and checkpoint else None,
     )

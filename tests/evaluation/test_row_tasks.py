@@ -44,7 +44,7 @@ def saved(path: Path, rows: Sequence[Prediction]) -> Path:
 
 
 def scored(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    assert cli_run("score", *map(str, words), "--no-java", "--json") == 0
+    assert cli_run("score", *map(str, words), "--no-java", "--no-mlflow", "--json") == 0
     return dict(json.loads(capsys.readouterr().out))
 
 
@@ -66,7 +66,7 @@ def test_category_scores_are_the_public_ones(tmp_path: Path, capsys: pytest.Capt
 def test_without_the_encoder_word_overlap_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(category, "_PACKAGE", "not_there")
     file = saved(tmp_path / "names.jsonl", [row("1", "a red bus", ["car", "bus"])])
-    assert cli_run("score", "--task", "category", str(file)) == 0
+    assert cli_run("score", "--task", "category", str(file), "--no-mlflow") == 0
     said = capsys.readouterr()
     assert said.out.strip() == "1 examples:  word_overlap 0.3333"
     assert "regionblip[eval]" in said.err
@@ -83,8 +83,20 @@ def test_phrases_per_region_and_per_sentence(tmp_path: Path, capsys: pytest.Capt
     pairs = [(f"{r.id}{k}", r.prediction, text) for r in ROWS for k, text in enumerate(r.references)]
     alone = score_captions({i: text for i, text, _ in pairs}, {i: [text] for i, _, text in pairs}, use_java=False)
     assert sentence["scores"]["CIDEr"] == alone.scores["CIDEr"] != plain.scores["CIDEr"]
-    assert cli_run("score", "--task", "phrase", str(file), "--per", "sentence", "--no-java") == 0
+    assert cli_run("score", "--task", "phrase", str(file), "--per", "sentence", "--no-java", "--no-mlflow") == 0
     assert "4 entries (per sentence: each sentence is one entry):  CIDEr" in capsys.readouterr().out
+
+
+def test_scores_of_a_task_are_logged_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "rb.evaluation.scoring.log_evaluation", lambda scores, **rest: logged.update(rest, scores=scores)
+    )
+    file = saved(tmp_path / "phrases.jsonl", ROWS)
+    assert cli_run("score", "--task", "phrase", str(file), "--no-java") == 0
+    assert list(logged["scores"]) == ["phrase/CIDEr"]
+    assert logged["name"] == "phrases-phrase"
+    assert (logged["data"].dataset, logged["tags"]["reference_policy"][:10]) == ("scanrefer", "per region")
 
 
 def scan2cap(capsys: pytest.CaptureFixture[str], file: Path, *words: object) -> dict[str, Any]:
@@ -147,7 +159,9 @@ def test_proposals_of_another_scene_set_are_refused(tmp_path: Path, capsys: pyte
 
 
 def typed_with(words: list[object], at: int, better: Callable[[], object]) -> tuple[Fault, Callable[[Said], object]]:
-    return lambda: cli_run("score", *map(str, words), "--no-java"), lambda _: words.__setitem__(at, better())
+    return lambda: cli_run("score", *map(str, words), "--no-java", "--no-mlflow"), lambda _: words.__setitem__(
+        at, better()
+    )
 
 
 @remedy("boxes have no caption; give every box one, or none")
@@ -156,7 +170,7 @@ def test_some_captions(tmp_path: Path):
     some = [{"box": CUBE, "caption": "x"}, {"box": BALL}]
     proposals.write_text(json.dumps({"scene0000_00": some}))
     words = ["--task", "scan2cap", file, "--proposals", proposals]
-    return lambda: cli_run("score", *map(str, words), "--no-java"), lambda _: proposals.write_text(
+    return lambda: cli_run("score", *map(str, words), "--no-java", "--no-mlflow"), lambda _: proposals.write_text(
         json.dumps({"scene0000_00": some[:1]})
     )
 
@@ -171,7 +185,7 @@ def test_no_boxes(tmp_path: Path):
 def test_no_file(tmp_path: Path):
     file = saved(tmp_path / "rows.jsonl", ROWS)
     words = ["--task", "phrase"]
-    return lambda: cli_run("score", *map(str, words), "--no-java"), lambda _: words.append(file)
+    return lambda: cli_run("score", *map(str, words), "--no-java", "--no-mlflow"), lambda _: words.append(file)
 
 
 @remedy("--given and --proposals say twice where objects were found; give one of them")
@@ -179,7 +193,9 @@ def test_both(tmp_path: Path):
     file, proposals = saved(tmp_path / "rows.jsonl", ROWS), tmp_path / "p.json"
     proposals.write_text(json.dumps({"scene0000_00": [{"box": CUBE}]}))
     words = ["--task", "scan2cap", file, "--proposals", proposals, "--given", file]
-    return lambda: cli_run("score", *map(str, words), "--no-java"), lambda _: words.__delitem__(slice(5, None))
+    return lambda: cli_run("score", *map(str, words), "--no-java", "--no-mlflow"), lambda _: words.__delitem__(
+        slice(5, None)
+    )
 
 
 @remedy("is not among the described objects; give both files of one split")
