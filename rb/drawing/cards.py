@@ -62,10 +62,11 @@ def caption_line(left: str, right: str = "") -> Html:
 def card(
     picture: Html, texts: str, references: Sequence[str], sample_id: str, attributes: str = "", behind: str = ""
 ) -> Html:
-    """Picture, texts (HTML; predictions), references, what stands ``behind`` them (HTML), id."""
+    """Picture, texts (HTML; predictions), references if there are any, what stands ``behind`` them (HTML), id."""
+    known = listed("references", references) if references else ""
     return Html(
         f'<article class="card" {attributes}><div class="media">{picture}</div>'
-        f'<div class="words">{texts}{listed("references", references)}{behind}</div>'
+        f'<div class="words">{texts}{known}{behind}</div>'
         f'<div class="id mono">{esc(sample_id)}</div></article>'
     )
 

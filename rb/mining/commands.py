@@ -1,13 +1,18 @@
-"""``rb mine run``: images to regions with captions. ``rb mine calibrate``: the filter's threshold for another text encoder."""
+"""``rb mine run``: images to regions with captions. ``rb mine stats|show``: what a job made. ``rb mine calibrate``: the filter's threshold for another text encoder."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rb.core.exit_codes import FINISHED
-from rb.core.output import say
+from rb.core.output import add_json, say, say_json
+
+if TYPE_CHECKING:
+    from rb.mining.config import MiningConfig
+    from rb.mining.inputs import InputShard
 
 CONFIG_FILE = "mining.yaml"
 
@@ -55,7 +60,9 @@ def run_run(args: argparse.Namespace) -> int:
     from rb.mining.work import alone_in, sweep
 
     config = load_config(args.config, args.settings)
-    config = replace(config, input=tuple(args.input) or config.input, against=tuple(args.against) or config.against)
+    # The folder remembers its inputs, wherever the next command is typed.
+    places = tuple(str(Path(place).absolute()) for place in args.input or config.input)
+    config = replace(config, input=places, against=tuple(args.against) or config.against)
     shards = find_inputs(config.input)
     stages = build_stages(config, args.out)
     with alone_in(args.out):
@@ -72,6 +79,63 @@ def run_run(args: argparse.Namespace) -> int:
         f"{done.words / done.regions:.2f} words a caption"
     )
     return FINISHED
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    """``rb mine stats``."""
+    parser.description = "Count what a job made, beside the paper's Table 3, and what each stage kept, dropped and cost; also while it runs."
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the job")
+    add_json(parser)
+    parser.set_defaults(run=run_stats)
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    """Print the counts."""
+    from rb.mining.stats import job_stats, stats_text
+
+    config, names, shards = _job(args.out)
+    found = job_stats(args.out, names, shards, {name: config.ray.size(name).gpus for name in names})
+    if args.json:
+        say_json(found.tree())
+    else:
+        say(stats_text(found))
+    return FINISHED
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """``rb mine show``."""
+    parser.description = (
+        "Write a page of random regions of a job, kept and dropped, by stage and reason; also while it runs."
+    )
+    parser.add_argument("out_dir", type=Path, metavar="OUT", help="folder of the job")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page to write")
+    parser.add_argument("--count", type=int, default=12, help="regions of each reason, at most (12)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice (0)")
+    parser.set_defaults(run=run_show)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Write the page."""
+    from rb.mining.show import show
+
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}: must be at least 1")
+    _, names, shards = _job(args.out_dir)
+    shown = show(args.out_dir, args.out, names, shards, args.count, args.seed)
+    say(f"{args.out}: {shown} regions")
+    return FINISHED
+
+
+def _job(out: Path) -> tuple[MiningConfig, list[str], list[InputShard]]:
+    """Configuration, names of stages and inputs of the job in ``out``."""
+    from rb.mining.config import load_config
+    from rb.mining.inputs import find_inputs
+    from rb.mining.stages import stage_names
+
+    if not (out / CONFIG_FILE).is_file():
+        raise ValueError(f"{out}: no mining job there (no {CONFIG_FILE}); `rb mine run` makes one")
+    config = load_config(out / CONFIG_FILE)
+    return config, stage_names(config), find_inputs(config.input)
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:

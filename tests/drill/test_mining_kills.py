@@ -17,6 +17,7 @@ import psutil
 from rb.mining.inputs import InputShard
 from rb.mining.on_ray import run_on_ray
 from rb.mining.record import ImageRecord
+from rb.mining.settings import StageSize
 from rb.mining.work import Made, alone_in
 from tests.support.mined import SIZES, ColourWords, Segments, check_whole, input_tars, job, outputs
 from tests.support.remedies import Said, remedy
@@ -135,6 +136,18 @@ def test_a_shard_that_ends_its_process_every_time(
         shards[:] = [shard for shard in shards if shard.path.name != name]
 
     return run, leave_out
+
+
+@remedy("lower ray.STAGE.actors, or add nodes")
+def test_a_cluster_that_is_too_small(tmp_path: Path) -> tuple[Callable[[], object], Callable[[Said], object]]:
+    shards = input_tars(tmp_path / "in", 1, 2)
+    sizes = {"masks": StageSize(200, 0.01, gpus=1)}
+
+    def run() -> None:
+        with alone_in(tmp_path / "out"):
+            run_on_ray([Segments()], shards, tmp_path / "out", sizes)
+
+    return run, lambda said: sizes.update(masks=StageSize(int(said.found("ask for (200) GPUs")) // 100, 0.25))
 
 
 @contextmanager

@@ -1,23 +1,21 @@
-"""Mining on Ray: a cluster that is too small is refused, an actor that dies is replaced, and the bytes are those of one process."""
+"""Mining on Ray: an actor that dies is replaced, and the bytes are those of one process. More is in tests/drill/test_mining_kills.py."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from rb.mining.finish import finish
 from rb.mining.inputs import InputShard
 from rb.mining.on_ray import run_on_ray
 from rb.mining.record import ImageRecord
-from rb.mining.screen import SCREEN
-from rb.mining.settings import FinishConfig, StageSize
+from rb.mining.settings import StageSize
+from rb.mining.stage import run_stage
 from rb.mining.work import Made, alone_in
-from tests.support.mined import SIZES, ColourWords, check_whole, input_tars, job, outputs, stages
-from tests.support.remedies import Said, remedy
+from tests.support.mined import ColourWords, Segments, input_tars
 
 pytest.importorskip("ray")
 MARK = "RB_TEST_MARK"  # environment variable: the file that says that an actor has died
@@ -34,23 +32,25 @@ class DiesOnce(ColourWords):
         return super().run(shard, before)
 
 
-@remedy("lower ray.STAGE.actors, or add nodes")
+@pytest.mark.dist
+@pytest.mark.timeout(900)
 def test_the_bytes_of_one_process_also_where_an_actor_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Callable[[], object], Callable[[Said], object]]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    shards, out = input_tars(tmp_path / "in", 5, 3), tmp_path / "out"
-    sizes = {**SIZES, "masks": StageSize(2, 0.25, gpus=100)}
-    masks, _, screen = stages()
-
-    def run() -> None:
-        with alone_in(out):
-            run_on_ray([masks, DiesOnce(), screen], shards, out, sizes)
-            finish(out, shards, SCREEN, FinishConfig(max_shard_bytes=20_000))
-        assert (tmp_path / "mark").exists()
-        job(tmp_path / "right", shards)
-        assert outputs(out) == outputs(tmp_path / "right")
-        check_whole(out, 15)
-
-    return run, lambda said: sizes.update(masks=StageSize(2, float(said.found("ask for (200) GPUs")) / 800))
+    shards, out = input_tars(tmp_path / "in", 4, 2), tmp_path / "out"
+    with alone_in(out):
+        sizes = {"masks": StageSize(1, 0.5), "describe": StageSize(1, 0.5)}
+        run_on_ray([Segments(), DiesOnce()], shards, out, sizes)
+    assert (tmp_path / "mark").exists()
+    said = capsys.readouterr().err
+    assert "the process of stage describe died; a new one goes on" in said
+    assert "masks 4/4" in said
+    assert "describe 4/4" in said
+    for stage, before in ((Segments(), None), (ColourWords(), "masks")):
+        for shard in shards:
+            run_stage(stage, shard, tmp_path / "right", before)
+    files = sorted(path.relative_to(tmp_path / "right") for path in (tmp_path / "right").glob("*/*.jsonl"))
+    assert len(files) == 8
+    assert [(out / file).read_bytes() for file in files] == [(tmp_path / "right" / file).read_bytes() for file in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from rb.mining.inputs import find_inputs
 from rb.mining.record import read_records
 from rb.mining.screen import SCREEN, Screen
 from rb.mining.settings import FinishConfig, ScreenConfig
+from rb.mining.show import show
 from rb.mining.stage import run_stage, stage_file
 from rb.mining.stats import PAPER_GPU_HOURS, job_stats, stats_text
 from rb.mining.watch import Watch
 from rb.mining.work import Done
-from tests.support.mined import ColourWords, Segments, drawn, write_tar
+from tests.support.mined import ColourWords, Segments, drawn, input_tars, write_tar
+from tests.support.remedies import Said, remedy
 
 STAGES = ("masks", "describe", SCREEN)
 
@@ -80,3 +83,17 @@ def test_progress_says_speed_retention_and_time_left(capsys: pytest.CaptureFixtu
     watch.unit("a", 1, done, False)  # found from before: no measure of speed
     watch.unit("a", 2, done, False)
     assert watch.seconds_left() == 15.0
+
+
+@remedy("wait until the first stage has finished a shard")
+def test_a_page_of_a_job_that_has_just_begun(tmp_path: Path) -> tuple[Callable[[], object], Callable[[Said], object]]:
+    shards = input_tars(tmp_path / "in", 2, 2)
+
+    def write() -> None:
+        assert show(tmp_path / "out", tmp_path / "page.html", ["masks", "describe"], shards, count=3) > 2
+        page = (tmp_path / "page.html").read_text()
+        assert "kept: " in page
+        assert "dropped by masks: too large: 2" in page
+        assert page.count("data:image/jpeg") == page.count("<article")
+
+    return write, lambda _: run_stage(Segments(), shards[1], tmp_path / "out", None)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rb.core.install import PACKAGE
+from rb.data.index import ManifestReader
 from rb.mining.commands import CONFIG_FILE
 from rb.mining.record import read_records
 from rb.mining.work import finished
@@ -92,6 +93,19 @@ def test_objects_are_found_and_only_what_changed_is_redone(world: Path, tmp_path
     assert made() == before, "and back again, to the byte"
     assert "threshold:" in (out / CONFIG_FILE).read_text()
     assert (out / "shards" / "manifest.json").is_file()
+
+    capsys.readouterr()
+    assert cli_run("mine", "stats", f"{out}", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["table 3"][1]["regions"] == len(ManifestReader(out / "shards")) == len(left)
+    assert [row["stage"] for row in counts["stages"]] == list(STAGES)
+    assert counts["stages"][4]["kept"] == len(kept)
+    assert cli_run("mine", "stats", f"{out}") == 0
+    assert "RegionCap-10M (paper)" in capsys.readouterr().out
+    assert cli_run("mine", "show", f"{out}", "--out", f"{tmp_path / 'page.html'}", "--count", "3") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "dropped by filter: not in the image" in page
+    assert page.count("<article") >= 9
 
 
 def test_another_encoder_refuses_the_threshold(world: Path, tmp_path: Path, capsys) -> None:

@@ -23,6 +23,7 @@ from rb.mining.record import ImageRecord, Region, read_records
 from rb.mining.screen import SCREEN, Screen
 from rb.mining.settings import FinishConfig, ScreenConfig, StageSize
 from rb.mining.stage import Stage, made_of, run_stage, with_pixels
+from rb.mining.views import encode_mask
 from rb.mining.work import Made, alone_in, sweep
 
 COLOURS = {
@@ -98,7 +99,7 @@ class Segments(Stage):
             for label in range(labels.max() + 1):
                 ys, xs = np.nonzero(labels == label)
                 box = [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
-                region = Region(f"{image.key}:{label}", [float(v) for v in box], "-", len(xs))
+                region = Region(f"{image.key}:{label}", [float(v) for v in box], encode_mask(labels == label), len(xs))
                 if len(xs) > pixels.width * pixels.height // 2:
                     region.drop(self.name, "too large")
                 record.regions.append(region)
