@@ -84,9 +84,10 @@ class Blip2Captioner:
         model_files(Path(config.model), "captioner.model")
         self.device, self.batch_size = usable_device(device), config.batch_size
         self.dtype = getattr(torch, config.dtype)
-        self.model = Blip2ForConditionalGeneration.from_pretrained(config.model, dtype=self.dtype)
+        kind: Any = Blip2ForConditionalGeneration
+        self.model: Any = kind.from_pretrained(config.model, dtype=self.dtype)
         self.model.to(self.device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
         # BLIP's own preprocessing: squashed, bicubic, CLIP's mean and deviation. transformers' processor needs torchvision.
         self.pixels = ImageTransform(self.model.config.vision_config.image_size)
         self.table = Normalisation().table().to(self.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -83,9 +83,9 @@ class _Encoder:
         folder = encoder_folder(config)
         model_files(folder, "filter.encoder.model")
         self.template, self.is_clip, self.device = config.template, config.kind == "clip", usable_device(device)
-        kind = CLIPTextModelWithProjection if self.is_clip else AutoModel
-        self.model = kind.from_pretrained(folder).to(self.device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        kind: Any = CLIPTextModelWithProjection if self.is_clip else AutoModel
+        self.model: Any = kind.from_pretrained(folder).to(self.device).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -202,10 +202,10 @@ class Sam:
         from rb.core.device import usable_device
 
         model_files(Path(settings.model), "masks.model")
-        kind = {"sam": transformers.SamModel, "sam2": transformers.Sam2Model}[settings.segmenter]
+        kind: Any = {"sam": transformers.SamModel, "sam2": transformers.Sam2Model}[settings.segmenter]
         self.settings, self.device = settings, usable_device(device)
         self.dtype = getattr(torch, settings.dtype)
-        self.model = kind.from_pretrained(settings.model, dtype=self.dtype).to(self.device).eval()
+        self.model: Any = kind.from_pretrained(settings.model, dtype=self.dtype).to(self.device).eval()
         self.side = int(self.model.config.prompt_encoder_config.image_size)
 
     @torch.inference_mode()
