@@ -162,4 +162,4 @@ def test_the_projects_run_files_have_the_values_they_had(monkeypatch: pytest.Mon
     assert {name: away(name) for name in before} == before
     paper = {"name": "paper_opt_2.7b", "train.schedule": "sequential"}
     assert away("paper_opt_2.7b") == before["opt_2.7b"] | paper
-    assert {path.stem for path in RUNS.glob("*.yaml")} == {*before, "full_size", "paper_opt_2.7b"}
+    assert {path.stem for path in RUNS.glob("*.yaml")} == {*before, "full_size", "paper_opt_2.7b", "mined_opt_2.7b"}
