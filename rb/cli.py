@@ -71,7 +71,7 @@ GROUPS = {
     "config": "run files: show, compare, list the keys",
     "data": "shards: adopt, verify, count, compare, look at",
     "metrics": "check the caption metrics, fetch what SPICE needs",
-    "mine": "regions and captions from images: run, count, look at, calibrate",
+    "mine": "regions and captions mined from images",
     "prepare": "raw data sets to shards",
     "runs": "the run files that come with the project",
     "toy": "the toy world: raw files in the real layouts, and the demo",
