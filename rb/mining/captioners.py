@@ -85,9 +85,9 @@ class Blip2Captioner:
         self.device, self.batch_size = usable_device(device), config.batch_size
         self.dtype = getattr(torch, config.dtype)
         kind: Any = Blip2ForConditionalGeneration
-        self.model: Any = kind.from_pretrained(config.model, dtype=self.dtype)
+        self.model: Any = kind.from_pretrained(config.model, dtype=self.dtype, trust_remote_code=False)
         self.model.to(self.device).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
         # BLIP's own preprocessing: squashed, bicubic, CLIP's mean and deviation. transformers' processor needs torchvision.
         self.pixels = ImageTransform(self.model.config.vision_config.image_size)
         self.table = Normalisation().table().to(self.device)

@@ -84,8 +84,8 @@ class _Encoder:
         model_files(folder, "filter.encoder.model")
         self.template, self.is_clip, self.device = config.template, config.kind == "clip", usable_device(device)
         kind: Any = CLIPTextModelWithProjection if self.is_clip else AutoModel
-        self.model: Any = kind.from_pretrained(folder).to(self.device).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = kind.from_pretrained(folder, trust_remote_code=False).to(self.device).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

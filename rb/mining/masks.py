@@ -205,7 +205,9 @@ class Sam:
         kind: Any = {"sam": transformers.SamModel, "sam2": transformers.Sam2Model}[settings.segmenter]
         self.settings, self.device = settings, usable_device(device)
         self.dtype = getattr(torch, settings.dtype)
-        self.model: Any = kind.from_pretrained(settings.model, dtype=self.dtype).to(self.device).eval()
+        self.model: Any = (
+            kind.from_pretrained(settings.model, dtype=self.dtype, trust_remote_code=False).to(self.device).eval()
+        )
         self.side = int(self.model.config.prompt_encoder_config.image_size)
 
     @torch.inference_mode()
