@@ -37,7 +37,7 @@ def test_fuzz(models: dict[str, Adapter], figures: Figures) -> None:  # noqa: F8
     figures["answers of 5xx"] = sum(count for status, count in statuses.items() if status >= 500)
     assert figures["requests"] >= 1000
     assert figures["answers of 5xx"] == 0
-    assert min(statuses[200], statuses[422]) > 100
+    assert min(statuses[200], statuses[422]) > 50
 
 
 def test_200_at_once(three: dict[str, Adapter], figures: Figures) -> None:  # noqa: F811
