@@ -87,7 +87,7 @@ def run_serve(args: argparse.Namespace) -> int:
         args.host,
         args.port,
         log_level="warning",
-        timeout_graceful_shutdown=STOP_S - 1,  # the engine's thread may take the last second
+        timeout_graceful_shutdown=STOP_S - 2,  # the engine's thread and the end of the process take the rest
         server_header=False,
         lifespan="on",
     )
