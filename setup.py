@@ -10,6 +10,7 @@ SHIPPED = {
     "rb.shipped.ds_configs": "ds_configs",
     "rb.shipped.launch.runs": "launch/runs",
     "rb.shipped.launch.ablations": "launch/ablations",
+    "rb.shipped.launch.evaluations": "launch/evaluations",
 }
 VERSION = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("rb").joinpath("__init__.py").read_text())[1]
 

@@ -138,6 +138,12 @@ COMMANDS = (
     Command("metrics doctor", "run every metric once; say what is missing", lazy("rb.evaluation.commands:add_doctor")),
     Command("metrics install", "fetch the jars that SPICE needs", lazy("rb.evaluation.commands:add_install")),
     Command("ablate", "train and score variants of a run over seeds", lazy("rb.ablate.commands:add_ablate"), PROCESS),
+    Command(
+        "evaluate",
+        "score the models of a plan: what is missing, one table",
+        lazy("rb.jobs.commands:add_evaluate"),
+        PROCESS,
+    ),
     Command("caption", "caption an image or boxes in it", lazy("rb.api.commands:add_caption")),
     Command("serve", "answer requests for captions over HTTP", lazy("rb.serving.commands:add_serve")),
     Command("demo", "a page to draw boxes on and read captions", lazy("rb.serving.commands:add_demo")),

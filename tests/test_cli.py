@@ -115,7 +115,9 @@ def test_shipped_run_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     assert rb(["runs", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert set(rows) == {p.stem for place in ("runs", "ablations") for p in (ROOT / "launch" / place).glob("*.yaml")}
+    assert set(rows) == {
+        p.stem for place in ("runs", "ablations", "evaluations") for p in (ROOT / "launch" / place).glob("*.yaml")
+    }
     assert all(row["purpose"] for row in rows.values())
     assert rb(["runs", "show", "toy_opt"]) == 0
     assert capsys.readouterr().out == (ROOT / "launch/runs/toy_opt.yaml").read_text()

@@ -29,6 +29,7 @@ LAYER = {
     "rb.train": 7,
     "rb.toy": 7,
     "rb.ablate": 7,
+    "rb.jobs": 7,
     "rb.bench": 7,
     "rb.plan": 7,
     "rb.gpu_check": 7,

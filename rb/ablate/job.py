@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from rb.ablate import table
 from rb.ablate.plan import Variant, find_plan, read_plan
-from rb.ablate.runs import FailedError, Processes, StoppedError, train_and_ask
+from rb.ablate.runs import train_and_ask
+from rb.core.child_commands import FailedError, Processes, StoppedError
 from rb.core.exit_codes import FAILED, FINISHED, STOPPED
 from rb.core.output import note, say
 

@@ -6,88 +6,25 @@ is remembered. Several may run side by side in threads of one process.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 from rb.ablate.plan import Plan, Question, Variant
 from rb.checkpoints import checkpoint
+from rb.core.child_commands import Processes
 from rb.core.config import RunConfig
 from rb.core.files import file_sha256
-from rb.core.install import import_path
 from rb.core.metrics import of_ablations
 from rb.core.run_file import digest, load_run
 from rb.core.run_layout import RUN_CONFIG, RUN_PREDICTIONS
 from rb.core.run_paths import resolve_paths
-from rb.core.stopping import PARENT_VARIABLE
 from rb.core.strict_json import read
 from rb.data.predictions import predictions_meta_path
 from rb.evaluation.scoring import metrics_path
 
 SHUFFLED = "_shuffled"  # end of the name of predictions with shuffled boxes
-TAIL = 12  # lines of a failed command's log that are shown
-
-
-class StoppedError(Exception):
-    """The whole job was asked to stop."""
-
-
-class FailedError(Exception):
-    """A command failed; the message names it and its log."""
-
-
-class Processes:
-    """Runs commands, each with its output in a log file, and stops the running ones together."""
-
-    def __init__(self, logs: Path, rb: Sequence[str]) -> None:
-        self._logs, self._lock = logs, threading.Lock()
-        self.rb = tuple(rb)  # how the command rb is started
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-        logs.mkdir(parents=True, exist_ok=True)
-
-    def run(self, log: str, command: Sequence[str]) -> None:
-        """One command to its end, its output appended to the log of this name.
-
-        Raises:
-            StoppedError: ``stop`` was called.
-            FailedError: it ended with another code than 0.
-        """
-        path = self._logs / f"{log}.log"
-        environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **import_path()}
-        environment[PARENT_VARIABLE] = str(os.getpid())  # a training stops when this process is killed
-        if not _has_gpu():
-            environment["DS_ACCELERATOR"] = "cpu"
-        with path.open("ab", buffering=0) as file:
-            with suppress(OSError):  # a full disk; the command is the work, not its log
-                file.write(f"$ {' '.join(command)}\n".encode())
-            with self._lock:
-                if self.stopped:
-                    raise StoppedError
-                # Its own session, so that Ctrl-C reaches it once, through ``stop``.
-                process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-                self._running.add(process)
-            code = process.wait()
-        with self._lock:
-            self._running.discard(process)
-            if self.stopped:
-                raise StoppedError
-        if code:
-            tail = "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-            raise FailedError(f"{' '.join(command[:4])} ... ended with exit code {code}; {path} ends:\n{tail}")
-
-    def stop(self) -> None:
-        """Ask every running command to stop; trainings save first. No other is started."""
-        with self._lock:
-            self.stopped = True
-            for process in self._running:
-                process.send_signal(signal.SIGTERM)
 
 
 def train_and_ask(plan: Plan, variant: Variant, seed: int, out: Path, ranks: int, processes: Processes) -> float:
@@ -190,9 +127,3 @@ def _scored(predictions: Path, question: Question) -> bool:
     found = read(scores)
     same = isinstance(found, dict) and found.get("predictions_sha256") == file_sha256(predictions)
     return same and (question.truth is None or "truth" in found)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""``rb runs list | show | copy``: the run files and ablation plans that come with the project, from a checkout or a wheel."""
+"""``rb runs list | show | copy``: the run files and plans that come with the project, from a checkout or a wheel."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
-from rb.core.install import ABLATIONS, RUNS, find_shipped, shipped_files
+from rb.core.install import ABLATIONS, EVALUATIONS, RUNS, find_shipped, shipped_files
 from rb.core.output import add_json, say, say_json
 
-_KINDS = {RUNS: "run", ABLATIONS: "ablation plan"}
+_KINDS = {RUNS: "run", ABLATIONS: "ablation plan", EVALUATIONS: "evaluation plan"}
+_USES = {
+    "runs": "train --run",
+    "ablations": "ablate --plan",
+    "evaluations": "evaluate --plan",
+}  # folder -> the command that reads its files
 
 
 def add_runs_list(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +66,7 @@ def _copy(args: argparse.Namespace) -> int:
     if target.exists():
         raise ValueError(f"{target}: exists already; name another file")
     target.write_bytes(source.read_bytes())
-    say(f"{target}: edit it, then rb {'train --run' if source.parent.name == 'runs' else 'ablate --plan'} {target}")
+    say(f"{target}: edit it, then rb {_USES[source.parent.name]} {target}")
     return FINISHED
 
 

@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder rb/
-RUNS, ABLATIONS, DS_CONFIGS = "launch/runs", "launch/ablations", "ds_configs"
-SHIPPED = (DS_CONFIGS, RUNS, ABLATIONS)  # folders outside rb/ that travel in the wheel
+RUNS, ABLATIONS, EVALUATIONS, DS_CONFIGS = "launch/runs", "launch/ablations", "launch/evaluations", "ds_configs"
+SHIPPED = (DS_CONFIGS, RUNS, ABLATIONS, EVALUATIONS)  # folders outside rb/ that travel in the wheel
 
 
 def checkout() -> Path | None:

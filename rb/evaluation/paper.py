@@ -22,6 +22,22 @@ def read_paper() -> dict[str, Any]:
     return content
 
 
+def paper_models() -> list[str]:
+    """The models of Table 1, its columns: ``OPT-2.7B`` and so on."""
+    return [str(name) for name in read_paper()["models"]]
+
+
+def table1_scores(row: str, dataset: str, model: str) -> dict[str, float]:
+    """Table 1's scores (times 100) of a row (``RegionBLIP``, ``BLIP-2 on crops``), a data set and a model, by metric; empty where it has none."""
+    column = paper_models().index(model)
+    return {
+        metric: float(values[column])
+        for one in read_paper()["table1"]
+        if row in one["row"].split(" and ") and one["dataset"] == dataset
+        for metric, values in one["scores"].items()
+    }
+
+
 def table1_rows(modality: str) -> list[dict[str, Any]]:
     """The rows of Table 1 of one modality: ``row``, ``dataset``, ``split``, and ``scores``: metric to a value for each of ``models``."""
     return [row for row in read_paper()["table1"] if row["modality"] == modality]

@@ -130,9 +130,15 @@ def load_trained(
     return build_trained(read_trained(path, foundation, overrides), device, allow)
 
 
-def build_trained(trained: Trained, device: torch.device | str = "cpu", allow: Sequence[str] = ()) -> Loaded:
-    """The second half of ``load_trained``: the model of what was read."""
-    built = build_model(trained.model, trained.seed, device)
+def build_trained(
+    trained: Trained, device: torch.device | str = "cpu", allow: Sequence[str] = (), held: Loaded | None = None
+) -> Loaded:
+    """The second half of ``load_trained``: the model of what was read.
+
+    ``held`` is a model that is no longer needed: where only its trained parameters are others, they are replaced and nothing is built.
+    """
+    alike = held is not None and (held.built.config, held.seed) == (trained.model, trained.seed)
+    built = held.built if held is not None and alike else build_model(trained.model, trained.seed, device)
     accepted = check_foundation(trained.path, trained.recorded, built, allow)
     parameters = built.model.trainable_parameters()
     check_names(str(trained.path), trained.values, parameters)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rb.ablate import runs
 from rb.ablate.plan import read_plan
 from rb.ablate.table import collect, format_table, paper_line
 from rb.checkpoints import checkpoint
 from rb.cli import main as rb
+from rb.core import child_commands
 from rb.core.config import FoundationConfig
 from rb.core.run_file import to_tree
 from rb.toy.raw.data_sets import write_raw
@@ -76,7 +76,7 @@ def test_the_whole_chain_by_the_real_commands(
         commands.append(command)
         return (subprocess.Popen if len(commands) == 1 else Forked)(command, **options)
 
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr(child_commands, "subprocess", SimpleNamespace(Popen=start))
     out = plan_file.parent / "out"
     command = ["ablate", "--plan", str(plan_file), "--out", str(out), "--jobs", "2"]
     assert rb(command) == 0
