@@ -144,6 +144,7 @@ COMMANDS = (
         lazy("rb.jobs.commands:add_evaluate"),
         PROCESS,
     ),
+    Command("reproduce", "are known scores, as the paper's, found again", lazy("rb.jobs.commands:add_reproduce")),
     Command("caption", "caption an image or boxes in it", lazy("rb.api.commands:add_caption")),
     Command("serve", "answer requests for captions over HTTP", lazy("rb.serving.commands:add_serve")),
     Command("demo", "a page to draw boxes on and read captions", lazy("rb.serving.commands:add_demo")),

@@ -31,7 +31,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_what_runs_need_and_no_pretraining(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = {"ds_configs/zero2.json", "launch/runs/toy_opt.yaml", "launch/ablations/toy.yaml"}
+    shipped = {
+        "ds_configs/zero2.json",
+        "launch/runs/toy_opt.yaml",
+        "launch/ablations/toy.yaml",
+        "launch/evaluations/table1.yaml",
+    }
     assert {f"rb/shipped/{name}" for name in shipped} <= names
     assert {"rb/py.typed", "rb/toy/foundation/blip2-opt/config.json", "rb/evaluation/paper.json"} <= names
     assert not [name for name in names if name.startswith(("rb/toy/pretraining", "tests", "eval"))]

@@ -1,4 +1,4 @@
-"""``rb evaluate``: score the models of a plan in its tasks. The work is done by ``rb/jobs/job.py``."""
+"""``rb evaluate``: score the models of a plan in its tasks (``rb/jobs/job.py``). ``rb reproduce``: are they as expected (``rb/jobs/reproduce.py``)."""
 
 from __future__ import annotations
 
@@ -35,5 +35,29 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace) -> int:
     """Exit codes: 0 every cell is scored, 1 some failed (the others are there), 75 asked to stop."""
     from rb.jobs.job import run_evaluate as work
+
+    return work(args)
+
+
+def add_reproduce(parser: argparse.ArgumentParser) -> None:
+    """``rb reproduce``."""
+    parser.description = (
+        "Run a plan whose scores are known beforehand: each cell is PASS, FAIL or NOT RUN. Missing files are named."
+    )
+    parser.add_argument("name", help="table1, the paper's; or another plan, by its file or its name from rb runs list")
+    parser.add_argument(
+        "--rows", choices=("blip2", "released"), help="only models without training, or only released checkpoints"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="only the first so many examples of each set; tolerances grow by what that costs"
+    )
+    parser.add_argument("--out", type=Path, help="output folder (reproduced/NAME); a partly finished one is continued")
+    add_json(parser)
+    parser.set_defaults(run=run_reproduce)
+
+
+def run_reproduce(args: argparse.Namespace) -> int:
+    """Exit codes: 0 every cell passes, 1 not."""
+    from rb.jobs.reproduce import run_reproduce as work
 
     return work(args)
