@@ -67,7 +67,7 @@ def written(folder: Path, **fields: Any) -> Path:
 
 
 @pytest.mark.parametrize(("says", "way"), PLANS)
-def test_a_plan(tmp_path: Path, says: str, way: str) -> None:  # noqa: ARG001 (names the case)
+def test_a_plan(tmp_path: Path, says: str, way: str) -> None:
     before, advised = PLANS[says, way]
     plan = dict(before)
     helps(says, lambda: read_plan(written(tmp_path, **plan)), lambda _: plan.update(advised))
