@@ -115,7 +115,7 @@ def judge(results: Results, entry: Entry, missing: Sequence[str]) -> Verdict:
     if not entry.found:
         return Verdict(entry.cell, FAIL, (entry.cause or "it has no scores",))
     task = results.plan.tasks[entry.cell.task]
-    wrong, lines = _wrong_data(results.plan, entry), []
+    wrong, lines = _wrong_data(results.plan, entry), list[str]()
     expected = task.expect.get(entry.cell.variant) or entry.paper
     for name, value in expected.items():
         found, most = entry.scores.get(name), tolerance(results.plan, entry, name)

@@ -128,7 +128,7 @@ def as_html(plan: Plan, entries: Sequence[Entry]) -> str:
     ]
     for task, own in _by_task(entries).items():
         names, rows = rows_of(own)
-        shown = page.table(task, names, rows, numeric=range(2, len(names)))
+        shown: str = page.table(task, names, rows, numeric=range(2, len(names)))
         shown += "".join(page.note(line) for line in notes_of(own))
         shown += "".join(
             page.note(f"{e.cell.model}, {e.cell.variant}: {e.cause}", warn=True) for e in own if e.state == FAILED
