@@ -15,8 +15,7 @@ from rb.jobs.plan import read_plan
 from rb.jobs.reproduce import judge
 from rb.jobs.results import Results
 from rb.jobs.table import SCORED, Entry
-from tests.support.raw_data import cli_run
-from tests.support.remedies import Said, covers, helps, ran, remedy
+from tests.support.remedies import Said, covers, helps, ran, remedy, typed
 
 MODEL = {"base": "toy_opt"}
 TASK = {"data": "somewhere", "modality": "image", "variants": ["base"]}
@@ -116,7 +115,9 @@ def test_options(tmp_path: Path, says: str) -> None:
 
 
 def _evaluate(plan: Path, options: list[str]) -> None:
-    assert cli_run("evaluate", "--plan", str(plan), "--no-mlflow", *options) == 0
+    said = typed("evaluate", "--plan", plan, "--no-mlflow", *options)
+    if "rb evaluate: error:" in said:
+        raise ValueError(said)
 
 
 @pytest.mark.parametrize("way", [{"expect": {"base": {"CIDEr": 50.0}}, "tolerance": {"CIDEr": 1.0}}, {"paper": "COCO"}])
