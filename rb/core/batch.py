@@ -32,6 +32,8 @@ class Sample:
         raw_box: the record's own absolute box (pixels or the cloud's units).
         position: place in the modality's endless training stream; -1 when predicting.
         are_features: ``inputs`` are what the frozen encoder made of the source, [P, V].
+        question: what is asked when predicting; ``references`` are then its answers, and ``object_id`` its number.
+        part: the part of its set that it belongs to, where scores of the parts are published too.
     """
 
     id: str
@@ -47,6 +49,8 @@ class Sample:
     raw_box: tuple[float, ...] | None = None
     position: int = -1
     are_features: bool = False
+    question: str | None = None
+    part: str | None = None
 
 
 @dataclass

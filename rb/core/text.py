@@ -51,6 +51,12 @@ def clean_caption(text: str) -> str:
     return " ".join(words[:MAX_WORDS])
 
 
+def clean_question(text: str) -> str:
+    """BLIP's rule for questions: lower case, ``. ! " ( ) * # : ; ~`` left out, at most 50 words."""
+    words = one_line(text).lower().translate(dict.fromkeys(_NO_WORD)).split(" ")
+    return " ".join(words[:MAX_WORDS]).strip()
+
+
 @dataclass(frozen=True)
 class TextProcessor:
     """Tokenises captions for the Q-Former and the LLM of one foundation.
@@ -152,6 +158,27 @@ class TextProcessor:
             ids = [] if bos is None else [bos]
             ids += list(self.llm_tokenizer(self.prompt, add_special_tokens=False)["input_ids"]) if self.prompt else []
         return torch.tensor([ids], dtype=torch.int64)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts, one for each row, between soft prompt and answer: ([B, Tp] ids, [B, Tp] mask), int64.
+
+        Decoders write behind the last place, so padding is on the left, and ``max_text_tokens`` cuts what is behind them (the released code does
+        both). T5's encoder reads all, its padding is on the right.
+        """
+        import torch  # here: commands that only parse need not wait for it
+
+        decoder, tokenizer = self.llm_kind == "decoder", self.llm_tokenizer
+        start = [] if not decoder or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        end = [] if decoder else [tokenizer.eos_token_id]
+        rows = [[*start, *tokenizer(text, add_special_tokens=False)["input_ids"], *end] for text in prompts]
+        if decoder:
+            rows = [row[: self.max_text_tokens] for row in rows]
+        width = max(map(len, rows))
+        ids, mask = torch.full((len(rows), width), self.pad_token_id), torch.zeros(len(rows), width, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), None) if decoder else slice(len(row))
+            ids[i, place], mask[i, place] = torch.tensor(row), 1
+        return ids, mask
 
     def encode_llm(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions to the LLM's supervised tokens ([B, T'] ids, [B, T'] mask), int64, end token last, padded right to the longest.

@@ -28,7 +28,7 @@ from rb.data.groups import Groups, UnsortedError
 from rb.data.index import Loaded, ManifestReader, index_again
 from rb.data.loading import TIMEOUT_S, Batches
 from rb.data.order import UNGROUPED, Arrangement, Place, Stream
-from rb.data.samples import SampleTransform, check_fits
+from rb.data.samples import SampleTransform, check_fits, questions_of
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,14 @@ class PredictionBatch:
     boxes: Tensor | None
     source_rows: Tensor | None = None
 
+    def to(self, device: torch.device, with_boxes: bool) -> PredictionBatch:
+        """A copy whose tensors live on ``device``; without boxes where they are not wanted."""
+        boxes, source_rows = (
+            None if one is None else one.to(device, non_blocking=True)
+            for one in (self.boxes if with_boxes else None, self.source_rows)
+        )
+        return PredictionBatch(self.samples, self.inputs.to(device, non_blocking=True), boxes, source_rows)
+
     def pin_memory(self) -> PredictionBatch:
         """Called by the data loader, so that copies to the device need not wait."""
         boxes, source_rows = (None if one is None else one.pin_memory() for one in (self.boxes, self.source_rows))
@@ -197,6 +205,7 @@ class PredictDataset(Dataset[PredictionBatch]):
     Args:
         limit: only the first so many examples, or only those of these numbers, which rise.
         view: what the model is given of each.
+        of_questions: an example is a record with all its questions, each of which is a row of its batch.
 
     Attributes:
         examples: numbers of this rank's. All ranks' one behind the other are in the manifest's order.
@@ -214,12 +223,13 @@ class PredictDataset(Dataset[PredictionBatch]):
         world_size: int = 1,
         view: InputView = InputView(),
         limit: int | Sequence[int] | None = None,
+        of_questions: bool = False,
     ) -> None:
-        check_fits(reader, modality, predicting=True)
+        check_fits(reader, modality, predicting=True, of_questions=of_questions)
         if batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {batch_size}")
         self.reader, self.modality, self.transform = reader, modality, transform
-        self.batch_size, self.view = batch_size, view
+        self.batch_size, self.view, self.of_questions = batch_size, view, of_questions
         total = min(limit, reader.num_examples) if isinstance(limit, int) else reader.num_examples
         chosen = range(total) if limit is None or isinstance(limit, int) else limit
         starts = _shares(reader.records_of(chosen), world_size)
@@ -244,7 +254,8 @@ class PredictDataset(Dataset[PredictionBatch]):
             of_record = [number for _, number in rows]
             loaded = self.reader.samples([self.reader.sample_of(number) for number in of_record])
             box_of = [self.view.box_of.get(number) for number in of_record]
-            samples += self.transform.prediction_samples(loaded, self.modality, self.view.crop, box_of)
+            shown = self.transform.prediction_samples(loaded, self.modality, self.view.crop, box_of)
+            samples += questions_of(shown[0], loaded[0].record) if self.of_questions else shown
         boxes = [sample.box for sample in samples if sample.box is not None]
         inputs, source_rows = stack_inputs(samples)
         if self.view.blind:

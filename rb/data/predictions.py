@@ -6,7 +6,7 @@ Prediction writes them, scoring reads them and needs nothing else. What each fie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ def sample_id(source_id: str, object_id: str | None) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row of a predictions file. ``box``: as in the record, absolute; none for whole sources."""
+    """One row of a predictions file.
+
+    Attributes:
+        object_id: the region; of a question its number.
+        references: captions, or the annotators' answers.
+        box: as in the record, absolute; none for whole sources.
+        question: what was asked; none where the prediction is a caption.
+        part: the part of its set that it belongs to, where scores of the parts are published too: nocaps' domain, the type of an answer.
+    """
 
     id: str
     source_id: str
@@ -34,6 +42,12 @@ class Prediction:
     prediction: str
     references: list[str]
     box: list[float] | None
+    question: str | None = None
+    part: str | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """The fields of the row; those that it need not have are left out where they hold nothing."""
+        return {name: value for name, value in vars(self).items() if name not in _OPTIONS or value is not None}
 
 
 _PREDICTION: dict[str, strict.Check] = {
@@ -47,6 +61,7 @@ _PREDICTION: dict[str, strict.Check] = {
     "references": strict.texts,
     "box": strict.or_none(strict.numbers),
 }
+_OPTIONS: dict[str, strict.Check] = {"question": strict.text, "part": strict.text}
 
 
 def ids_digest(ids: Sequence[str]) -> str:
@@ -61,7 +76,7 @@ def predictions_meta_path(path: Path) -> Path:
 
 def prediction_lines(rows: Sequence[Prediction]) -> bytes:
     """Rows as they stand in a predictions file, a line each."""
-    return "".join(dumps(asdict(row)) + "\n" for row in rows).encode()
+    return "".join(dumps(row.tree()) + "\n" for row in rows).encode()
 
 
 def parse_predictions(data: bytes, where: str) -> list[Prediction]:
@@ -84,7 +99,7 @@ def write_predictions(path: Path, rows: Sequence[Prediction], meta: Mapping[str,
     path = Path(path)
     _unique([(row.id, f"{path}, row {i}") for i, row in enumerate(rows, 1)])
     for i, row in enumerate(rows, 1):
-        _check_prediction(asdict(row), f"{path}, row {i}")
+        _check_prediction(row.tree(), f"{path}, row {i}")
     data = prediction_lines(rows)
     own = {
         "num_predictions": len(rows),
@@ -123,7 +138,7 @@ def read_predictions(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
 
 def _check_prediction(raw: object, where: str) -> dict[str, Any]:
     try:
-        row = checked(raw, where, _PREDICTION)
+        row = checked(raw, where, _PREDICTION, _OPTIONS)
     except FormatError as error:
         raise FormatError(f"{error}; predict again, or repair the line") from None
     if row["modality"] not in MODALITIES:

@@ -7,6 +7,7 @@ time, and knows all references.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from rb.core.batch import Sample
 from rb.core.modality import modality_spec
 from rb.core.text import clean_caption, one_line
-from rb.data.formats import require_captions, require_media
+from rb.data.formats import QUESTIONS, Record, require_captions, require_media, sample_id
 from rb.data.index import Loaded, ManifestReader
 from rb.data.mirrors import NEVER, draw_mirror
 from rb.sources.features import FeatureReader
@@ -177,6 +178,7 @@ class SampleTransform:
             raw_box=tuple(map(float, item.box)) if item else None,
             position=position,
             are_features=loaded.features is not None,
+            part=record.domain,
         )
 
 
@@ -186,9 +188,33 @@ def _box_of(loaded: Loaded) -> Box:
     return tuple(loaded.item.box)
 
 
-def check_fits(reader: ManifestReader, modality: str, predicting: bool) -> None:
-    """Whether a manifest can serve ``modality``: the same modality to train on; the same source, and boxes if regional, to predict."""
-    require_captions(reader.manifest, reader.path)
+def questions_of(sample: Sample, record: Record) -> list[Sample]:
+    """A sample for each question of the record that ``sample`` shows, all with its input."""
+    return [
+        dataclasses.replace(
+            sample,
+            id=sample_id(record.source_id, str(one.question_id)),
+            object_id=str(one.question_id),
+            references=tuple(one.answers),
+            question=one.question,
+            part=one.answer_type,
+        )
+        for one in record.questions
+    ]
+
+
+def check_fits(reader: ManifestReader, modality: str, predicting: bool, of_questions: bool = False) -> None:
+    """Whether a manifest can serve ``modality``: the same modality to train on; the same source, and boxes if regional, to predict.
+
+    ``of_questions``: for a task that answers questions, so its samples must be some.
+    """
+    if not of_questions:
+        require_captions(reader.manifest, reader.path)
+    elif reader.manifest.sample_kind != QUESTIONS:
+        raise ValueError(
+            f"{reader.path}: its samples are captions, so there is no question to answer; give a manifest of questions, such as "
+            "`rb prepare vqav2` writes"
+        )
     if predicting:
         require_media(reader.manifest, reader.path)
     own, asked = modality_spec(reader.manifest.modality), modality_spec(modality)

@@ -39,23 +39,25 @@ class Chunks:
             self._begin(key)
         dist.barrier()
 
-    def read(self, sources: Sequence[str]) -> list[Prediction]:
-        """The rows of this rank's finished chunks, up to the first that is not there or is not of its examples.
+    def read(self, sources: Sequence[str], several: bool = False) -> list[list[Prediction]]:
+        """The rows of each of this rank's finished chunks, up to the first that is not there or is not of its examples.
 
         Args:
             sources: the source id of each of this rank's examples, in order.
+            several: an example is a source with a row for each of its questions; else it has one row.
         """
-        rows: list[Prediction] = []
-        while len(rows) < len(sources):
-            path = self._path(len(rows) // self.size)
+        chunks: list[list[Prediction]] = []
+        for first in range(0, len(sources), self.size):
+            path = self._path(len(chunks))
             try:
                 found = parse_predictions(path.read_bytes(), str(path))
             except (OSError, ValueError):  # not there, or not as it was written: made again
                 break
-            if [row.source_id for row in found] != list(sources[len(rows) : len(rows) + self.size]):
+            of = [row.source_id for row in found]
+            if (list(dict.fromkeys(of)) if several else of) != list(sources[first : first + self.size]):
                 break
-            rows += found
-        return rows
+            chunks.append(found)
+        return chunks
 
     def add(self, number: int, rows: Sequence[Prediction]) -> None:
         """Keep chunk ``number`` of this rank."""

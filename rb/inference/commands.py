@@ -1,4 +1,4 @@
-"""``rb predict``: captions of a manifest to a predictions file, by one process or sharded over ranks. ``rb cache-features``, ``rb cache-groups``."""
+"""``rb predict``: captions, answers and what other tasks ask of a manifest to a predictions file, by one process or sharded over ranks. ``rb cache-features``, ``rb cache-groups``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rb.core.device import add_device
 from rb.core.exit_codes import FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
+from rb.core.tasks import CAPTION, TASKS
 from rb.core.threads import default_workers
 from rb.core.urls import location_argument
 
@@ -44,6 +45,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--data", type=location_argument, required=True, help="manifest.json or its folder; a path or a URL"
     )
     parser.add_argument("--modality", required=True, choices=list(MODALITIES))
+    parser.add_argument("--task", choices=list(TASKS), default=CAPTION, help="what the model is asked for (caption)")
     parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl to write")
     add_foundation(parser)
     view = parser.add_mutually_exclusive_group()
@@ -92,9 +94,18 @@ def run_predict(args: argparse.Namespace) -> int:
 
     check_writable(args.out)
     dist.init()
+    if args.task != CAPTION and args.decode == "released":
+        raise ValueError(f"--decode released: is of captions, not of --task {args.task}; leave it out")
     view = CROPS if args.crop_boxes else SHUFFLED if args.shuffle_boxes else BLIND if args.blind else WHOLE
     job = Job(
-        ManifestReader(args.data), args.modality, view, args.crop_context, args.limit, args.batch_size, args.workers
+        ManifestReader(args.data),
+        args.modality,
+        view,
+        args.crop_context,
+        args.limit,
+        args.batch_size,
+        args.workers,
+        args.task,
     )
     if args.checkpoint is not None:
         loaded = load_trained(args.checkpoint, args.foundation, dist.device(), args.overrides, args.allow)
@@ -102,9 +113,14 @@ def run_predict(args: argparse.Namespace) -> int:
         loaded = load_base(args.run_file, dist.device(), args.overrides)
     if args.decode == "released":
         loaded = loaded.generating(RELEASED_DECODING[loaded.text.llm_kind])
+    own = job.asked.decoding.get(loaded.text.llm_kind)
+    if own is not None:
+        given = {word.partition("=")[0] for word in args.overrides}
+        changes = {name: value for name, value in own.items() if f"decode.{name}" not in given}
+        loaded = loaded.generating(dataclasses.replace(loaded.generation, **changes))
     count = predict(job, loaded, args.out)
     if dist.is_main():
-        say(f"{count} captions in {args.out}")
+        say(f"{count} {job.asked.makes} in {args.out}")
     dist.shutdown()
     return FINISHED
 

@@ -1,4 +1,4 @@
-"""Captions for every example of a manifest, written once each to a predictions file; on one process or sharded over ranks.
+"""What a model says of every example of a manifest, written once each to a predictions file; on one process or sharded over ranks.
 
 Takes a model from `rb/inference/load.py`: a trained one, or the base model (BLIP-2, which reads regions as whole images or as crops).
 """
@@ -22,6 +22,7 @@ from rb.core.config import DecodeConfig
 from rb.core.files import CannotWriteError, sha256
 from rb.core.modality import IMAGE, modality_spec
 from rb.core.output import note
+from rb.core.tasks import CAPTION, TASKS, VQA, Task
 from rb.core.tensor_files import tensor_bytes
 from rb.data.index import ManifestReader
 from rb.data.pipeline import InputView, PredictDataset
@@ -30,7 +31,7 @@ from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.inference.cache_groups import use_of_groups
 from rb.inference.chunks import Chunks
-from rb.inference.generate import caption_batches
+from rb.inference.generate import answer_batches, caption_batches
 from rb.inference.load import Loaded
 from rb.sources.table import source_of
 
@@ -42,6 +43,7 @@ RELEASED_DECODING = {
 }
 REFERENCE_POLICY = "all sentences of a source or box"
 CHUNK_BATCHES = 32  # batches after which a rank keeps what it has
+ROWS = {CAPTION: caption_batches, VQA: answer_batches}  # task -> the rows of this rank's examples, batch by batch
 WHOLE, CROPS, SHUFFLED, BLIND = "whole", "crops", "shuffled", "blind"
 
 
@@ -56,9 +58,10 @@ class Job:
             another box of its source, one without another box is left out; ``blind``, a grey image or a cloud of one point.
         crop_context: widen crops by this share of the box on every side.
         limit: only the manifest's first examples.
+        task: what is asked of them, a row of ``rb.core.tasks.TASKS``.
 
     Raises:
-        ValueError: the manifest or the view does not fit the modality.
+        ValueError: the manifest or the view does not fit the modality or the task.
     """
 
     reader: ManifestReader
@@ -68,6 +71,7 @@ class Job:
     limit: int | None = None
     batch_size: int = 16
     num_workers: int = 0
+    task: str = CAPTION
 
     def __post_init__(self) -> None:
         assert self.view in (WHOLE, CROPS, SHUFFLED, BLIND), self.view
@@ -78,7 +82,12 @@ class Job:
             raise ValueError(
                 f"shuffled boxes need a modality with boxes, not {self.modality}; leave --shuffle-boxes out"
             )
-        check_fits(self.reader, self.modality, predicting=True)
+        check_fits(self.reader, self.modality, predicting=True, of_questions=self.asked.of_questions)
+
+    @property
+    def asked(self) -> Task:
+        """The row of its task."""
+        return TASKS[self.task]
 
     @property
     def num_examples(self) -> int:
@@ -88,7 +97,7 @@ class Job:
 
 
 def predict(job: Job, loaded: Loaded, out: Path) -> int:
-    """Caption every example and write ``out``; rank 0 writes, all ranks must call. Returns the number of rows, on rank 0.
+    """Ask the task of every example and write ``out``; rank 0 writes, all ranks must call. Returns the number of rows, on rank 0.
 
     A job that was killed goes on behind the last finished chunk of each rank (`rb/inference/chunks.py`) and writes the same bytes.
 
@@ -102,7 +111,7 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
         note(said)
     dataset, read_as = _dataset(job, loaded, box_of), _read_as(job, loaded)
     chunks = Chunks(out, _identity(job, loaded), CHUNK_BATCHES * job.batch_size)
-    gathered = dist.gather_objects(_captions(loaded, dataset, read_as, job.num_workers, chunks))
+    gathered = dist.gather_objects(_rows(job, loaded, dataset, read_as, chunks))
     ordered = [row for rows in gathered or () for row in rows]  # in the manifest's order, as ranks share it out
     if dist.is_main():
         _write(out, ordered, _meta(job, loaded, len(ordered)))
@@ -110,22 +119,21 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
     return len(ordered)
 
 
-def _captions(
-    loaded: Loaded, dataset: PredictDataset, read_as: str, num_workers: int, chunks: Chunks
-) -> list[Prediction]:
-    """Captions of this rank's examples: those of an earlier process that was stopped, and the rest, kept chunk by chunk."""
-    rows = chunks.read(dataset.sources)
-    if rows:
-        note(
-            f"{chunks.folder}: rank {dist.rank()} goes on after {len(rows):,} of its {len(dataset.examples):,} examples"
-        )
-    first, kept = -(-len(rows) // dataset.batch_size), len(rows)
-    for batch in caption_batches(loaded, dataset, read_as, num_workers, first=first):
+def _rows(job: Job, loaded: Loaded, dataset: PredictDataset, read_as: str, chunks: Chunks) -> list[Prediction]:
+    """The rows of this rank's examples: those of an earlier process that was stopped, and the rest, kept chunk by chunk."""
+    made, rows = chunks.read(dataset.sources, several=job.asked.of_questions), list[Prediction]()
+    if made:
+        done, total = min(len(made) * chunks.size, len(dataset.examples)), len(dataset.examples)
+        note(f"{chunks.folder}: rank {dist.rank()} goes on after {done:,} of its {total:,} examples")
+    first = len(made) * CHUNK_BATCHES
+    batches = ROWS[job.task](loaded, dataset, read_as, job.num_workers, first=first)
+    for number, batch in enumerate(batches, first + 1):
         rows += batch
-        if len(rows) - kept == chunks.size or len(rows) == len(dataset.examples):
-            chunks.add(kept // chunks.size, rows[kept:])
-            kept = len(rows)
-    return rows
+        if number % CHUNK_BATCHES == 0 or number == len(dataset):
+            chunks.add(len(made), rows)
+            made.append(rows)
+            rows = []
+    return [row for chunk in made for row in chunk]
 
 
 def _write(out: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
@@ -155,6 +163,7 @@ def _dataset(job: Job, loaded: Loaded, box_of: Mapping[int, int]) -> PredictData
         world_size=dist.world_size(),
         view=InputView(job.crop_context if job.view == CROPS else None, box_of, job.view == BLIND),
         limit=limit,
+        of_questions=job.asked.of_questions,
     )
 
 
@@ -191,7 +200,8 @@ def _meta(job: Job, loaded: Loaded, num_rows: int) -> dict[str, Any]:
         "manifest_digest": job.reader.digest,
         "checkpoint": loaded.checkpoint,
         "foundation": dataclasses.asdict(loaded.built.config.foundation),
-        "decoding": dataclasses.asdict(loaded.generation) | {"prompt": loaded.text.prompt},
+        "task": job.task,
+        "decoding": dataclasses.asdict(loaded.generation) | {"prompt": job.asked.prompt or loaded.text.prompt},
         "reference_policy": REFERENCE_POLICY,
         "crop_context": job.crop_context if job.view == CROPS else None,
         "limit": job.limit,

@@ -7,7 +7,7 @@ T caption tokens with the end token, C tokens before a caption, M and N as in ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +28,7 @@ def llm_kind(language_model: PreTrainedModel) -> str:
 
 
 def _context(language_model: PreTrainedModel, soft_prompt: Tensor, prompt_ids: Tensor) -> Tensor:
-    """[soft prompt | prompt] as embeddings [B, Q + Tp, L]."""
+    """[soft prompt | prompt] as embeddings [B, Q + Tp, L]. ``prompt_ids``: [1, Tp] of all rows, or [B, Tp]."""
     embed = language_model.get_input_embeddings()
     soft_prompt = soft_prompt.to(embed.get_parameter("weight").dtype)
     if prompt_ids.shape[1] == 0:
@@ -124,7 +124,8 @@ class Generation:
     """How captions are generated: what the LLM reads behind the soft prompt, how it is searched, where a caption ends.
 
     Attributes:
-        prompt_ids: [1, Tp], on the model's device.
+        prompt_ids: [1, Tp] for all rows, or [B, Tp], on the model's device.
+        prompt_mask: [B, Tp] int64, 0 where ``prompt_ids`` are padding; none: nowhere.
         decode: beams and lengths.
     """
 
@@ -132,6 +133,7 @@ class Generation:
     decode: DecodeConfig
     end_token_id: int
     pad_token_id: int
+    prompt_mask: Tensor | None = None
 
     @classmethod
     def of(
@@ -139,6 +141,14 @@ class Generation:
     ) -> Generation:
         """For captions of a modality, with the prompt and the special tokens of a foundation's tokenizer."""
         return cls(text.encode_prompt(modality).to(device), decode, text.end_token_id, text.pad_token_id)
+
+    @classmethod
+    def of_prompts(
+        cls, text: TextProcessor, prompts: Sequence[str], decode: DecodeConfig, device: torch.device | str = "cpu"
+    ) -> Generation:
+        """For rows with a prompt each."""
+        ids, mask = text.encode_prompts(prompts)
+        return cls(ids.to(device), decode, text.end_token_id, text.pad_token_id, mask.to(device))
 
 
 @torch.no_grad()
@@ -151,6 +161,9 @@ def generate(
     ``reads_for_all_beams``, reads it once for each.
     """
     context, decode = _context(language_model, soft_prompt, how.prompt_ids), how.decode
+    mask = context.new_ones(context.shape[:2], dtype=torch.int64)
+    if how.prompt_mask is not None:
+        mask[:, soft_prompt.shape[1] :] = how.prompt_mask
     settings = GenerationConfig(
         num_beams=decode.num_beams,
         max_new_tokens=decode.max_new_tokens,
@@ -166,9 +179,9 @@ def generate(
     generate: Callable[..., Tensor] = cast(Any, language_model).generate
     return generate(
         inputs_embeds=context,
-        attention_mask=context.new_ones(context.shape[:2], dtype=torch.int64),
+        attention_mask=mask,
         generation_config=settings,
-        **(_read_for_all_beams(language_model, context, decode.num_beams) if reads_for_all_beams else {}),
+        **(_read_for_all_beams(language_model, context, mask, how) if reads_for_all_beams else {}),
     )
 
 
@@ -178,6 +191,7 @@ def log_probabilities(language_model: PreTrainedModel, soft_prompt: Tensor, how:
 
     One pass over the captions; nothing about the search enters it.
     """
+    assert how.prompt_mask is None, "prompts of their own are not asked for here"
     context, given = _before_captions(language_model, _context(language_model, soft_prompt, how.prompt_ids))
     if "encoder_outputs" in given:
         ids = ids[:, 1:]  # the first is the decoder's start token, which is not written
@@ -191,14 +205,20 @@ def log_probabilities(language_model: PreTrainedModel, soft_prompt: Tensor, how:
     return (of_token * (ends.cumsum(dim=1) - ends == 0)).sum(dim=1)
 
 
-def _read_for_all_beams(language_model: PreTrainedModel, context: Tensor, num_beams: int) -> dict[str, Any]:
+def _read_for_all_beams(
+    language_model: PreTrainedModel, context: Tensor, mask: Tensor, how: Generation
+) -> dict[str, Any]:
     """Keys and values of contexts [B, Q + Tp, L], repeated for the beams of each, as arguments of transformers' ``generate``.
 
     Without them it reads a context once for every beam. It reads the last place itself, whose logits it wants. An encoder-decoder reads its
     contexts once anyway.
     """
-    if llm_kind(language_model) == "encoder_decoder" or num_beams == 1 or context.shape[1] == 1:
+    if llm_kind(language_model) == "encoder_decoder" or how.decode.num_beams == 1 or context.shape[1] == 1:
         return {}
-    read = language_model(inputs_embeds=context[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-    read.batch_repeat_interleave(num_beams)
+    given: dict[str, Any] = {}
+    if how.prompt_mask is not None:  # places as the library's ``generate`` counts them
+        places = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+        given = {"attention_mask": mask[:, :-1], "position_ids": places[:, :-1]}
+    read = language_model(inputs_embeds=context[:, :-1], use_cache=True, logits_to_keep=1, **given).past_key_values
+    read.batch_repeat_interleave(how.decode.num_beams)
     return {"past_key_values": read}

@@ -304,7 +304,12 @@ class RegionBLIP(nn.Module):
         self, modality: str, features: Tensor, boxes: Tensor | None, how: Generation, source_rows: Tensor | None = None
     ) -> Tensor:
         """As ``generate``, from frozen features (``encode``), so that many boxes of a source cost one encoder pass."""
-        query_output = self.query_output(modality, features, boxes, source_rows)
+        return self.write(modality, self.query_output(modality, features, boxes, source_rows), how)
+
+    @torch.no_grad()
+    def write(self, modality: str, query_output: Tensor, how: Generation) -> Tensor:
+        """As ``generate``, from ``query_output`` [B, Q, D], so that many questions about a source cost one pass of the Q-Former."""
+        self.adapters.activate(modality if modality in self.parts else None)
         with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
             soft_prompt = self.of(modality).soft_prompt(query_output)
             return language.generate(self.blip2.language_model, soft_prompt, how)

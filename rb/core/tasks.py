@@ -1,0 +1,67 @@
+"""The table of tasks: what ``rb predict --task`` asks of a model, one row a task. ``rb score --task`` scores what it writes.
+
+How a task is done is in ``rb/inference/`` (`predicting.ROWS` names a function for each), how it is scored in ``rb/evaluation/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CAPTION, VQA = "caption", "vqa"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        asks: what the model does, for people.
+        makes: what a row of its predictions is, for people.
+        needs: what a set must hold for it, for people.
+        of_questions: whether its sets hold questions; else captions.
+        contrasts: whether it reads the trained heads of ITC and ITM, which plain BLIP-2 lacks.
+        prompt: what the LLM reads behind the soft prompt, ``{}`` being the question; none: the run's prompt, or no LLM.
+        decoding: by kind of LLM, fields of ``decode`` that take the place of the run's where the command does not set them.
+        scores: names of its scores.
+    """
+
+    name: str
+    asks: str
+    makes: str
+    needs: str
+    scores: tuple[str, ...]
+    of_questions: bool = False
+    contrasts: bool = False
+    prompt: str | None = None
+    decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _vqa_decoding(length_penalty: float) -> dict[str, Any]:
+    """As the released code: beams, lengths, and a length penalty that is the LLM's."""
+    return {
+        "num_beams": 5,
+        "max_new_tokens": 10,
+        "min_new_tokens": 1,
+        "length_penalty": length_penalty,
+        "image_size": None,
+    }
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(CAPTION, "writes a caption", "captions", "captions", ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")),
+        Task(
+            VQA,
+            "answers questions about whole images or clouds",
+            "answers",
+            "questions (`rb prepare vqav2`)",
+            ("accuracy by three normalisations, of all and of each answer type",),
+            of_questions=True,
+            prompt="Question: {} Short answer:",
+            decoding={"decoder": _vqa_decoding(0.0), "encoder_decoder": _vqa_decoding(-1.0)},
+        ),
+    )
+}
