@@ -1,6 +1,6 @@
 """Answers to VQAv2's questions in the official result format, held against the official annotations: ``rb score --task vqa``.
 
-Results are a JSON list of {question_id, answer}; annotations an object with ``annotations``: {question_id, answer_type, answers: [{answer}]}.
+Results are a JSON list of {question_id, answer}, or a file of ``rb predict --task vqa``; annotations an object with ``annotations``: {question_id, answer_type, answers: [{answer}]}.
 Each question is answered once. The accuracy is printed for each of the three normalisations, since published figures differ in it (`vqa`).
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from rb.core.json_stream import stream_list, stream_lists
 from rb.core.strict_json import FormatError
+from rb.data.predictions import read_predictions
 from rb.data.prepare.common import is_id
 from rb.evaluation.vqa import MODES, vqa_accuracy
 
@@ -48,6 +49,10 @@ def _wrong(path: Path, problem: str, annotations: Path) -> FormatError:
 
 
 def _predictions(path: Path) -> dict[int, str]:
+    if path.suffix == ".jsonl":  # of rb predict --task vqa
+        return {
+            int(row.object_id): row.prediction for row in read_predictions(path)[0] if row.question and row.object_id
+        }
     found: dict[int, str] = {}
     for place, row in enumerate(stream_list(path, _RESULT, Counter())):
         number, answer = (row.get("question_id"), row.get("answer")) if isinstance(row, dict) else (None, None)

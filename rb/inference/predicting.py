@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ RELEASED_DECODING = {
 }
 REFERENCE_POLICY = "all sentences of a source or box"
 CHUNK_BATCHES = 32  # batches after which a rank keeps what it has
-ROWS = {CAPTION: caption_batches, VQA: answer_batches}  # task -> the rows of this rank's examples, batch by batch
+# Task -> the rows of this rank's examples, batch by batch.
+ROWS: dict[str, Callable[..., Iterator[list[Prediction]]]] = {CAPTION: caption_batches, VQA: answer_batches}
 WHOLE, CROPS, SHUFFLED, BLIND = "whole", "crops", "shuffled", "blind"
 
 
