@@ -21,7 +21,6 @@ class Task:
         makes: what a row of its predictions is, for people.
         needs: what a set must hold for it, for people.
         of_questions: whether its sets hold questions; else captions.
-        contrasts: whether it reads the trained heads of ITC and ITM, which plain BLIP-2 lacks.
         prompt: what the LLM reads behind the soft prompt, ``{}`` being the question; none: the run's prompt, or no LLM.
         decoding: by kind of LLM, fields of ``decode`` that take the place of the run's where the command does not set them.
         scores: names of its scores.
@@ -33,7 +32,6 @@ class Task:
     needs: str
     scores: tuple[str, ...]
     of_questions: bool = False
-    contrasts: bool = False
     prompt: str | None = None
     decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -57,7 +55,7 @@ TASKS: dict[str, Task] = {
             VQA,
             "answers questions about whole images or clouds",
             "answers",
-            "questions (`rb prepare vqav2`)",
+            "questions",
             ("accuracy by three normalisations, of all and of each answer type",),
             of_questions=True,
             prompt="Question: {} Short answer:",

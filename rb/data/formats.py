@@ -364,8 +364,8 @@ def require_captions(manifest: Manifest, path: Location) -> None:
     """``ValueError`` where the samples of the manifest at ``path`` are questions."""
     if manifest.sample_kind == QUESTIONS:
         raise ValueError(
-            f"{path}: its samples are questions, so there is no caption to train on, to validate or to predict; give a manifest of captions, "
-            "or answer them: `rb predict --task vqa`"
+            f"{path}: its samples are questions, so there is no caption to train on, to validate or to predict; give a manifest of captions "
+            "(rb predict answers questions with --task vqa)"
         )
 
 

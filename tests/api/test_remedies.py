@@ -16,14 +16,16 @@ from rb.core.files import CannotWriteError
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD
 from rb.data.index import ManifestReader
 from rb.data.predictions import read_predictions
+from rb.data.shard_writer import ShardWriter
 from rb.exporting.writing import export_run
 from rb.inference import predicting
 from rb.inference.predicting import CROPS, SHUFFLED, WHOLE, Job
 from tests.data.test_formats import rows
+from tests.data.test_questions import ABOUT
 from tests.inference.test_load import altered
 from tests.support.exported import make_run
 from tests.support.remedies import Said, covers, helps, remedy, typed
-from tests.support.small_data import image_bytes, write_set
+from tests.support.small_data import image_bytes, media, write_set
 from tests.support.weights_files import no_key_bias
 
 CLOUD = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -317,3 +319,15 @@ def test_a_merge_that_no_plain_blip2_can_hold(foundation, tmp_path: Path, says: 
 covers(
     ["a plain BLIP-2 folder is always 'hf'; export without it", "a plain BLIP-2 has one Q-Former; export without it"]
 )
+
+
+@remedy("--decode released: is of captions, not of --task {}; leave it out")
+def test_the_decoding_of_captions_for_answers(tmp_path: Path):
+    with ShardWriter(tmp_path / "asked", "small", IMAGE, "val") as writer:
+        writer.write(ABOUT, *media(IMAGE, 0))
+    where = ["--data", tmp_path / "asked", "--modality", IMAGE, "--out", tmp_path / "answers.jsonl"]
+    released = ["--decode", "released"]
+    return (
+        lambda: typed("predict", "--run", "toy_opt", *where, "--task", "vqa", *released),
+        lambda _: released.clear(),
+    )

@@ -116,6 +116,15 @@ def test_questions_where_captions_are_needed(small: Path, tmp_path: Path):
     return call, lambda _: folder.append(folder.pop() and small)
 
 
+@remedy("its samples are captions, so there is no question to answer; give a manifest of questions")
+def test_captions_where_questions_are_needed(small: Path, tmp_path: Path):
+    with ShardWriter(tmp_path / "asked", "small", IMAGE, "val") as writer:
+        writer.write(ABOUT, *media(IMAGE, 0))
+    folder = [small]
+    call = lambda: check_fits(ManifestReader(folder[0]), IMAGE, True, of_questions=True)  # noqa: E731
+    return call, lambda _: folder.append(folder.pop() and tmp_path / "asked")
+
+
 @remedy("inputs cannot be mirrored; leave it out")
 def test_a_mirror_of_what_has_none(small: Path, foundation, monkeypatch):
     """As a new source has no axes until it states them."""

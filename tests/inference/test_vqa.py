@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
 from rb.core.config import FoundationConfig
@@ -20,7 +22,6 @@ from rb.data.index import ManifestReader
 from rb.data.predictions import read_predictions
 from rb.data.shard_writer import ShardWriter
 from rb.model.region_blip import RegionBLIP
-from rb.toy.raw.data_sets import _jpeg
 from rb.toy.world.scenes import make_scene
 from tests.support.raw_data import cli_run
 
@@ -43,13 +44,20 @@ def questions(number: int) -> list[Question]:
     return [Question(100 * number + i, text, [answer] * 10, None, "other") for i, (text, answer) in enumerate(made)]
 
 
+def picture(number: int) -> bytes:
+    """A scene as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(make_scene(0, "vqa", number).image).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("asked")
     with ShardWriter(folder, "toy", IMAGE, "val") as writer:
         for i in range(SCENES):
             record = Record(f"toy/{i}", "toy", "val", 64, 64, [], questions=questions(i))
-            writer.write(record, _jpeg(make_scene(0, "vqa", i)), "jpg")
+            writer.write(record, picture(i), "jpg")
     return folder
 
 
