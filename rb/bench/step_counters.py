@@ -20,7 +20,7 @@ from rb.core.exit_codes import FINISHED
 from rb.core.output import aligned, say, say_json
 from rb.core.run_paths import view_run
 from rb.costs.executed import Counter, Counts, by_parts
-from rb.costs.meta_model import META, model_of
+from rb.costs.meta_model import META, training_model_of
 from rb.costs.needed import needed
 from rb.costs.needed_bytes import needed_received
 from rb.costs.on_meta import as_on_a_gpu
@@ -134,7 +134,7 @@ def micro_batch_of(config: RunConfig) -> int:
 
 def count_run(config: RunConfig, batches: int = 1) -> RunCount:
     """Count a rank of ``RANKS``. Once in a process, which DeepSpeed does not leave as it was."""
-    model, group = model_of(config.model), config.data.group_by_source
+    model, group = training_model_of(config), config.data.group_by_source
 
     def counted(size: int) -> dict[str, StepCount]:
         rows = micro_batch_of(config)

@@ -287,7 +287,14 @@ def build(args: argparse.Namespace, device: torch.device) -> tuple[str, Callable
     given = config.train.micro_batch_size
     rows = args.micro_batch or (ROWS if given == AUTO else given)
     group = args.group_by_source or config.data.group_by_source
-    return config.name, lambda: build_model(config.model, config.seed, device).model, rows, group
+
+    def make() -> RegionBLIP:
+        model = build_model(config.model, config.seed, device).model
+        if config.train.activation_checkpointing:
+            model.recompute_activations()
+        return model
+
+    return config.name, make, rows, group
 
 
 def run(args: argparse.Namespace) -> int:

@@ -162,6 +162,9 @@ class TrainConfig:
     gradient_communication: str = "float32"
     """Type in which ranks add up their gradients: ``float32``, or ``bfloat16``, which halves their bytes and rounds every sum to 8 bits.
     They are kept in float32 either way."""
+    activation_checkpointing: bool = False
+    """Keep of each layer of the Q-Former and the LLM its input alone, and compute the rest again in the backward pass: for small GPUs. Losses and
+    gradients are the same; the backward pass executes their forward pass once more."""
     timeout_s: float = 600.0
     """How long a rank waits for another in a collective; a third of it for a batch of its loader processes, which then say what is wrong.
     Under `rb train` and `rb launch` a collective waits longer than any of ``limits``, whose supervisor can say which rank is to blame."""

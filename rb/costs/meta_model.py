@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from rb.core.config import RunConfig
 from rb.core.model_config import ModelConfig
 from rb.costs.random_models import SIZES, build_random
 from rb.model.region_blip import RegionBLIP
@@ -20,6 +21,14 @@ PUBLIC = {
     "blip2-flan-t5-xl": "flant5_xl",
     "blip2-flan-t5-xxl": "flant5_xxl",
 }
+
+
+def training_model_of(config: RunConfig) -> RegionBLIP:
+    """As ``model_of``, as the run trains it: with ``train.activation_checkpointing``."""
+    model = model_of(config.model)
+    if config.train.activation_checkpointing:
+        model.recompute_activations()
+    return model
 
 
 def model_of(config: ModelConfig) -> RegionBLIP:

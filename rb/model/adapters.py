@@ -39,6 +39,8 @@ LLM_TARGETS = (
     ("c_attn",),  # GPT-2 (Conv1D)
     ("query_key_value",),  # BLOOM, Falcon
 )
+# The matrices of all layers of a part: (part, adapter, type, with gradient) -> group of layers -> matrices.
+Held = dict[tuple[int, str, torch.dtype, bool], dict[Together, Matrices]]
 
 
 def llm_targets(language_model: PreTrainedModel, names: tuple[str, ...] = ()) -> str:
@@ -113,7 +115,7 @@ class Adapters:
         self._layers: list[LoraLayer] = []
         self._llm_layers: list[LoraLayer] = []
         self._groups: list[list[Together]] = []  # of the Q-Former and of the LLM
-        self._held: dict[tuple[int, str, torch.dtype, bool], dict[Together, Matrices]] | None = None
+        self._held: Held | None = None
         self._active: str | None = None
         if not self.names:
             return
@@ -171,13 +173,21 @@ class Adapters:
         """The modality whose adapter is active, none for plain BLIP-2."""
         return self._active
 
+    @property
+    def held_now(self) -> Held | None:
+        """What ``held`` holds, to go on with it."""
+        return self._held
+
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, matrices: Held | None = None) -> Iterator[None]:
         """Within, an adapter's matrices are gathered and cast once for all layers of the Q-Former, and once for all of the LLM.
 
         Nothing that trains may change meanwhile. Outside each layer gathers its own at each use.
+
+        Args:
+            matrices: of ``held_now``, gathered before; none: new ones.
         """
-        before, self._held = self._held, {}
+        before, self._held = self._held, {} if matrices is None else matrices
         try:
             yield
         finally:

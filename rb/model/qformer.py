@@ -69,7 +69,7 @@ def _register(implementation: str) -> None:
             if image_rows is not None:
                 key, value = key[image_rows], value[image_rows]
             if keep_keys is not None:
-                keep_keys[module] = key, value
+                keep_keys.setdefault(module, (key, value))  # a layer that is computed again keeps nothing anew
             if own_keys is not None:
                 own_key, own_value = own_keys[module]
                 key, value = torch.cat([own_key, key, own_key]), torch.cat([own_value, value, own_value])

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ from rb.core.loss_terms import LOSS_TERMS
 from rb.core.modality import modality_spec
 from rb.core.step_layout import StepLayout
 from rb.model import language, loss_terms
-from rb.model.adapters import Adapters
+from rb.model.adapters import Adapters, Held
 from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.language import Generation
 from rb.model.packing import let_pack
@@ -31,6 +32,7 @@ from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
 from rb.model.qformer import TextBranch, share_keys, text_pass
+from rb.model.recomputing import recompute_layers
 from rb.sources.images import Normalisation
 from rb.sources.table import source_of
 
@@ -145,11 +147,17 @@ class RegionBLIP(nn.Module):
         )
 
     @contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def _autocast(self, held: Held | None = None) -> Iterator[None]:
         """bf16 where the frozen parts are bf16; what trains, and states of the Q-Former, stay in fp32 and are cast, LoRA once for all its uses."""
         lower = self.blip2.language_model.get_input_embeddings().weight.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower), self.adapters.held():
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower), self.adapters.held(held):
             yield
+
+    def recompute_activations(self) -> None:
+        """From now on keep less for the backward pass, and compute it again there (``recomputing.py``). Once for a model."""
+        for part in (self.blip2.qformer, self.point_qformer, self.blip2.language_model):
+            if part is not None:
+                recompute_layers(part, lambda: partial(self._autocast, self.adapters.held_now))
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,8 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     elif config.init_from:
         accepted = together(partial(warm_start, built, config.init_from, allow))
         meta |= {"allowed": accepted} if accepted else {}
+    if config.train.activation_checkpointing:
+        built.model.recompute_activations()
     timeout_s = collective_timeout_s(config)
     engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train, timeout_s)
     if found:

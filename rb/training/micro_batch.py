@@ -18,7 +18,7 @@ from rb.core import dist
 from rb.core.config import AUTO, RunConfig
 from rb.core.step_layout import StepLayout
 from rb.costs.memory import MemoryModel, largest_that_fits, room_of
-from rb.costs.meta_model import model_of
+from rb.costs.meta_model import training_model_of
 from rb.training.agree import agreed, on_main
 from rb.training.engine import ds_settings
 
@@ -53,7 +53,8 @@ def choose_layout(config: RunConfig, world_size: int, device_bytes: int | None) 
 def memory_model(config: RunConfig, world_size: int) -> MemoryModel:
     """The memory of a run's steps on so many ranks."""
     most = config.train.layouts(world_size)[0].micro_batch_size
-    return MemoryModel(model_of(config.model), bucket_bytes(ds_settings(config.train, config.optim, world_size)), most)
+    buckets = bucket_bytes(ds_settings(config.train, config.optim, world_size))
+    return MemoryModel(training_model_of(config), buckets, most)
 
 
 def bucket_bytes(settings: Mapping[str, Any]) -> int:

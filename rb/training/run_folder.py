@@ -42,6 +42,7 @@ FREE_KEYS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_bad_steps",
+    "train.activation_checkpointing",
     "train.ds_config",
     "train.timeout_s",
     "train.num_threads",
