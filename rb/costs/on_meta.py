@@ -39,11 +39,14 @@ class _Autocast:
 
     def __init__(self, _device: str, dtype: torch.dtype | None = None, enabled: bool = True) -> None:
         self.dtype = (dtype or torch.bfloat16) if enabled else None
+        self._rules = _AsOnAGpu()
 
     def __enter__(self) -> None:
         self.types.append(self.dtype)
+        self._rules.__enter__()  # in a backward pass, where layers may be computed again, those of the count are not in force
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._rules.__exit__(*error)
         self.types.pop()
         if not self.types:
             self.casts.clear()
