@@ -25,7 +25,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python >= 3.10 or say PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "error: could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,clouds,s3,http,kernels,serve,eval,dev,docs]'
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[points,clouds,s3,http,kernels,serve,eval,mine,dev,docs]'
 	@touch $@
 
 demo: install
