@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,9 @@ def plan(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("seed", range(5))
 def test_killed(plan: Path, seed: int, figures: Figures) -> None:
     whole, out = plan.parent / f"whole{seed}", plan.parent / f"killed{seed}"
-    began = time.monotonic()
     finish(start_function(evaluate, plan, whole))
-    killed = kill_and_go_on(plan, out, moments=5, whole_s=time.monotonic() - began, seed=seed)
-    figures["not_alive_when_killed"] = 5 - killed
+    kill_and_go_on(plan, out, moments=5, seed=seed)
     differ = [name for name, data in tables(whole).items() if tables(out)[name] != data]
-    figures["tables_that_differ"] = len(differ)
+    figures["tables that differ"] = len(differ)
     shutil.rmtree(whole)
     assert not differ

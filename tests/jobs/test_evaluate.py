@@ -114,7 +114,7 @@ def test_one_model_in_memory_and_one_java_process_for_all(
 @pytest.mark.dist
 def test_killed_at_random_moments_the_table_has_the_same_bytes(plan: Path, whole: Path, tmp_path: Path) -> None:
     """More moments: tests/drill/test_evaluation.py."""
-    kill_and_go_on(plan, tmp_path, moments=2, whole_s=3, seed=1)
+    kill_and_go_on(plan, tmp_path, moments=2, seed=1)
     assert tables(tmp_path) == tables(whole)
 
 

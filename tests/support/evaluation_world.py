@@ -77,15 +77,21 @@ def tables(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in TABLES}
 
 
-def kill_and_go_on(plan: Path, out: Path, moments: int, whole_s: float, seed: int) -> int:
-    """Kill the job at random moments of its time, then let it finish; how often it was alive when it was killed."""
-    draw, killed = random.Random(seed), 0
+def kill_and_go_on(plan: Path, out: Path, moments: int, seed: int) -> None:
+    """Kill the job ``moments`` times, each time shortly after it wrote a file more; then let it finish."""
+    draw = random.Random(seed)
     for _ in range(moments):
-        job = start_function(evaluate, plan, out)
-        time.sleep(draw.random() * whole_s)
-        killed += job.poll() is None
-        if job.poll() is None:
-            job.send(signal.SIGKILL)
+        before, job = files(out), start_function(evaluate, plan, out)
+        while not files(out) - before:
+            assert job.poll() is None, job.output()
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.2))
+        assert job.poll() is None, "it ended before it was killed"
+        job.send(signal.SIGKILL)
         job.wait()
     finish(start_function(evaluate, plan, out))
-    return killed
+
+
+def files(folder: Path) -> set[Path]:
+    """All that lie in it now, with what is being written."""
+    return {path for path in folder.rglob("*") if path.is_file()}
