@@ -6,6 +6,7 @@ train/image_region/nonfinite_itc       STAGE/MODALITY/nonfinite_TERM     how oft
 val/image_region/CIDEr                 STAGE/MODALITY/VALUE              a validation score, or a speed in training
 eval/refcoco/test/CIDEr                eval/DATASET/SPLIT/METRIC         a scored prediction file of the trained model
 eval/refcoco/test/crops/CIDEr          eval/DATASET/SPLIT/VARIANT/METRIC the same of another variant (base, crops, shuffled, blind)
+eval/refcoco/tiny/ours/CIDEr           eval/TASK/MODEL/VARIANT/METRIC    a cell of a plan of evaluations
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def value_name(stage: str, value: str, modality: str = "") -> str:
 def evaluation_name(dataset: str, split: str, metric: str) -> str:
     """``eval/refcoco/test/CIDEr``; ``metric`` may carry a variant: ``crops/CIDEr``."""
     return str(MetricName(EVAL, metric, f"{dataset}/{split}"))
+
+
+def cell_name(task: str, model: str, variant: str, metric: str) -> str:
+    """``eval/refcoco/tiny/ours/CIDEr``: of a cell of a plan of evaluations."""
+    return str(MetricName(EVAL, metric, f"{task}/{model}/{variant}"))
 
 
 def shown_values(values: Mapping[str, float]) -> str:

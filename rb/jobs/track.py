@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from rb.core.metric_names import cell_name
 from rb.core.run_layout import RUN_EVALUATIONS, RUN_JOURNAL
 from rb.jobs.plan import Plan
 from rb.jobs.table import DATA, PAGE, TEXT, Entry
@@ -26,7 +27,7 @@ def log_table(out: Path, plan: Plan, entries: Sequence[Entry]) -> bool:
     folder = out / RUN_EVALUATIONS / "table"
     run_identity(folder, os.environ.get("MLFLOW_EXPERIMENT_NAME", "regionblip"), f"evaluation-{plan.name}")
     values = {
-        f"eval/{e.cell.task}/{e.cell.model}/{e.cell.variant}/{name}": value / 100
+        cell_name(e.cell.task, e.cell.model, e.cell.variant, name): value / 100
         for e in entries
         for name, value in e.scores.items()
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from rb.core.fingerprints import cached_sha256
-from rb.core.modality import MODALITIES
+from rb.core.modality import IMAGE_REGION, MODALITIES
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.formats import MANIFEST_FILE, parse_record, read_manifest
 from rb.data.prepare.common import RejectedError
@@ -138,7 +138,7 @@ def find_inputs(places: Sequence[str]) -> list[InputShard]:
         for path in _paths(place):
             if path.name.endswith(".json"):
                 manifest = read_manifest(path)
-                if MODALITIES[manifest.modality].source != "image":
+                if MODALITIES[manifest.modality].source != MODALITIES[IMAGE_REGION].source:
                     raise ValueError(f"input {place}: is a set of {manifest.modality}; regions are mined from images")
                 found.update((path.parent / entry.file, None) for entry in manifest.shards)
             else:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rb.core.boxes import iou_xyxy
-from rb.core.modality import modality_spec
+from rb.core.modality import IMAGE_REGION, modality_spec
 from rb.core.text import clean_caption, is_caption
 from rb.core.urls import Location
 from rb.data.formats import find_manifest, manifest_digest, read_manifest_bytes, require_media
@@ -49,7 +49,7 @@ class Screen(Stage):
         looks = []
         for path in self.against:
             reader = ManifestReader(path)
-            if modality_spec(reader.manifest.modality).source != "image":
+            if modality_spec(reader.manifest.modality).source != modality_spec(IMAGE_REGION).source:
                 raise ValueError(f"{path}: holds {reader.manifest.modality}, and images are compared with images only")
             require_media(reader.manifest, path)
             for record, stored in reader.records():
