@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,15 +101,18 @@ def run_on_ray(
     """
     if importlib.util.find_spec("ray") is None:
         raise missing_package("ray")
+    hook, on_sigterm = sys.excepthook, signal.getsignal(signal.SIGTERM)
     import ray
 
     out, shards = out.absolute(), [replace(shard, path=shard.path.absolute()) for shard in shards]
     pools = [_Pool(stage, sizes.get(stage.name, StageSize())) for stage in stages]
-    _connect(ray, pools, address)
     try:
+        _connect(ray, pools, address)
         _Job(ray, pools, shards, out, max_rejected).run()
     finally:
         ray.shutdown()  # ends the actors too
+        sys.excepthook = hook  # Ray leaves its own behind
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _connect(ray: Any, pools: Sequence[_Pool], address: str | None) -> None:
@@ -117,6 +122,7 @@ def _connect(ray: Any, pools: Sequence[_Pool], address: str | None) -> None:
         "GPU": sum(pool.size.actors * pool.size.gpus for pool in pools),
     }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # builtins.print stays Python's own
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         cpus = max(os.cpu_count() or 1, int(need["CPU"] + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 from collections.abc import Sequence
@@ -40,10 +41,12 @@ def test_the_bytes_of_one_process_also_where_an_actor_dies(
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     shards, out = input_tars(tmp_path / "in", 4, 2), tmp_path / "out"
+    own = builtins.print, signal.getsignal(signal.SIGTERM)
     with alone_in(out):
         sizes = {"masks": StageSize(1, 0.5), "describe": StageSize(1, 0.5)}
         run_on_ray([Segments(), DiesOnce()], shards, out, sizes)
     assert (tmp_path / "mark").exists()
+    assert (builtins.print, signal.getsignal(signal.SIGTERM)) == own, "Ray leaves this process as it was"
     said = capsys.readouterr().err
     assert "the process of stage describe died; a new one goes on" in said
     assert "masks 4/4" in said
