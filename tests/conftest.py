@@ -22,6 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def same_environment() -> Iterator[None]:
         if name.startswith(OURS):
             del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if name.startswith(OURS)})
+
+
+def pytest_configure() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and every process that a test starts and interrupts would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
