@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.slurm_cluster import Cluster, Times, slurm_cluster
 from tests.support.trials import Figures, Trials
 
 HERE = Path(__file__).parent
@@ -55,6 +56,19 @@ def trials(request: pytest.FixtureRequest) -> Trials:
 def figures(request: pytest.FixtureRequest) -> Figures:
     """For a test that is one trial: its figures."""
     return request.node.stash.setdefault(_figures, {})
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    with slurm_cluster(nodes=2, times=Times(requeue_s=20)) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(slurm: Cluster) -> Iterator[Cluster]:
+    """Slurm on two nodes. A trial that fails does not spoil the next."""
+    yield slurm
+    slurm.clean()
 
 
 def is_one_trial(item: pytest.Item) -> bool:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rb.tracking.closing import last_status
 from rb.tracking.journal import metric_points
 from rb.training.run_end import read_end
 from tests.support import small_data, tiny
-from tests.support.slurm_cluster import Cluster, Times, slurm_cluster
+from tests.support.slurm_cluster import Cluster
 from tests.support.trials import Figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,19 +34,6 @@ EVERY = 25  # steps between two checkpoints
 SHORT, LONG = 300, 1200  # steps of a run; a time limit is looked at every 30 s, and the long run must last for more
 END_S = 1800  # for what is left of a run, on a machine that does other work too
 SIZES = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster(nodes=2, times=Times(requeue_s=20)) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def clean(cluster: Cluster) -> Iterator[None]:
-    """A trial that fails does not spoil the next."""
-    yield
-    cluster.clean()
 
 
 class Runs:

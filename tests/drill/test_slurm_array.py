@@ -9,7 +9,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,24 +17,12 @@ import pytest
 
 from rb.core.config import FoundationConfig
 from tests.support.evaluation_world import damage, tables, write_world
-from tests.support.slurm_cluster import Cluster, Times, slurm_cluster
+from tests.support.slurm_cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("--gpus-per-node=0", "--cpus-per-task=8")
 END_S = 1200
 DAMAGED = (3, 4, 5)  # the cells of the second model
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with slurm_cluster(nodes=2, times=Times(requeue_s=20)) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def clean(cluster: Cluster) -> Iterator[None]:
-    yield
-    cluster.clean()
 
 
 @pytest.fixture(scope="module")
