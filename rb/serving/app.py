@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -65,6 +66,11 @@ class Service:
         for name in ("encoder_calls", "encoded", "feature_hits", "batches", "rows", "dropped", "late"):
             gauge = Gauge(f"rb_engine_{name}", f"Count of the engine: {name}", registry=self.registry)
             gauge.set_function(lambda name=name: engine.counts[name])  # type: ignore[misc]
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds until what waits now is answered or past its deadline; at least 1."""
+        return math.ceil(min(max(self.engine.seconds_left, 1.0), self.limits.deadline_s))
 
     def adapter(self, name: str | None) -> Adapter:
         """The model that a request names; the first by default."""
@@ -216,18 +222,18 @@ def make_app(engine: Engine, limits: Limits | None = None, token: str | None = N
         return made
 
     app.openapi = openapi  # type: ignore[method-assign]
-    _answer_errors(app)
+    _answer_errors(app, service)
     app.add_middleware(_Guard, service=service, token=token)
     _add_state(app, service)
     _add_captions(app, service)
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         del request
-        headers = {"Retry-After": "1"} if error.status == 429 else {}
+        headers = {"Retry-After": str(service.retry_after)} if error.status == 429 else {}
         return JSONResponse(error_body(error.status, error.message, error.field), error.status, headers)
 
     @app.exception_handler(HTTPException)

@@ -25,6 +25,7 @@ from rb.core.modality import modality_spec
 from rb.serving.adapters import Adapter, Asked
 
 CAPTION, EMBED, TEXTS = "caption", "embed", "texts"
+SPEEDS = 32  # batches of which the rate is taken
 
 
 class BusyError(Exception):
@@ -120,6 +121,7 @@ class Engine:
         self._feature_bytes = 0
         self._jobs: deque[Job] = deque()
         self._running: list[Job] = []
+        self._speeds: deque[tuple[int, float]] = deque(maxlen=SPEEDS)  # jobs of a batch, its seconds
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="rb-engine", daemon=True)
@@ -136,6 +138,12 @@ class Engine:
     def full(self) -> bool:
         """Whether a job would be refused now."""
         return self.waiting >= self.limits.waiting
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until what waits now is answered, at the rate of the last batches; 0 before the first has ended."""
+        speeds = list(self._speeds)
+        return self.waiting * sum(seconds for _, seconds in speeds) / max(1, sum(jobs for jobs, _ in speeds))
 
     def submit(self, job: Job) -> Job:
         """Queue a job; ``job.done`` gets its answers, or ``LateError``. ``BusyError``: the queue is full."""
@@ -165,6 +173,7 @@ class Engine:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
+            began = time.monotonic()
             try:
                 with torch.no_grad():
                     self._texts(jobs) if jobs[0].what == TEXTS else self._answer(jobs)
@@ -172,6 +181,7 @@ class Engine:
                 for job in jobs:
                     _fail(job, error)
             with self._changed:
+                self._speeds.append((len(jobs), time.monotonic() - began))
                 self._running = []
 
     def _next_batch(self) -> list[Job]:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -192,6 +193,27 @@ def test_load(models: dict[str, Adapter]) -> None:
         assert served.post("/v1/regions", given).status_code == 200
     finally:
         go.set()
+        served.stop()
+
+
+def test_retry_after_is_the_time_of_what_waits(models: dict[str, Adapter]) -> None:
+    """Each batch takes 0.6 s or more and two requests wait: come again after 2 s."""
+    served = Served(models, waiting=2)
+    inner = served.engine._answer
+    served.engine._answer = lambda jobs: (time.sleep(0.6), inner(jobs))[1]  # type: ignore[method-assign, func-returns-value]
+    given = {"image": text(encoded(picture(1))), "boxes": boxes(1, 1)}
+    try:
+        assert served.post("/v1/regions", given).status_code == 200
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(served.post, "/v1/regions", given | {"model": name}) for name in ("tiny", "again")]
+            while not served.engine.full:
+                assert not any(one.done() for one in waiting)
+                time.sleep(0.01)
+            busy = served.post("/v1/regions", given)
+            assert busy.status_code == 429
+            assert 2 <= int(busy.headers["Retry-After"]) <= served.engine.seconds_left + 5
+            assert [one.result().status_code for one in waiting] == [200, 200]
+    finally:
         served.stop()
 
 
