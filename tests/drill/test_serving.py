@@ -2,7 +2,8 @@
 
 schemathesis makes requests of /openapi.json, right and wrong ones: no 5xx, every answer of the form that is declared, no answer with a line of
 ours, nothing left in the engine. 200 mixed requests at once get the answers that they get one at a time, in at most a third of the time. Over
-5,000 requests the process does not grow. SIGTERM ends a process whose work would take minutes: what cannot finish gets 503.
+5,000 requests the process does not grow. Clients that wait as Retry-After says are all answered. Boxes that the page sends of 20 toy rooms are
+within 1 % of the cloud's radius. SIGTERM ends a process whose work would take minutes: what cannot finish gets 503.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import requests
 
@@ -20,7 +22,10 @@ from rb.serving.commands import STOP_S
 from tests.serving.conftest import boxes, models, picture, three  # noqa: F401 (fixtures)
 from tests.serving.fuzz import fuzz
 from tests.serving.served import Process, Served, encoded, text
+from tests.serving.test_examples import room
 from tests.serving.test_mixed import COUNT, both_ways, mixed
+from tests.serving.test_page_clouds import errors_of_boxes
+from tests.support.browser import browser
 from tests.support.trials import Figures
 
 REQUESTS, WARM = 5000, 1500
@@ -49,6 +54,47 @@ def test_200_at_once(three: dict[str, Adapter], figures: Figures) -> None:  # no
         served.stop()
     figures |= {"one at a time, s": round(found["alone_s"], 2), "all at once, s": round(found["together_s"], 2)}
     assert found["alone_s"] >= 3 * found["together_s"]
+
+
+def test_clients_that_come_again_when_told(models: dict[str, Adapter], figures: Figures) -> None:  # noqa: F811
+    """40 clients and places for 8: whoever is refused waits for the seconds of Retry-After. All are answered, and few ask often."""
+    served = Served(models, waiting=8)
+    try:
+        served.engine.limits.rows = 16  # one request a batch
+
+        def ask(number: int) -> int:
+            body = {"image": text(encoded(picture(number))), "boxes": boxes(number, 16), "decoding": {"num_beams": 10}}
+            for tries in range(1, 100):
+                answer = served.post("/v1/regions", body)
+                if answer.status_code == 200:
+                    return tries
+                assert answer.status_code == 429
+                time.sleep(int(answer.headers["Retry-After"]))
+            raise AssertionError("never answered")
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(40) as pool:
+            tries = list(pool.map(ask, range(40)))
+        figures |= {"seconds of 40 requests": round(time.monotonic() - began, 1), "requests sent": sum(tries)}
+        assert sum(tries) < 8 * len(tries)
+    finally:
+        served.stop()
+
+
+def test_boxes_of_20_rooms(models: dict[str, Adapter], tmp_path: Path, figures: Figures) -> None:  # noqa: F811
+    """As the page sends them: after a click on each object, and after its handles were dragged where a side is off by more than 1 %."""
+    served = Served(models, points=5000)
+    try:
+        with browser() as driver:
+            found = [errors_of_boxes(driver, served, tmp_path, room(index)) for index in range(20)]
+    finally:
+        served.stop()
+    picked, shaped = (np.concatenate(errors) for errors in zip(*found, strict=True))
+    figures |= {"boxes": len(picked), "within 1 % of the radius after the click": int((picked < 0.01).sum())}
+    figures |= {"largest error after the click, %": round(100 * float(picked.max()), 2)}
+    figures |= {"largest error after the handles, %": round(100 * float(shaped.max()), 2)}
+    assert np.mean(picked < 0.01) > 0.95
+    assert shaped.max() < 0.01
 
 
 def test_memory_is_flat(finished: Path, tmp_path: Path, figures: Figures) -> None:

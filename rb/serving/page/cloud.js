@@ -159,7 +159,7 @@ export function cloudStage(app, { canvas, svg, frame, upright }) {
     const side = event.target.dataset?.side, box = event.target.closest(".box");
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (side !== undefined && step) {
-      shape(Number(side), (step[0] + step[1]) * 0.01 * radius);
+      shape(Number(side), (step[0] + step[1]) * (event.shiftKey ? 0.001 : 0.01) * radius);
       app.changed();
     } else if (step) {
       turn += step[0] * 0.1;
