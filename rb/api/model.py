@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from rb.api.inputs import ImageInput, InputError, PointsInput
 from rb.core.config import DecodeConfig, FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD, POINT_CLOUD_REGION
 from rb.inference.load import Loaded, load_trained
+from rb.inference.vectors import query_vectors, similarities, text_vectors
 from rb.model.language import Generation
 from rb.sources.images import ImageTransform
 from rb.sources.pixels import UPRIGHT
@@ -152,14 +152,12 @@ class RegionBLIP:
     def embed_texts(self, texts: Sequence[str], modality: str) -> Tensor:
         """Texts in the ITC space of a modality, [n, E] of length 1."""
         self.require(modality)
-        ids, mask = self.text.encode_qformer([texts] if isinstance(texts, str) else texts)
-        state = self.model.text_state(modality, ids.to(self.model.device), mask.to(self.model.device))
-        return F.normalize(self.model.of(modality).heads.text_proj(state.float()), dim=-1).cpu()
+        return text_vectors(self.model, self.text, modality, [texts] if isinstance(texts, str) else texts).cpu()
 
     @staticmethod
     def similarity(embeds: Tensor, texts: Tensor) -> Tensor:
         """[n, Q, E] and [m, E] -> [n, m]: the best query's cosine, as ITC trains it."""
-        return torch.einsum("nqe,me->nmq", embeds, texts).amax(dim=-1)
+        return similarities(embeds, texts)
 
     # -- sources ready for the model (also for rb/serving) ------------------------------------------------------------
 
@@ -232,8 +230,7 @@ class RegionBLIP:
         self, modality: str, features: Tensor, boxes: Tensor | None, source_rows: Tensor | None = None
     ) -> Tensor:
         """Queries in ITC space, [B, Q, E] of length 1, of frozen features; arguments as of the model's ``generate_from``."""
-        output = self.model.query_output(modality, features, boxes, source_rows).float()
-        return F.normalize(self.model.of(modality).parts.vision_proj(output), dim=-1)
+        return query_vectors(self.model, modality, features, boxes, source_rows)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ first, then the released code; the table in docs/architecture.md has all columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -285,6 +285,13 @@ class LimitsConfig:
         return max(self.start_s, self.training_s, self.validation_s, self.saving_s)
 
 
+def check_templates(where: str, templates: Sequence[str]) -> None:
+    """``ValueError`` unless each holds ``{}`` once."""
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"{where}: {template!r:.100} must hold {{}} once, where the name of the class goes")
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """How captions are generated."""
@@ -302,8 +309,11 @@ class DecodeConfig:
     merge_lora: bool | None = None
     """Add the LLM's LoRA to copies of its weights while captions are made, which saves all kernels of LoRA at every word. None does it where
     weights are float32; in bfloat16 the sum is rounded, which changes a caption now and then."""
+    class_templates: tuple[str, ...] = ()
+    """Zero-shot: prompts of a class, with {} for its name; the class is the mean of their vectors. None: one, that of the modality."""
 
     def __post_init__(self) -> None:
+        check_templates("decode.class_templates", self.class_templates)
         at_least("decode.num_beams", self.num_beams, 1)
         at_least("decode.min_new_tokens", self.min_new_tokens, 0)
         if self.max_new_tokens < max(1, self.min_new_tokens):

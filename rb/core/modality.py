@@ -24,6 +24,7 @@ class ModalitySpec:
         source: which frozen encoder reads its inputs, ``"image"`` or ``"points"``.
         box_dim: numbers in a box, 0 where a sample is a whole source (4: xyxy in [0, 1]; 6: min xyz, max xyz, (v + 1) / 2).
         t5_prefix: the fixed text that FlanT5 reads behind the soft prompt (the paper fixes one prefix for images, one for clouds).
+        class_prompt: what zero-shot makes of the name of a class, in place of ``{}``, where nothing else is told.
         trains_by_default: whether it has trainable parameters in a default run; ``image`` is BLIP-2 itself and has none.
         up: the axis that is drawn upwards where the source is points; objects stand on their y axis (Objaverse), rooms on z (ScanNet).
     """
@@ -34,6 +35,7 @@ class ModalitySpec:
     t5_prefix: str
     trains_by_default: bool
     up: str = "y"
+    class_prompt: str = "{}"
 
     @property
     def regional(self) -> bool:
@@ -44,9 +46,16 @@ class ModalitySpec:
 MODALITIES: dict[str, ModalitySpec] = {
     spec.name: spec
     for spec in (
-        ModalitySpec(IMAGE, "image", 0, "a photo of", trains_by_default=False),
+        ModalitySpec(IMAGE, "image", 0, "a photo of", trains_by_default=False, class_prompt="a photo of a {}"),
         ModalitySpec(IMAGE_REGION, "image", 4, "a photo of", trains_by_default=True),
-        ModalitySpec(POINT_CLOUD, "points", 0, "a point cloud of", trains_by_default=True),
+        ModalitySpec(
+            POINT_CLOUD,
+            "points",
+            0,
+            "a point cloud of",
+            trains_by_default=True,
+            class_prompt="a point cloud model of {}",
+        ),
         ModalitySpec(POINT_CLOUD_REGION, "points", 6, "a point cloud of", trains_by_default=True, up="z"),
     )
 }

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CAPTION, VQA = "caption", "vqa"
+CAPTION, VQA, ZEROSHOT, RETRIEVAL = "caption", "vqa", "zeroshot", "retrieval"
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Task:
         makes: what a row of its predictions is, for people.
         needs: what a set must hold for it, for people.
         of_questions: whether its sets hold questions; else captions.
+        ranks: whether it ranks texts by ITC, so that only a modality that trains can do it; nothing is generated.
         prompt: what the LLM reads behind the soft prompt, ``{}`` being the question; none: the run's prompt, or no LLM.
         decoding: by kind of LLM, fields of ``decode`` that take the place of the run's where the command does not set them.
         scores: names of its scores.
@@ -32,6 +33,7 @@ class Task:
     needs: str
     scores: tuple[str, ...]
     of_questions: bool = False
+    ranks: bool = False
     prompt: str | None = None
     decoding: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -60,6 +62,22 @@ TASKS: dict[str, Task] = {
             of_questions=True,
             prompt="Question: {} Short answer:",
             decoding={"decoder": _vqa_decoding(0.0), "encoder_decoder": _vqa_decoding(-1.0)},
+        ),
+        Task(
+            ZEROSHOT,
+            "names the class whose prompts are most similar (ITC)",
+            "classes",
+            "one caption an example, the name of its class",
+            ("top1", "top5", "class_mean"),
+            ranks=True,
+        ),
+        Task(
+            RETRIEVAL,
+            "ranks all texts for each example and all examples for each text (ITC, then ITM)",
+            "rankings",
+            "captions",
+            ("recall at 1, 5 and 10, both ways",),
+            ranks=True,
         ),
     )
 }

@@ -31,6 +31,7 @@ class Prediction:
         box: as in the record, absolute; none for whole sources.
         question: what was asked; none where the prediction is a caption.
         part: the part of its set that it belongs to, where scores of the parts are published too: nocaps' domain, the type of an answer.
+        ranks: who ranked (``itc``, ``itm``) -> what was looked for -> its rank, from 0, or that of each reference (`rb.core.ranking`).
     """
 
     id: str
@@ -44,6 +45,7 @@ class Prediction:
     box: list[float] | None
     question: str | None = None
     part: str | None = None
+    ranks: dict[str, dict[str, list[int]]] | None = None
 
     def tree(self) -> dict[str, Any]:
         """The fields of the row; those that it need not have are left out where they hold nothing."""
@@ -61,7 +63,18 @@ _PREDICTION: dict[str, strict.Check] = {
     "references": strict.texts,
     "box": strict.or_none(strict.numbers),
 }
-_OPTIONS: dict[str, strict.Check] = {"question": strict.text, "part": strict.text}
+
+
+def _rankings(value: object) -> str | None:
+    good = isinstance(value, dict) and all(
+        isinstance(found, dict)
+        and all(isinstance(r, list) and all(strict.count(n) is None for n in r) for r in found.values())
+        for found in value.values()
+    )
+    return None if good else "must map who ranked to what was looked for, and that to a list of ranks"
+
+
+_OPTIONS: dict[str, strict.Check] = {"question": strict.text, "part": strict.text, "ranks": _rankings}
 
 
 def ids_digest(ids: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""``rb score --task category | phrase | scan2cap``: other scores of the rows that ``rb predict`` wrote."""
+"""``rb score --task category | phrase | scan2cap | zeroshot | retrieval``: other scores of the rows that ``rb predict`` wrote."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rb.core.output import note, say
+from rb.core.output import aligned, note, say
 from rb.core.strict_json import FormatError
 from rb.data.predictions import Prediction, read_predictions
 from rb.evaluation.category import score_categories
 from rb.evaluation.phrase import score_phrases
+from rb.evaluation.ranking import Rankings, score_classes, score_retrieval, texts_of
 from rb.evaluation.scan2cap import in_given_boxes, in_predicted_boxes, in_proposals, score_scan2cap
 from rb.evaluation.scoring import log_task
 from rb.evaluation.spice import default_cache
@@ -24,7 +25,7 @@ def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--task {args.task} scores one file that rb predict wrote; give its predictions.jsonl")
     path, started = args.predictions[0], time.time()
     rows = _rows(path)
-    lines, found = {"category": _category, "phrase": _phrase, "scan2cap": _scan2cap}[args.task](args, rows)
+    lines, found = _FOUND[args.task](args, rows)
     if not args.json:
         for line in lines:
             say(line)
@@ -105,5 +106,45 @@ def _scan2cap(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[lis
     return lines, {"protocol": protocol, "described": len(described), "found": counts, "scores": scores}
 
 
+def _zero_shot(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+    told = read_predictions(args.predictions[0])[1].get("ranking") or {}
+    classes = told.get("classes") or list({row.references[0] for row in rows})
+    found = score_classes(rows, len(classes))
+    protocol = f"{len(classes):,} classes, {', '.join(told.get('templates', ())) or 'unknown prompts'}; ties count as the worst rank"
+    return _rankings(f"{len(rows):,} examples, {protocol}", found, protocol)
+
+
+def _retrieval(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+    found, top_k = score_retrieval(rows), (read_predictions(args.predictions[0])[1].get("ranking") or {}).get("top_k")
+    different = len({text for row in rows for text in texts_of(row)})
+    captions = sum(len(row.references) for row in rows)
+    protocol = f"{different:,} different texts of {captions:,}"
+    if different < captions:
+        protocol += " (one that several examples have is right for each)"
+    protocol += f"; ITM ranks the best {top_k} of ITC again" if top_k else ""
+    protocol += "; ties count as the worst rank"
+    return _rankings(f"{len(rows):,} examples, {protocol}", found, protocol)
+
+
+def _rankings(start: str, found: Rankings, protocol: str) -> tuple[list[str], dict[str, Any]]:
+    """A line for each who ranked, and one for drawing lots; scores in percent for people, 0 to 1 as data."""
+    names = list(found.chance)
+    rows = [
+        (who, *(f"{100 * values[name]:.1f}" for name in names))
+        for who, values in {**found.scores, "chance": found.chance}.items()
+    ]
+    scores = {f"{who}_{name}": value for who, values in found.scores.items() for name, value in values.items()}
+    return [start, *aligned([("", *names), *rows], 1)], {"protocol": protocol, "scores": scores, "chance": found.chance}
+
+
 def _line(start: str, scores: Mapping[str, float | None]) -> str:
     return "  ".join([f"{start}:", *(f"{name} {value:.4f}" for name, value in scores.items() if value is not None)])
+
+
+_FOUND = {
+    "category": _category,
+    "phrase": _phrase,
+    "scan2cap": _scan2cap,
+    "zeroshot": _zero_shot,
+    "retrieval": _retrieval,
+}

@@ -17,6 +17,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "category": (),
     "phrase": (),
     "scan2cap": (),
+    "zeroshot": (),
+    "retrieval": (),
 }
 _SHOWN = 5  # answers without a choice that are named
 

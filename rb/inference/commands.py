@@ -11,13 +11,14 @@ from rb.core.device import add_device
 from rb.core.exit_codes import FINISHED
 from rb.core.modality import MODALITIES
 from rb.core.output import add_json, say, say_json
-from rb.core.tasks import CAPTION, TASKS
+from rb.core.tasks import CAPTION, RETRIEVAL, TASKS, ZEROSHOT
 from rb.core.threads import default_workers
 from rb.core.urls import location_argument
 
 if TYPE_CHECKING:
     from rb.data.formats import Manifest
     from rb.inference.cache_features import Caching
+    from rb.inference.ranking import Ranking
 
 
 def add_foundation(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +70,18 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="examples of one forward pass (16)")
     parser.add_argument("--workers", type=int, default=0, help="loader processes per rank (0)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="zeroshot: names of all classes, one a line (the set's)"
+    )
+    parser.add_argument(
+        "--templates",
+        type=Path,
+        metavar="FILE",
+        help="zeroshot: prompts of a class, one a line, {} its name (the run's)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="retrieval: candidates that ITM scores again (128); 0: by ITC alone"
+    )
     parser.add_argument("--ranks", type=int, help="share the examples among so many processes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.num_beams=1")
     parser.set_defaults(run=run_predict)
@@ -96,6 +109,7 @@ def run_predict(args: argparse.Namespace) -> int:
     dist.init()
     if args.task != CAPTION and args.decode == "released":
         raise ValueError(f"--decode released: is of captions, not of --task {args.task}; leave it out")
+    ranking = _ranking(args)
     view = CROPS if args.crop_boxes else SHUFFLED if args.shuffle_boxes else BLIND if args.blind else WHOLE
     job = Job(
         ManifestReader(args.data),
@@ -106,6 +120,7 @@ def run_predict(args: argparse.Namespace) -> int:
         args.batch_size,
         args.workers,
         args.task,
+        ranking,
     )
     if args.checkpoint is not None:
         loaded = load_trained(args.checkpoint, args.foundation, dist.device(), args.overrides, args.allow)
@@ -123,6 +138,21 @@ def run_predict(args: argparse.Namespace) -> int:
         say(f"{count} {job.asked.makes} in {args.out}")
     dist.shutdown()
     return FINISHED
+
+
+def _ranking(args: argparse.Namespace) -> Ranking:
+    """What a task that ranks is told; ``ValueError`` for options of another task."""
+    from rb.inference.ranking import Ranking, read_classes, read_templates
+
+    for name, task in (("classes", ZEROSHOT), ("templates", ZEROSHOT), ("top_k", RETRIEVAL)):
+        if getattr(args, name) is not None and args.task != task:
+            raise ValueError(f"--{name.replace('_', '-')}: goes with --task {task}, not with {args.task}; leave it out")
+    told = Ranking(
+        read_classes(args.classes) if args.classes else (), read_templates(args.templates) if args.templates else ()
+    )
+    if args.top_k is not None and args.top_k < 0:
+        raise ValueError(f"--top-k {args.top_k}: must be at least 0")
+    return told if args.top_k is None else dataclasses.replace(told, top_k=args.top_k)
 
 
 def _launch(args: argparse.Namespace) -> int:

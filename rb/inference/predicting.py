@@ -9,7 +9,7 @@ import dataclasses
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from rb.data.predictions import Prediction, write_predictions
 from rb.data.samples import check_fits
 from rb.data.shuffled_boxes import shuffle_boxes
 from rb.inference.cache_groups import use_of_groups
-from rb.inference.chunks import Chunks
+from rb.inference.chunks import Chunks, Piece
 from rb.inference.generate import answer_batches, caption_batches
 from rb.inference.load import Loaded
+from rb.inference.ranking import RANKED, Ranking, Work
 from rb.sources.table import source_of
 
 # What the released code evaluates with, for every task (it also runs at 364 px), by kind of LLM. Its min_length 8 counts the token that
@@ -60,6 +61,7 @@ class Job:
         crop_context: widen crops by this share of the box on every side.
         limit: only the manifest's first examples.
         task: what is asked of them, a row of ``rb.core.tasks.TASKS``.
+        ranking: of a task that ranks.
 
     Raises:
         ValueError: the manifest or the view does not fit the modality or the task.
@@ -73,6 +75,7 @@ class Job:
     batch_size: int = 16
     num_workers: int = 0
     task: str = CAPTION
+    ranking: Ranking = field(default_factory=Ranking)
 
     def __post_init__(self) -> None:
         assert self.view in (WHOLE, CROPS, SHUFFLED, BLIND), self.view
@@ -112,29 +115,25 @@ def predict(job: Job, loaded: Loaded, out: Path) -> int:
         note(said)
     dataset, read_as = _dataset(job, loaded, box_of), _read_as(job, loaded)
     chunks = Chunks(out, _identity(job, loaded), CHUNK_BATCHES * job.batch_size)
-    gathered = dist.gather_objects(_rows(job, loaded, dataset, read_as, chunks))
-    ordered = [row for rows in gathered or () for row in rows]  # in the manifest's order, as ranks share it out
+    if job.asked.ranks:
+        work = Work(loaded, dataset, read_as, chunks, job.ranking, job.num_workers)
+        rows, facts = RANKED[job.task](work)
+    else:
+        rows, facts = _said(job, loaded, dataset, read_as, chunks), {}
     if dist.is_main():
-        _write(out, ordered, _meta(job, loaded, len(ordered)))
+        _write(out, rows, _meta(job, loaded, len(rows)) | ({"ranking": facts} if facts else {}))
     chunks.remove()
-    return len(ordered)
+    return len(rows)
 
 
-def _rows(job: Job, loaded: Loaded, dataset: PredictDataset, read_as: str, chunks: Chunks) -> list[Prediction]:
-    """The rows of this rank's examples: those of an earlier process that was stopped, and the rest, kept chunk by chunk."""
-    made, rows = chunks.read(dataset.sources, several=job.asked.of_questions), list[Prediction]()
-    if made:
-        done, total = min(len(made) * chunks.size, len(dataset.examples)), len(dataset.examples)
-        note(f"{chunks.folder}: rank {dist.rank()} goes on after {done:,} of its {total:,} examples")
-    first = len(made) * CHUNK_BATCHES
-    batches = ROWS[job.task](loaded, dataset, read_as, job.num_workers, first=first)
-    for number, batch in enumerate(batches, first + 1):
-        rows += batch
-        if number % CHUNK_BATCHES == 0 or number == len(dataset):
-            chunks.add(len(made), rows)
-            made.append(rows)
-            rows = []
-    return [row for chunk in made for row in chunk]
+def _said(job: Job, loaded: Loaded, dataset: PredictDataset, read_as: str, chunks: Chunks) -> list[Prediction]:
+    """What the model says of all examples, in the manifest's order, on rank 0; elsewhere nothing."""
+
+    def batches(first: int) -> Iterator[Piece]:
+        return map(Piece, ROWS[job.task](loaded, dataset, read_as, job.num_workers, first=first))
+
+    own = [row for piece in chunks.all(dataset, batches) for row in piece.rows]
+    return [row for rows in dist.gather_objects(own) or () for row in rows]  # as ranks share examples out
 
 
 def _write(out: Path, rows: Sequence[Prediction], meta: Mapping[str, Any]) -> None:
@@ -170,10 +169,17 @@ def _dataset(job: Job, loaded: Loaded, box_of: Mapping[int, int]) -> PredictData
 
 def _read_as(job: Job, loaded: Loaded) -> str:
     """The modality whose parts read the inputs: the base model reads images and their regions as BLIP-2 does."""
+    trained = ", ".join(loaded.model.parts)
+    if job.asked.ranks:
+        if loaded.trained is None or job.modality not in loaded.model.parts:
+            has = f"this checkpoint has {trained}" if loaded.trained else "a model without training has none"
+            raise ValueError(
+                f"--task {job.task} compares ITC vectors, which need trained heads of {job.modality}: {has}; give a checkpoint trained for it"
+            )
+        return job.modality
     if loaded.trained is None and source_of(job.modality).blip2_reads:
         return IMAGE
     if job.modality not in loaded.model.parts and job.modality != IMAGE:
-        trained = ", ".join(loaded.model.parts)
         raise ValueError(f"this run has no {job.modality}: its model.train_modalities are {trained}")
     return job.modality
 
@@ -189,6 +195,15 @@ def _identity(job: Job, loaded: Loaded) -> dict[str, Any]:
     }
 
 
+def _decoding(job: Job, loaded: Loaded) -> dict[str, Any]:
+    """Settings of generation; of a task that ranks, which generates nothing, the image's size alone."""
+    if job.asked.ranks:
+        return {"image_size": loaded.generation.image_size}
+    settings = dataclasses.asdict(loaded.generation)
+    del settings["class_templates"]
+    return settings | {"prompt": job.asked.prompt or loaded.text.prompt}
+
+
 def _meta(job: Job, loaded: Loaded, num_rows: int) -> dict[str, Any]:
     made_by = "base" if loaded.trained is None else "checkpoint"
     path = job.reader.path
@@ -202,7 +217,7 @@ def _meta(job: Job, loaded: Loaded, num_rows: int) -> dict[str, Any]:
         "checkpoint": loaded.checkpoint,
         "foundation": dataclasses.asdict(loaded.built.config.foundation),
         "task": job.task,
-        "decoding": dataclasses.asdict(loaded.generation) | {"prompt": job.asked.prompt or loaded.text.prompt},
+        "decoding": _decoding(job, loaded),
         "reference_policy": REFERENCE_POLICY,
         "crop_context": job.crop_context if job.view == CROPS else None,
         "limit": job.limit,

@@ -247,12 +247,14 @@ def joint_pass(
     text_ids: Tensor,
     text_mask: Tensor,
     own_keys: ImageKeys | None = None,
+    image_rows: Tensor | None = None,
 ) -> Tensor:
     """Query states [B, Q, D] after queries and text saw each other: input of the ITM head. Arguments as above.
 
     Args:
         own_keys: the rows are [pairs; pairs with other images; pairs with other texts], B/3 each; these are the pairs' own images, as the pass
             above kept them, and `image_embeds` [B/3, P, V] are the other images. None: `image_embeds` are of all rows, [B, P, V].
+        image_rows: as of `query_pass`, without `own_keys`.
     """
     num_queries = query_tokens.shape[1]
     text_embeds = text_branch(text_ids)
@@ -263,5 +265,6 @@ def joint_pass(
         attention_mask=_additive(seen[:, None, None, :], mask_dtype(qformer, text_embeds)),
         encoder_hidden_states=image_embeds,
         own_keys=own_keys,
+        image_rows=image_rows,
     ).last_hidden_state
     return hidden[:, :num_queries]

@@ -31,7 +31,7 @@ from rb.model.packing import let_pack
 from rb.model.parts import ModalityParts, SharedHeads, Sizes
 from rb.model.point_encoder import PointBert
 from rb.model.pool import PoolRows, cached_parts
-from rb.model.qformer import TextBranch, share_keys, text_pass
+from rb.model.qformer import TextBranch, joint_pass, share_keys, text_pass
 from rb.model.recomputing import recompute_layers
 from rb.sources.images import Normalisation
 from rb.sources.table import source_of
@@ -283,6 +283,30 @@ class RegionBLIP(nn.Module):
         of = self.of(modality)
         with self._autocast():
             return text_pass(of.qformer, of.text_branch, text_ids, text_mask)
+
+    @torch.no_grad()
+    def match(
+        self,
+        modality: str,
+        features: Tensor,
+        boxes: Tensor | None,
+        texts: tuple[Tensor, Tensor],
+        source_rows: Tensor | None = None,
+    ) -> Tensor:
+        """ITM's logits that a text fits, minus that it does not, [B] float32, of a modality that trains.
+
+        Args:
+            features: [S, ...], of ``encode``; ``boxes``: [B, box_dim] for regional modalities.
+            texts: ids and mask, [B, T] both.
+            source_rows: as of ``generate``.
+        """
+        self.adapters.activate(modality)
+        of = self.of(modality)
+        with self._autocast():
+            queries, images = of.query_tokens(boxes, len(texts[0])), of.image_embeds(features)
+            joint = joint_pass(of.qformer, of.text_branch, queries, images, *texts, image_rows=source_rows)
+            logits = of.heads.itm_head(joint).float().mean(dim=1)  # [B, 2]
+            return logits[:, 1] - logits[:, 0]
 
     @torch.no_grad()
     def soft_prompt(self, modality: str, inputs: Tensor, boxes: Tensor | None) -> Tensor:
