@@ -14,6 +14,7 @@ from rb.model.region_blip import RegionBLIP
 BATCH = 64  # texts of one forward pass
 
 
+@torch.no_grad()
 def query_vectors(
     model: RegionBLIP, modality: str, features: Tensor, boxes: Tensor | None, source_rows: Tensor | None = None
 ) -> Tensor:
@@ -22,6 +23,7 @@ def query_vectors(
     return F.normalize(model.of(modality).parts.vision_proj(output), dim=-1)
 
 
+@torch.no_grad()
 def text_vectors(model: RegionBLIP, text: TextProcessor, modality: str, texts: Sequence[str]) -> Tensor:
     """Texts [n, E] of length 1, where the model is. They are read as given; training reads them cleaned (``rb.core.text``)."""
     found = []
