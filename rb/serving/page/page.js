@@ -139,15 +139,16 @@ function list() {
   const names = ticked();
   $("head").replaceChildren(...["Box", ...names, ""].map((name) => Object.assign(cell("th", name), { scope: "col" })));
   $("rows").replaceChildren(...app.boxes.map((box, i) => {
-    const row = document.createElement("tr"), last = document.createElement("td"), button = cell("button", "Delete");
+    const row = document.createElement("tr"), last = document.createElement("td"), button = cell("button", "\u00d7");
     row.className = i === app.chosen ? "chosen" : "";
     row.append(Object.assign(cell("th", i + 1), { scope: "row" }), ...names.map((name) => {
       const answer = box.captions[name], made = cell("td", answer ? answer.caption : "");
-      if (answer) made.append(cell("small", `log-probability ${answer.log_probability.toFixed(2)}`));
+      if (answer) made.append(Object.assign(cell("small", `log p ${answer.log_probability.toFixed(2)}`), { title: "log-probability, in nats" }));
       return made;
     }));
     button.type = "button";
-    button.setAttribute("aria-label", `Delete box ${i + 1}`);
+    button.title = `Delete box ${i + 1}`;
+    button.setAttribute("aria-label", button.title);
     button.addEventListener("click", () => app.remove(i));
     last.append(button);
     row.append(last);

@@ -19,6 +19,7 @@ export function photoStage(app, { photo, svg, frame }) {
   }
 
   function draw() {
+    if (!svg.getBoundingClientRect().width) return; // nothing of it is seen, as in a window of no width
     const focused = document.activeElement?.dataset?.box, u = unit();
     svg.replaceChildren(...app.boxes.map((box, i) => {
       const [x1, y1, x2, y2] = box.at;
