@@ -1,5 +1,7 @@
 """Run files: YAML, ``base:`` and ``key=value`` overrides to a ``RunConfig`` and back. Unknown keys and wrong types are errors that name the key.
 
+Other kinds of configuration are read in the same way (``load_config``: the job of ``rb mine``).
+
 ``base: FILE`` starts from another run file: FILE is looked for in the folder of the file that names it, then among the project's own
 (launch/runs). A base may have a base. What a file says goes over its base: mappings merge key by key, at every depth (``data.train`` and
 ``model.loss_weights`` too); lists and single values replace; ``null`` takes away what the base says. Overrides come last. The resolved run
@@ -18,7 +20,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,24 +52,43 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool =
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"run file {path} does not exist; `rb runs list` shows the project's own (launch/runs/)")
-    tree = read_run_tree(path)
+    tree = read_tree(path, _project_run, "run file ")
     if path.name == RUN_CONFIG:
         tree = with_pool(tree, *_recorded(path.parent))
+    return load_config(RunConfig, path, tree, overrides, keep_unset)
+
+
+def load_config(
+    cls: type[T], path: Path, tree: dict[str, Any], overrides: Sequence[str] = (), keep_unset: bool = False
+) -> T:
+    """The configuration of a class from the keys of its file (``read_tree``), with overrides over them.
+
+    Args:
+        path: the file, for errors.
+        overrides, keep_unset: as of ``load_run``.
+
+    Raises:
+        ValueError: a key is unknown (names the nearest) or a value does not fit.
+    """
     for override in overrides:
-        _apply_override(tree, override)
+        _apply_override(cls, tree, override)
     if keep_unset:
         tree = _keep_unset(tree)
     try:
-        return from_tree(RunConfig, tree)
+        return from_tree(cls, tree)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error)[: strict_json.MAX_MESSAGE]}") from error
 
 
-def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The keys of a run file with those of its bases under them; without ``base``.
+def read_tree(
+    path: Path, own: Callable[[str], Path | None], kind: str = "", above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """The keys of a configuration file with those of its bases under them; without ``base``.
 
     Args:
         path: an existing file.
+        own: the project's own file of a base's name; none where it has none. It is looked for after the folder of the file that names it.
+        kind: put before the file's name in errors: "run file ".
         above: the files whose base this one is, the first file first.
 
     Raises:
@@ -75,31 +96,31 @@ def read_run_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     chain = (*above, path.resolve())
     if path.resolve() in above:
-        raise ValueError(f"run file {above[0]}: base leads back to a file: {' -> '.join(p.name for p in chain)}")
+        raise ValueError(f"{kind}{above[0]}: base leads back to a file: {' -> '.join(p.name for p in chain)}")
     try:
         tree = read_yaml_file(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"run file {path}: {error}") from error
+        raise ValueError(f"{kind}{path}: {error}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise ValueError(f"run file {path} must hold a mapping of keys, found {type(tree).__name__}")
+        raise ValueError(f"{kind}{path} must hold a mapping of keys, found {type(tree).__name__}")
     base = tree.pop(BASE, None)
     if base is None or (isinstance(base, Word) and base.null):
         return tree
     if not isinstance(base, str):
-        raise ValueError(f"run file {path}: base: must be the path of one run file, got {_short(base)}")
-    return merge(read_run_tree(_find_base(base, path), chain), tree)
+        raise ValueError(f"{kind}{path}: base: must be the path of one file, got {_short(base)}")
+    name = _expand(base, f"{kind}{path}: base")
+    mine = own(name)
+    places = [path.parent / name, *([mine] if mine is not None else [])]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        looked = " and ".join(str(place) for place in places)
+        raise ValueError(f"{kind}{path}: base: {base} does not exist; looked at {looked}")
+    return merge(read_tree(found, own, kind, chain), tree)
 
 
-def _find_base(base: str, path: Path) -> Path:
-    name = _expand(base, f"run file {path}: base")
-    own = project_file(f"{RUNS}/{name}")
-    places = [path.parent / name, *([own] if own is not None else [])]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = " and ".join(str(place) for place in places)
-    raise ValueError(f"run file {path}: base: {base} does not exist; looked at {looked}")
+def _project_run(name: str) -> Path | None:
+    return project_file(f"{RUNS}/{name}")
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,20 +171,20 @@ def _recorded(run_dir: Path) -> tuple[int | None, int | None]:
     return ranks, pool
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_override(cls: type, tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:
         raise ValueError(f"override {override!r} must look like section.key=value")
     if dotted == BASE:
-        raise ValueError(f"override {override!r}: base is for run files; name the run file itself with --run")
+        raise ValueError(f"override {override!r}: base is for files; name the file itself in the command")
     try:
         value = read_yaml(text)
     except ValueError as error:
-        if not _is_text(RunConfig, dotted):
+        if not _is_text(cls, dotted):
             raise ValueError(f"override {override!r}: {error}") from error
         value = text
     quoted = isinstance(value, str) and text.startswith(("'", '"'))
-    if _is_text(RunConfig, dotted) and not quoted and not Word(text.strip()).null:
+    if _is_text(cls, dotted) and not quoted and not Word(text.strip()).null:
         value = text  # as it is written: a folder's name may hold " #", ": " or brackets
     *sections, key = dotted.split(".")
     node = tree

@@ -18,7 +18,7 @@ from rb.data.formats import find_manifest, read_manifest, require_captions
 from rb.data.tars import scan_shard
 from rb.mining.chunks import Chunker
 from rb.mining.config import FilterConfig, Threshold
-from rb.mining.encoders import TextEncoder, encoder_name
+from rb.mining.encoders import TextEncoder, encoder_digest, encoder_name
 
 FEWEST = 50  # pairs of each kind
 
@@ -101,7 +101,7 @@ def calibrate(
     passed = int(most_wrong * len(different))
     value = min(float(np.ceil(different[len(different) - 1 - passed] * 1000) / 1000), 1.0)
     return Calibration(
-        Threshold(value, encoder_name(config.encoder)),
+        Threshold(value, encoder_name(config.encoder), encoder_digest(config.encoder)),
         len(same),
         len(different),
         float((same > value).mean()),

@@ -51,7 +51,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def run_run(args: argparse.Namespace) -> int:
     """Run every stage over every shard, and write the set."""
     from rb.core.files import write_whole
-    from rb.mining.config import dump_config, load_config
+    from rb.mining.config import dump_config, load_mining
     from rb.mining.finish import SHARDS_FOLDER, finish
     from rb.mining.inputs import find_inputs
     from rb.mining.local import run_local
@@ -59,7 +59,7 @@ def run_run(args: argparse.Namespace) -> int:
     from rb.mining.stages import build_stages
     from rb.mining.work import alone_in, sweep
 
-    config = load_config(args.config, args.settings)
+    config = load_mining(args.config, args.settings)
     # The folder remembers its inputs, wherever the next command is typed.
     places = tuple(str(Path(place).absolute()) for place in args.input or config.input)
     config = replace(config, input=places, against=tuple(args.against) or config.against)
@@ -128,13 +128,13 @@ def run_show(args: argparse.Namespace) -> int:
 
 def _job(out: Path) -> tuple[MiningConfig, list[str], list[InputShard]]:
     """Configuration, names of stages and inputs of the job in ``out``."""
-    from rb.mining.config import load_config
+    from rb.mining.config import load_mining
     from rb.mining.inputs import find_inputs
     from rb.mining.stages import stage_names
 
     if not (out / CONFIG_FILE).is_file():
         raise ValueError(f"{out}: no mining job there (no {CONFIG_FILE}); `rb mine run` makes one")
-    config = load_config(out / CONFIG_FILE)
+    config = load_mining(out / CONFIG_FILE)
     return config, stage_names(config), find_inputs(config.input)
 
 
@@ -167,14 +167,14 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from rb.core.files import write_whole
     from rb.mining.calibrate import calibrate, pairs_of_set
     from rb.mining.chunks import Chunker
-    from rb.mining.config import dump_config, load_config
+    from rb.mining.config import dump_config, load_mining
     from rb.mining.encoders import encoder_name, load_encoder
 
     if not 0 <= args.most_wrong < 1:
         raise ValueError(f"--most-wrong {args.most_wrong}: must be a share, 0 or more and below 1")
     if args.pairs < 1:
         raise ValueError(f"--pairs {args.pairs}: must be at least 1")
-    config = load_config(args.config, args.settings)
+    config = load_mining(args.config, args.settings)
     pairs = pairs_of_set(args.data, args.pairs)
     encoder = load_encoder(config.filter.encoder, config.device)
     found = calibrate(pairs, Chunker(), encoder, config.filter, args.most_wrong)

