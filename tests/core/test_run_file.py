@@ -112,7 +112,7 @@ def test_a_name_keeps_its_spelling(tmp_path: Path, word: str) -> None:
         ("data.augment=1", ["data.augment", "bool"]),
         ("data.augment='true'", ["data.augment", "bool"]),
         ("model=5", ["model", "mapping"]),
-        ("base=other.yaml", ["base", "--run"]),
+        ("base=other.yaml", ["base", "name the file itself"]),
     ],
 )
 def test_a_word_that_does_not_fit_its_field_is_refused(tmp_path: Path, override: str, words: list[str]) -> None:

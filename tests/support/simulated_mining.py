@@ -1,6 +1,7 @@
 """A mining job of any size whose stages are made up: records of all units, the last stage's files, and inputs of one small picture.
 
 ``python -m tests.support.simulated_mining make|measure FOLDER SHARDS``: makes it; counts, finishes and opens it, and prints what that took as JSON.
+``... index FOLDER SHARDS``: what the set's index alone takes: all that ``finish`` holds for each image, but for its search for equal pictures.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,16 @@ import numpy as np
 from PIL import Image
 
 from rb.core.files import sha256
+from rb.core.modality import IMAGE_REGION
+from rb.data.formats import ObjectAnnotation, Record, ShardEntry
 from rb.data.index import ManifestReader
+from rb.data.shards import Collector
 from rb.mining.finish import finish, read_finished
 from rb.mining.inputs import find_inputs
 from rb.mining.screen import SCREEN
 from rb.mining.settings import FinishConfig
 from rb.mining.stats import job_stats, stats_text
+from rb.sources.pixels import AS_UPRIGHT
 
 STAGES = ("masks", "caption", "name", "filter", "describe", SCREEN)
 IMAGES = 566  # of a shard: 10,000 shards have the paper's 5.66 million images
@@ -134,9 +140,40 @@ def measure(folder: Path) -> dict[str, Any]:
     return {**found, "images": done.images, "regions": done.regions, "twice": sum(done.dropped.values())}
 
 
+def measure_index(folder: Path, shards: int) -> dict[str, Any]:
+    """Seconds and memory of the collector of a set's records with their index, and of opening it."""
+    folder.mkdir(parents=True)
+    began = time.process_time()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    objects = [ObjectAnnotation(f"{i}", [4, 3, 40, 30], ["a brown horse in a green field"]) for i in range(REGIONS)]
+    record, collector = Record("x", "mined", "train", 64, 48, [], objects), Collector(IMAGE_REGION, "train", AS_UPRIGHT)
+    data = bytes(700)
+    for shard in range(shards):
+        for number in range(IMAGES):
+            record = replace(record, source_id=f"in/{shard:05d}{number:04d}")
+            collector.remember(record, "here")
+            collector.builder.add(record, shard, number * 3072, data)
+        entry = ShardEntry(f"mined-{shard:06d}.tar", IMAGES * 3072, "0" * 64, IMAGES)
+        collector.shards.append(entry)
+        with (folder / entry.file).open("wb") as file:
+            file.truncate(entry.bytes)
+    collector.finish(folder, "mined", {})
+    built = round(time.process_time() - began, 1)
+    samples = len(ManifestReader(folder))
+    return {
+        "records": shards * IMAGES,
+        "samples": samples,
+        "CPU s": built,
+        "MB at the start": start // 1024,
+        "memory MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
 if __name__ == "__main__":
     what, where, *number = sys.argv[1:]
     if what == "make":
         make(Path(where), int(number[0]))
+    elif what == "index":
+        print(json.dumps(measure_index(Path(where), int(number[0]))))
     else:
         print(json.dumps(measure(Path(where))))
