@@ -6,13 +6,13 @@ the file; ``${VAR:-default}`` in its texts is replaced as in run files.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rb.core.config import RunConfig
+from rb.core.files import slug
 from rb.core.install import ABLATIONS, find_file, find_shipped
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree, load_run
@@ -68,7 +68,7 @@ class Variant:
     @property
     def slug(self) -> str:
         """The name as a part of a folder's name."""
-        return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+        return slug(self.name)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def slug(name: str) -> str:
+    """A name as a part of a file's or a folder's name: small letters, digits, dots and underscores."""
+    return re.sub(r"[^a-z0-9._]+", "_", name.lower()).strip("_.")
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """``content`` (text as UTF-8) at ``path`` in one step."""
     with whole_file(path) as temporary:

@@ -91,6 +91,9 @@ def run_score(args: argparse.Namespace) -> int:
         if not args.json:
             scores = "  ".join(f"{name} {value:.4f}" for name, value in result["scores"].items() if value is not None)
             say(f"{out}: {_counted(result)}  {scores}")
+            for part, own in result.get("parts", {}).items():
+                values = "  ".join(f"{name} {value:.4f}" for name, value in own["scores"].items() if value is not None)
+                say(f"  {part}: {own['num_examples']:,} captions  {values}")
         _tell_once(result, notes)
     if args.json:
         say_json(results)

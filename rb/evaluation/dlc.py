@@ -11,10 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rb.core.files import file_sha256
+from rb.core.patient import attempt
 from rb.core.strict_json import FormatError, read
+from rb.tracking import ScoredSet, log_evaluation
 
 KINDS = ("positive", "negative")
 _LETTER = re.compile(r"\s*\(?([A-Z])[.):]")  # how an answer names its choice, where the judge's program did not
@@ -136,3 +140,20 @@ def _named(answer: object, choices: int) -> int | None:
     letter = _LETTER.match(answer) if isinstance(answer, str) else None
     number = ord(letter[1]) - ord("A") if letter else choices
     return number if number < choices else None
+
+
+def log_dlc(score: DlcScore, judged: Path, questions: Path, started: float) -> None:
+    """The means to MLflow by way of a journal beside the judge's answers, as ``eval/dlc_bench/test/dlc/positives`` and so on."""
+    means = {"positives": score.positives, "negatives": score.negatives, "mean": score.mean}
+    name = f"{judged.stem}-dlc"
+    log = partial(
+        log_evaluation,
+        {f"dlc/{kind}": value for kind, value in means.items()},
+        name=name,
+        data=ScoredSet("dlc_bench", "test", file_sha256(questions), str(questions.resolve())),
+        job_dir=judged.resolve().parent / "evaluations" / name,
+        tags={"judged": str(judged.resolve()), "answers": score.answers, "no_choice": len(score.no_choice)},
+        started=started,
+    )
+    # What was computed is printed, whatever the disk of the journal says.
+    attempt(judged, log)

@@ -29,7 +29,8 @@ _CLASS = (
     "Is it likely that the {objects} in the description {are} {name} or {similar} of a similar type? "
     "Again, It does not have to be an exact match."
 )
-_SINGULAR = ("us", "is")  # ends of words that are no plurals; "wine glass" is one in the published questions
+# A name that ends in "s" is asked about in the plural, unless it ends like "bus" or "tennis". The published questions do so for "wine glass" too.
+_SINGULAR = ("us", "is")
 
 
 def judge(

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rb.core.output import aligned, note, say
+from rb.core.ranking import ITC, ITM
 from rb.core.strict_json import FormatError
+from rb.core.tasks import RETRIEVAL, ZEROSHOT
 from rb.data.predictions import Prediction, read_predictions
 from rb.evaluation.category import score_categories
 from rb.evaluation.phrase import score_phrases
-from rb.evaluation.ranking import Rankings, score_classes, score_retrieval, texts_of
 from rb.evaluation.scan2cap import in_given_boxes, in_predicted_boxes, in_proposals, score_scan2cap
-from rb.evaluation.scoring import log_task
+from rb.evaluation.scoring import log_task, task_result
 from rb.evaluation.spice import default_cache
+from rb.evaluation.task_scores import SCORERS
 
 
 def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
         for line in lines:
             say(line)
     if not args.no_mlflow:
-        log_task(args.task, path, found["scores"], found.get("protocol"), started)
+        log_task(args.task, path, task_result(path, found["scores"], found.get("protocol")), started)
     return {"predictions": str(path.resolve()), "num_examples": len(rows), **found}
 
 
@@ -106,35 +108,18 @@ def _scan2cap(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[lis
     return lines, {"protocol": protocol, "described": len(described), "found": counts, "scores": scores}
 
 
-def _zero_shot(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
-    told = read_predictions(args.predictions[0])[1].get("ranking") or {}
-    classes = told.get("classes") or list({row.references[0] for row in rows})
-    found = score_classes(rows, len(classes))
-    protocol = f"{len(classes):,} classes, {', '.join(told.get('templates', ())) or 'unknown prompts'}; ties count as the worst rank"
-    return _rankings(f"{len(rows):,} examples, {protocol}", found, protocol)
-
-
-def _retrieval(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
-    found, top_k = score_retrieval(rows), (read_predictions(args.predictions[0])[1].get("ranking") or {}).get("top_k")
-    different = len({text for row in rows for text in texts_of(row)})
-    captions = sum(len(row.references) for row in rows)
-    protocol = f"{different:,} different texts of {captions:,}"
-    if different < captions:
-        protocol += " (one that several examples have is right for each)"
-    protocol += f"; ITM ranks the best {top_k} of ITC again" if top_k else ""
-    protocol += "; ties count as the worst rank"
-    return _rankings(f"{len(rows):,} examples, {protocol}", found, protocol)
-
-
-def _rankings(start: str, found: Rankings, protocol: str) -> tuple[list[str], dict[str, Any]]:
+def _rankings(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
     """A line for each who ranked, and one for drawing lots; scores in percent for people, 0 to 1 as data."""
+    found = SCORERS[args.task](rows, read_predictions(args.predictions[0])[1])
     names = list(found.chance)
-    rows = [
-        (who, *(f"{100 * values[name]:.1f}" for name in names))
-        for who, values in {**found.scores, "chance": found.chance}.items()
-    ]
-    scores = {f"{who}_{name}": value for who, values in found.scores.items() for name, value in values.items()}
-    return [start, *aligned([("", *names), *rows], 1)], {"protocol": protocol, "scores": scores, "chance": found.chance}
+    who = [one for one in (ITC, ITM) if f"{one}_{names[0]}" in found.scores]
+    lines = [(one, *(f"{100 * found.scores[f'{one}_{name}']:.1f}" for name in names)) for one in who]
+    lines = [("", *names), *lines, ("chance", *(f"{100 * found.chance[name]:.1f}" for name in names))]
+    return [f"{len(rows):,} examples, {found.protocol}", *aligned(lines, 1)], {
+        "protocol": found.protocol,
+        "scores": found.scores,
+        "chance": found.chance,
+    }
 
 
 def _line(start: str, scores: Mapping[str, float | None]) -> str:
@@ -145,6 +130,6 @@ _FOUND = {
     "category": _category,
     "phrase": _phrase,
     "scan2cap": _scan2cap,
-    "zeroshot": _zero_shot,
-    "retrieval": _retrieval,
+    ZEROSHOT: _rankings,
+    RETRIEVAL: _rankings,
 }

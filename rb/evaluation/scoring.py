@@ -49,7 +49,8 @@ def score_files(  # noqa: PLR0913 (a parameter for each option)
 ) -> list[dict[str, Any]]:
     """Scores predictions files and returns what each ``metrics.json`` holds (docs/formats.md); writes it and the scores per example.
 
-    All files are read before anything is computed, and one process of each Java program serves all of them.
+    All files are read before anything is computed, and one process of each Java program serves all of them. Where rows name parts of their set
+    (nocaps' domains), each part is scored as a set by itself too.
 
     Args:
         predictions: files that ``rb.data.formats.write_predictions`` wrote.
@@ -68,19 +69,25 @@ def score_files(  # noqa: PLR0913 (a parameter for each option)
     """
     started = time.time()
     read = [_read(Path(path), annotations, judge, lmms_eval) for path in predictions]
+    parts = [_parts(one.rows) for one in read]
+    of_parts = [rows for own in parts for rows in own.values()]
     found = score_sets(
         [
-            CaptionSet({row.id: row.prediction for row in one.rows}, {row.id: row.references for row in one.rows})
-            for one in read
+            CaptionSet({row.id: row.prediction for row in rows}, {row.id: row.references for row in rows})
+            for rows in (*(one.rows for one in read), *of_parts)
         ],
         use_java=use_java,
         spice_cache=spice_cache,
         metrics=metrics,
         attainable=attainable,
     )
-    results = []
-    for one, scores, out in zip(read, found, outs or [metrics_path(one.path) for one in read], strict=True):
+    results, rest = [], iter(found[len(read) :])
+    outs = outs or [metrics_path(one.path) for one in read]
+    for one, own, scores, out in zip(read, parts, found[: len(read)], outs, strict=True):
         result = _result(one, scores, with_truth=judge is not None)
+        if own:
+            scored = {part: {"num_examples": len(rows), "scores": next(rest).scores} for part, rows in own.items()}
+            result["parts"] = scored
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(
             examples_path(out), _examples(scores, {r.id: v for r, v in zip(one.rows, one.verdicts, strict=True)})
@@ -163,6 +170,12 @@ def examples_path(metrics: Path) -> Path:
     return Path(metrics).with_suffix(".examples.jsonl")
 
 
+def _parts(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """The parts of a set whose scores are published beside those of the whole (nocaps' domains); empty where there are fewer than two."""
+    names = sorted({row.part for row in rows if row.part is not None and row.question is None})
+    return {name: [row for row in rows if row.part == name] for name in names} if len(names) > 1 else {}
+
+
 def set_digest(rows: Sequence[Prediction]) -> str:
     """sha256 of the ids with their references, whatever the order of the rows: only scores of equal sets are compared."""
     content = dumps(sorted([row.id, *row.references] for row in rows))
@@ -203,26 +216,29 @@ def _examples(found: CaptionScores, verdicts: Mapping[str, Mapping[str, bool]]) 
     )
 
 
-def log_task(
-    task: str, predictions: Path, scores: Mapping[str, float | None], protocol: str | None, started: float
-) -> None:
-    """Scores of another task on a file of ``rb predict``, to MLflow as those of captions, under ``TASK/NAME``."""
+def task_result(predictions: Path, scores: Mapping[str, float | None], protocol: str | None) -> dict[str, Any]:
+    """Scores of another task on a file of ``rb predict``, with what they depend on, as ``metrics.json`` has those of captions."""
     rows, meta = read_predictions(predictions)
     modality, dataset, split = _one_set(rows, predictions)
-    result = {
+    return {
         "modality": modality,
         "dataset": dataset,
         "split": split,
         **_made_by(meta, predictions),
-        "scores": {f"{task}/{name}": value for name, value in scores.items()},
+        "scores": dict(scores),
         "decoding": meta.get("decoding"),
         "reference_policy": protocol,
         "set_sha256": set_digest(rows),
         "num_examples": len(rows),
         "predictions": str(predictions.resolve()),
     }
+
+
+def log_task(task: str, predictions: Path, result: Mapping[str, Any], started: float) -> None:
+    """``task_result`` to MLflow as scores of captions, under ``TASK/NAME``."""
+    named = {f"{task}/{name}": value for name, value in result["scores"].items()}
     # What was computed is printed, whatever the disk of the journals says.
-    attempt(predictions, partial(_log, result, predictions, predictions, started, f"-{task}"))
+    attempt(predictions, partial(_log, {**result, "scores": named}, predictions, predictions, started, f"-{task}"))
 
 
 def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float, suffix: str = "") -> None:
@@ -245,8 +261,11 @@ def _log(result: Mapping[str, Any], predictions: Path, out: Path, started: float
         "tokeniser",
         "num_examples",
     )
+    scores = dict(result["scores"])
+    for part, found in result.get("parts", {}).items():
+        scores |= {f"{part}/{name}": value for name, value in found["scores"].items()}
     log_evaluation(
-        {prefix + name: value for name, value in result["scores"].items() if value is not None},
+        {prefix + name: value for name, value in scores.items() if value is not None},
         name=predictions.stem + suffix,
         data=ScoredSet(result["dataset"], result["split"], result["set_sha256"], result["predictions"]),
         run_dir=run_dir if in_run else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def _vqa(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _dlc(args: argparse.Namespace) -> dict[str, object]:
-    from rb.evaluation.dlc import score_dlc_files
+    from rb.evaluation.dlc import log_dlc, score_dlc_files
 
+    started = time.time()
     score = score_dlc_files(args.judged, args.questions)
     if not args.json:
         objects = set().union(*score.objects.values())
@@ -98,6 +100,8 @@ def _dlc(args: argparse.Namespace) -> dict[str, object]:
     if score.no_choice:
         named = ", ".join(score.no_choice[:_SHOWN])
         note(f"note: in {len(score.no_choice):,} answers the judge picked no choice, which earns 0: {named}")
+    if not args.no_mlflow:
+        log_dlc(score, args.judged, args.questions, started)
     return {
         "positives": score.positives,
         "negatives": score.negatives,

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-MODES = ("official", "lavis", "lmms_eval")
+LAVIS = "lavis"
+MODES = ("official", LAVIS, "lmms_eval")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -57,13 +58,18 @@ def one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+def accuracy_name(mode: str) -> str:
+    """Of the score: it names its normalisation."""
+    return f"accuracy_{mode}"
+
+
 def vqa_accuracy(prediction: str, answers: Sequence[str], mode: str) -> float:
     """Accuracy of one prediction, 0 to 1, against its annotators' answers, two or more. ``mode``: one of ``MODES``."""
     assert mode in MODES, mode
     assert len(answers) > 1, answers
     given, wanted = one_line(prediction), list(answers)
     split = len(set(map(one_line, wanted))) > 1
-    if mode == "lavis":
+    if mode == LAVIS:
         given = normalise(given)
         wanted = [without_punctuation(answer) for answer in wanted] if split else wanted
     else:

@@ -103,7 +103,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from rb.core.files import check_writable
     from rb.data.index import ManifestReader
     from rb.inference.load import load_base, load_trained
-    from rb.inference.predicting import BLIND, CROPS, RELEASED_DECODING, SHUFFLED, WHOLE, Job, predict
+    from rb.inference.predicting import BLIND, CROPS, RELEASED_DECODING, SHUFFLED, WHOLE, Job, decoding_of, predict
 
     check_writable(args.out)
     dist.init()
@@ -128,11 +128,9 @@ def run_predict(args: argparse.Namespace) -> int:
         loaded = load_base(args.run_file, dist.device(), args.overrides)
     if args.decode == "released":
         loaded = loaded.generating(RELEASED_DECODING[loaded.text.llm_kind])
-    own = job.asked.decoding.get(loaded.text.llm_kind)
-    if own is not None:
-        given = {word.partition("=")[0] for word in args.overrides}
-        changes = {name: value for name, value in own.items() if f"decode.{name}" not in given}
-        loaded = loaded.generating(dataclasses.replace(loaded.generation, **changes))
+    if job.asked.decoding:
+        given = {word.partition("=")[0].removeprefix("decode.") for word in args.overrides}
+        loaded = loaded.generating(decoding_of(job.asked, loaded, given))
     count = predict(job, loaded, args.out)
     if dist.is_main():
         say(f"{count} {job.asked.makes} in {args.out}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,12 @@ class Job:
         """Examples within the limit."""
         total = self.reader.num_examples
         return total if self.limit is None else min(self.limit, total)
+
+
+def decoding_of(task: Task, loaded: Loaded, given: Collection[str] = ()) -> DecodeConfig:
+    """How a task's texts are generated: the run's settings, but for the task's own, of which those ``given`` stay the run's."""
+    own = task.decoding.get(loaded.text.llm_kind, {})
+    return dataclasses.replace(loaded.generation, **{name: value for name, value in own.items() if name not in given})
 
 
 def predict(job: Job, loaded: Loaded, out: Path) -> int:

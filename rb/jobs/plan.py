@@ -6,18 +6,19 @@ models that are the foundation of a run file. docs/formats.md describes the file
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rb.core.config import DecodeConfig
+from rb.core.config import DecodeConfig, check_templates
+from rb.core.files import slug
 from rb.core.install import EVALUATIONS, find_file, find_shipped
 from rb.core.metrics import METRICS
 from rb.core.modality import modality_spec
 from rb.core.run_file import from_tree
 from rb.core.run_yaml import read_yaml_file
+from rb.core.tasks import CAPTION, RETRIEVAL, TASKS, ZEROSHOT
 from rb.evaluation.paper import paper_models
 
 OURS, BASE, CROPS, SHUFFLED = "ours", "base", "crops", "shuffled"
@@ -50,12 +51,20 @@ class Task:
     """Manifest of the examples, or its folder; a path or a URL."""
     modality: str
     """How the examples are read."""
+    task: str = CAPTION
+    """``caption``, ``vqa``, ``zeroshot`` or ``retrieval``."""
     variants: tuple[str, ...] = (OURS,)
     """Out of ``ours``, ``base``, ``crops`` and ``shuffled``."""
     limit: int | None = None
-    """Only the first so many examples."""
+    """Only the first so many examples; of questions the first so many sources, with all their questions."""
     decoding: str = RUN_DECODING
     """``run``: as the run says; ``released``: as the released code does."""
+    classes: str | None = None
+    """zeroshot: file of the names of all classes, one a line; none: those of the set."""
+    templates: tuple[str, ...] = ()
+    """zeroshot: prompts of a class, with {} for its name; none: those of the run."""
+    top_k: int = 128
+    """retrieval: candidates that ITM ranks again; 0: none."""
     paper: str | None = None
     """Data set of the paper's Table 1 that stands beside it, such as ``RefCOCO``."""
     expect: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -146,11 +155,6 @@ class Plan:
         return from_tree(DecodeConfig, asdict(own) | self.decode.get(task, {}), f"tasks.{task}.decode")
 
 
-def slug(name: str) -> str:
-    """A name as a part of a file's name."""
-    return re.sub(r"[^a-z0-9._]+", "_", name.lower()).strip("_.")
-
-
 def find_plan(path: Path) -> Path:
     """The plan file that a path or the name of one of the project's own plans means; ``path`` itself if there is none."""
     return find_file(path) or find_shipped(str(path), EVALUATIONS) or path
@@ -222,5 +226,19 @@ def _check_task(where: str, task: Task) -> None:
         raise ValueError(f"{where}.variants: {task.modality} has no boxes to shuffle; leave {SHUFFLED} out")
     if task.decoding not in (RUN_DECODING, RELEASED):
         raise ValueError(f"{where}.decoding: {task.decoding}; choose {RUN_DECODING} or {RELEASED}")
+    if task.task not in TASKS:
+        raise ValueError(f"{where}.task: {task.task}; choose from {', '.join(TASKS)}")
+    if task.task != CAPTION and task.decoding == RELEASED:
+        raise ValueError(f"{where}.decoding: {RELEASED} is of captions, not of {task.task}; leave it out")
+    untrained = [variant for variant in task.variants if variant not in WITH_CHECKPOINT]
+    if TASKS[task.task].ranks and untrained:
+        raise ValueError(f"{where}.variants: {task.task} needs trained heads; leave {', '.join(untrained)} out")
+    if (task.classes or task.templates) and task.task != ZEROSHOT:
+        raise ValueError(
+            f"{where}: classes and templates go with task: {ZEROSHOT}, not with {task.task}; leave them out"
+        )
+    check_templates(f"{where}.templates", task.templates)
+    if task.top_k < 0 or (task.top_k != Task.top_k and task.task != RETRIEVAL):
+        raise ValueError(f"{where}.top_k: {task.top_k} goes with task: {RETRIEVAL}, and is at least 0; leave it out")
     if task.limit is not None and task.limit < 1:
         raise ValueError(f"{where}.limit: {task.limit} must be at least 1")

@@ -20,6 +20,7 @@ from rb.core.files import check_writable, write_json
 from rb.core.output import aligned, say, say_json
 from rb.core.run_file import load_run
 from rb.core.run_paths import find_path, find_run_file
+from rb.core.tasks import TASKS
 from rb.core.urls import Url, location
 from rb.data.predictions import read_predictions
 from rb.jobs import table
@@ -120,9 +121,10 @@ def judge(results: Results, entry: Entry, missing: Sequence[str]) -> Verdict:
     for name, value in expected.items():
         found, most = entry.scores.get(name), tolerance(results.plan, entry, name)
         shown = "none" if found is None else f"{found:.1f}"
-        line = f"{label(name)} {shown}, expected {value:.1f} within {most:.1f}"
+        line = f"{label(name)} {shown}, expected {value:g} within {most:.1f}"
         passes = found is not None and abs(found - value) <= most
         (lines if passes else wrong).append(line)
+    lines += [f"{label(name)} {value:.1f}" for name, value in entry.scores.items() if name not in expected]
     ids = differing(results, entry)
     if ids:
         wrong.append(
@@ -180,6 +182,10 @@ def _wrong_data(plan: Plan, entry: Entry) -> list[str]:
     if task.split is not None and found["split"] != task.split:
         wrong.append(f"split {found['split']}, expected {task.split}")
     wanted = None if task.examples is None else min(task.examples, task.limit or task.examples)
+    if (
+        TASKS[task.task].of_questions and task.limit is not None
+    ):  # a limit is of sources, and each has any number of questions
+        wanted = None
     used = found["num_examples"] + sum((found.get("left_out") or {}).values())
     if wanted is not None and used != wanted:
         wrong.append(f"{used:,} examples, expected {wanted:,}")

@@ -15,10 +15,11 @@ from typing import Any
 from rb.checkpoints.checkpoint import require
 from rb.checkpoints.export_folder import is_export
 from rb.core.config import FoundationConfig
-from rb.core.files import sha256, write_json
+from rb.core.files import file_sha256, sha256, write_json
 from rb.core.run_layout import RUN_METRICS, RUN_PREDICTIONS
 from rb.core.run_paths import open_foundation
 from rb.core.strict_json import read
+from rb.core.tasks import CAPTION
 from rb.core.urls import location
 from rb.data.index import ManifestReader
 from rb.jobs.plan import Cell, Model, Plan
@@ -104,6 +105,9 @@ def predictions_key(plan: Plan, cell: Cell, model: str) -> str:
     """
     task = plan.tasks[cell.task]
     asked = [task.modality, task.limit, task.decoding, plan.decode.get(cell.task), cell.variant, plan.batch_size]
+    if task.task != CAPTION:
+        classes = file_sha256(Path(task.classes)) if task.classes else None
+        asked += [task.task, classes, list(task.templates), task.top_k]
     return sha256(json.dumps([model, ManifestReader(location(task.data)).digest, asked]))
 
 

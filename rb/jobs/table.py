@@ -15,8 +15,10 @@ from rb.core.locks import FileLock
 from rb.core.metrics import CARD, METRICS, REPORT, TABLE
 from rb.core.output import aligned
 from rb.core.strict_json import read
+from rb.core.tasks import TASKS
 from rb.drawing import page
 from rb.evaluation.paper import read_paper, table1_scores
+from rb.evaluation.vqa import LAVIS, accuracy_name
 from rb.jobs.plan import BASE, CROPS, OURS, Cell, Plan
 from rb.jobs.results import RECORDS, Results
 
@@ -29,6 +31,8 @@ ROWS = {
 }  # variant -> the paper's row; it has no shuffled boxes
 ABSENT = "-"
 PAPER = "paper"
+# The score that the paper's VQA accuracy is compared with. It does not say which normalisation it has; LAVIS's made BLIP-2's published figures.
+PAPER_VQA = accuracy_name(LAVIS)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def as_data(plan: Plan, entries: Sequence[Entry]) -> dict[str, Any]:
         "decoding",
         "tokeniser",
         "left_out",
+        "parts",
+        "chance",
         "skipped",
     )
     return {
@@ -150,6 +156,18 @@ def rows_of(own: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
             if name in with_paper:
                 row.append(_shown(entry.paper.get(name)))
         rows.append(row)
+        more = {
+            part: (found["num_examples"], found["scores"]) for part, found in (entry.found.get("parts") or {}).items()
+        }
+        if "chance" in entry.found:
+            by_chance = entry.found["chance"]
+            more["chance"] = None, {name: by_chance.get(name.partition("_")[2]) for name in names}
+        for part, (count, scores) in more.items():
+            row = ["", f"  {part}", "" if count is None else f"{count:,}"]
+            for name in names:
+                value = scores.get(name)
+                row += [_shown(None if value is None else 100 * value), *([""] if name in with_paper else [])]
+            rows.append(row)
     return ["model", "variant", "examples", *heads], rows
 
 
@@ -187,7 +205,10 @@ def notes_of(own: Sequence[Entry]) -> list[str]:
 def paper_scores(plan: Plan, cell: Cell) -> dict[str, float]:
     """The paper's scores (times 100) that belong beside a cell; empty where it has none."""
     dataset, model = plan.tasks[cell.task].paper, plan.models[cell.model].paper
-    return table1_scores(ROWS[cell.variant], dataset, model) if dataset and model and cell.variant in ROWS else {}
+    if not dataset or not model or cell.variant not in ROWS:
+        return {}
+    found = table1_scores(ROWS[cell.variant], dataset, model)
+    return {PAPER_VQA if name == "accuracy" else name: value for name, value in found.items()}
 
 
 def _entry(results: Results, cell: Cell) -> Entry:
@@ -208,7 +229,7 @@ def _heading(plan: Plan, task: str, own: Sequence[Entry]) -> str:
     """What the cells of one task were asked."""
     asked = plan.tasks[task]
     found = next((entry.found for entry in own if entry.found), None)
-    parts = [f"captions of {asked.modality.replace('_', ' ')}"]
+    parts = [f"{TASKS[asked.task].makes} of {asked.modality.replace('_', ' ')}"]
     if found is not None:
         policy = f" ({found['reference_policy']})" if found.get("reference_policy") else ""
         parts += [f"{found['dataset']} {found['split']}", f"{found['num_references']:,} references{policy}"]

@@ -14,14 +14,17 @@ from rb.core import dist
 from rb.core.files import CannotWriteError
 from rb.core.locks import FileLock
 from rb.core.output import note
+from rb.core.tasks import CAPTION, TASKS
 from rb.core.urls import location
 from rb.data.index import ManifestReader
 from rb.evaluation.scoring import score_files
 from rb.evaluation.spice import default_cache
+from rb.evaluation.task_scores import score_task
 from rb.inference.load import Loaded, build_trained, load_base, read_trained
 from rb.inference.predicting import CROPS as CUT_OUT
-from rb.inference.predicting import RELEASED_DECODING, WHOLE, Job, predict
+from rb.inference.predicting import RELEASED_DECODING, WHOLE, Job, decoding_of, predict
 from rb.inference.predicting import SHUFFLED as OTHER_BOXES
+from rb.inference.ranking import Ranking, read_classes
 from rb.jobs.plan import CROPS, RELEASED, SHUFFLED, Cell, Model, Plan
 from rb.jobs.results import Record, Results, model_key, predictions_key
 
@@ -79,7 +82,9 @@ class Worker:
             out.parent.mkdir(parents=True, exist_ok=True)
             count = predict(self._job(cell), self._generating(cell, self._model(cell.model, model)), out)
             self.results.note(cell, Record(key))
-        self._say(f"{cell.name}: {count:,} captions, {time.monotonic() - started:.0f} s")
+        self._say(
+            f"{cell.name}: {count:,} {TASKS[self.plan.tasks[cell.task].task].makes}, {time.monotonic() - started:.0f} s"
+        )
 
     def _job(self, cell: Cell) -> Job:
         task, plan = self.plan.tasks[cell.task], self.plan
@@ -90,10 +95,12 @@ class Worker:
             limit=task.limit,
             batch_size=plan.batch_size,
             num_workers=plan.workers,
+            task=task.task,
+            ranking=Ranking(read_classes(Path(task.classes)) if task.classes else (), task.templates, task.top_k),
         )
 
     def _generating(self, cell: Cell, loaded: Loaded) -> Loaded:
-        own = loaded.generation
+        own = decoding_of(TASKS[self.plan.tasks[cell.task].task], loaded)
         if self.plan.tasks[cell.task].decoding == RELEASED:
             own = RELEASED_DECODING[loaded.text.llm_kind]
         wanted = self.plan.generation(cell.task, own)
@@ -102,11 +109,11 @@ class Worker:
     def _model(self, name: str, key: str) -> Loaded:
         """The model in memory, or this one in its place."""
         if self._loaded is None or self._loaded[0] != key:
-            started, held = time.monotonic(), self._loaded[1] if self._loaded else None
+            started, former = time.monotonic(), self._loaded[1] if self._loaded else None
             self._loaded = None
-            loaded = load(self.plan.models[name], held)
+            loaded = load(self.plan.models[name], former)
             self._loaded = key, loaded
-            again = held is not None and held.built is loaded.built
+            again = former is not None and former.built is loaded.built
             self._say(
                 f"{name}: {'its trained parameters put in' if again else 'loaded'}, {time.monotonic() - started:.0f} s"
             )
@@ -131,13 +138,19 @@ class Worker:
         self._say(f"{len(cells)} sets scored, {time.monotonic() - started:.0f} s")
 
     def _score_files(self, cells: Sequence[Cell]) -> None:
-        score_files(
-            [self.results.predictions(cell) for cell in cells],
-            [self.results.metrics(cell) for cell in cells],
-            use_mlflow=self.mlflow,
-            spice_cache=default_cache(),
-            metrics=self.plan.metrics,
-        )
+        of_task = {cell: self.plan.tasks[cell.task].task for cell in cells}
+        captions = [cell for cell in cells if of_task[cell] == CAPTION]
+        if captions:
+            score_files(
+                [self.results.predictions(cell) for cell in captions],
+                [self.results.metrics(cell) for cell in captions],
+                use_mlflow=self.mlflow,
+                spice_cache=default_cache(),
+                metrics=self.plan.metrics,
+            )
+        for cell, task in of_task.items():
+            if task != CAPTION:
+                score_task(task, self.results.predictions(cell), self.results.metrics(cell), self.mlflow)
         for cell in cells:
             self.results.note(cell, replace(self.results.record(cell), scored=self.results.score_key(), cause=""))
 
@@ -151,10 +164,15 @@ class Worker:
         note(f"== [{time.monotonic() - self._started:5.0f} s] {text}")
 
 
-def load(model: Model, held: Loaded | None = None) -> Loaded:
-    """A model of a plan; ``held``, which is no longer needed, gives its frozen part where that is the same."""
+def load(model: Model, former: Loaded | None = None) -> Loaded:
+    """A model of a plan.
+
+    ``former`` is the model that was used before it and is not needed any more. Where both are trained and have the same frozen part, only the trained
+    parameters are replaced, and nothing is built.
+    """
     if model.base is not None:
         return load_base(model.base, dist.device(), model.settings)
     assert model.checkpoint is not None, "checked when the plan was read"
     trained = read_trained(Path(model.checkpoint), model.foundation, model.settings)
-    return build_trained(trained, dist.device(), held=held if held is not None and held.trained is not None else None)
+    usable = former if former is not None and former.trained is not None else None
+    return build_trained(trained, dist.device(), held=usable)

@@ -39,7 +39,7 @@ def test_published_answers_give_published_figures(
     judged, questions = published(model), published("qa")
     (tmp_path / "judged.json").write_text(json.dumps(judged))
     (tmp_path / "qa.json").write_text(json.dumps(questions))
-    files = ("--task", "dlc", "--judged", tmp_path / "judged.json", "--questions", tmp_path / "qa.json")
+    files = ("--task", "dlc", "--judged", tmp_path / "judged.json", "--questions", tmp_path / "qa.json", "--no-mlflow")
     found = scored(capsys, *files, "--out", tmp_path / "scores.json")
     assert tuple(round(found[name], 3) for name in ("positives", "negatives", "mean")) == figures
     assert found["positives"] == pytest.approx(judged["avg_pos"], abs=1e-12)

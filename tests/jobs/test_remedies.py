@@ -55,6 +55,26 @@ PLANS: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
         {"tasks": {"t": TASK | {"decoding": "theirs"}}},
         {"tasks": {"t": TASK | {"decoding": "released"}}},
     ),
+    ("{}.task: {}; choose from {}", "choose"): (
+        {"tasks": {"t": TASK | {"task": "captions"}}},
+        {"tasks": {"t": TASK | {"task": "caption"}}},
+    ),
+    ("{}.decoding: {} is of captions, not of {}; leave it out", "leave"): (
+        {"tasks": {"t": TASK | {"task": "vqa", "decoding": "released"}}},
+        {"tasks": {"t": TASK | {"task": "vqa"}}},
+    ),
+    ("needs trained heads; leave {} out", "leave"): (
+        {"tasks": {"t": TASK | {"task": "retrieval", "variants": ["ours", "base"]}}},
+        {"tasks": {"t": TASK | {"task": "retrieval", "variants": ["ours"]}}},
+    ),
+    ("classes and templates go with task: {}, not with {}; leave them out", "leave"): (
+        {"tasks": {"t": TASK | {"templates": ["a {}"]}}},
+        {"tasks": {"t": TASK}},
+    ),
+    ("goes with task: {}, and is at least 0; leave it out", "leave"): (
+        {"tasks": {"t": TASK | {"top_k": 3}}},
+        {"tasks": {"t": TASK}},
+    ),
 }
 covers({says for says, _ in PLANS})
 
