@@ -169,6 +169,7 @@ COMMANDS = (
     Command("toy raw", "write the toy world as raw data sets", lazy("rb.toy.commands:add_raw")),
     Command("toy foundation", "copy the toy foundation, to try commands with", lazy("rb.toy.commands:add_foundation")),
     Command("toy demo", "the whole chain on the toy world", lazy("rb.toy.commands:add_demo"), CALL),
+    Command("toy tasks", "other tasks than captions, asked of a toy model", lazy("rb.toy.commands:add_tasks")),
     Command("completion", "print a completion script for a shell", lazy("rb.cli:add_completion")),
 )
 

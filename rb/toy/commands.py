@@ -1,4 +1,4 @@
-"""``rb toy raw``: the toy world as raw data sets. ``rb toy foundation``: its small models. ``rb toy demo``: the whole chain on them."""
+"""``rb toy raw``: the toy world as raw data sets. ``rb toy foundation``: its small models. ``rb toy demo``: the whole chain on them. ``rb toy tasks``: more of its scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from rb.core.exit_codes import FINISHED
-from rb.core.output import say
+from rb.core.output import add_json, say
 
 SCALES = ("demo", "small")  # rows of rb/toy/raw/data_sets.py
 LLMS = ("opt", "t5")
@@ -76,3 +76,22 @@ def run_demo(args: argparse.Namespace) -> int:
     from rb.toy.demo import Demo
 
     return Demo(args.out, args.llm, args.steps, args.scale, args.rb).run_all()
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """``rb toy tasks``."""
+    parser.description = "Zero-shot classes, retrieval and answers of a trained toy model over scenes that no training has seen, beside chance."
+    parser.add_argument("--checkpoint", type=Path, required=True, help="run folder of the demo, or a checkpoint in it")
+    parser.add_argument("--foundation", type=Path, help="folder of the frozen weights, if it is not where the run says")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the sets and predictions")
+    parser.add_argument("--scenes", type=int, default=500, help="scenes of a draw (500)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of scenes (3)")
+    add_json(parser)
+    parser.set_defaults(run=run_tasks)
+
+
+def run_tasks(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.toy.tasks import run
+
+    return run(args)

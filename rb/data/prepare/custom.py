@@ -18,7 +18,7 @@ from rb.data.prepare.common import Conversion, RejectedError, add_exif, read_ima
 from rb.data.prepare.custom_records import SPLITS, Item, Meaning, Records, first_notes
 from rb.data.prepare.custom_rows import FORMS, Request, meaning, named, read_rows
 from rb.data.prepare.plan import Plan, RawSet
-from rb.data.prepare.tables import READERS
+from rb.data.prepare.tables import CLASS_FOLDERS, TABLES
 from rb.sources.cloud_arrays import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ LAYOUT = """  --csv FILE (a header line; also TSV), --jsonl FILE, --json-list FI
       a column for the file's name in --images or --clouds and one for the caption; for regions a box too; object and split may be there
   --images DIR   .jpg, .png, .webp; boxes are x1, y1, x2, y2 or x, y, width, height, in pixels or in shares of the image's size
   --clouds DIR   .ply, .pcd, .xyz, .npy, .npz, .pt: [N, 3 or 6]; boxes are min x, y, z, max x, y, z in the cloud's own units
+  --class-folders   in place of a table: DIR/<class>/... of --images or --clouds, for zero-shot classes (rb predict --task zeroshot)
   --tars 'DIR/*.tar'   in place of both: KEY.jpg (.png, .webp) with KEY.txt, KEY.json or both, as img2dataset packs them; the caption is
       the text, or a field of the JSON: --column caption=FIELD; boxes: --column box=FIELD with --boxes, one box or a list of them"""
 
@@ -41,6 +42,7 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
     coco: Path | None = None,
     parquet: Path | None = None,
     tars: Sequence[str] | None = None,
+    class_folders: bool = False,
     images: Path | None = None,
     clouds: Path | None = None,
     name: str | None = None,
@@ -57,7 +59,8 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
 
     Args:
         csv, jsonl, json_list, coco, parquet: the table, one of them; or
-        tars: files, folders or patterns.
+        tars: files, folders or patterns; or
+        class_folders: no table: a file's caption is the name of the folder of ``images`` or ``clouds`` that it is in.
         images, clouds: the folder of a table's files, one of them.
         name: of the set, and the first part of source ids; default: the name of ``out``.
         column: ``FIELD=NAME`` where the guess is wrong.
@@ -85,7 +88,10 @@ def open_raw(  # noqa: PLR0913 (a parameter for each option)
         return _open_tars(tars, told, boxes, shares, exif, records)
     if media is None:
         raise ValueError("--images or --clouds: name the folder of the files that the table's rows name")
-    kind, table = next((kind, path) for kind, path in tables.items() if path is not None)
+    if class_folders:
+        kind, table = CLASS_FOLDERS, media
+    else:
+        kind, table = next((kind, path) for kind, path in tables.items() if path is not None)
     ask = Request(table, kind, media, clouds is not None, told, boxes, shares, exif)
     return _open_table(ask, min_points, records)
 
@@ -94,7 +100,7 @@ def _open_table(ask: Request, min_points: int, records: Callable[..., Records]) 
     """An item of the plan is a file with its rows."""
     if not ask.media.is_dir():
         raise ValueError(f"{ask.media}: is no folder; give the folder of the {'clouds' if ask.clouds else 'images'}")
-    if not ask.table.is_file():
+    if ask.kind != CLASS_FOLDERS and not ask.table.is_file():
         raise ValueError(f"{ask.table}: not found")
     notes: Counter[str] = Counter()
     found = read_rows(ask, notes)
@@ -133,7 +139,7 @@ def _open_table(ask: Request, min_points: int, records: Callable[..., Records]) 
             exif=ask.exif,
         )
 
-    return RawSet(splits, [ask.table], plan, "\n".join(lines))
+    return RawSet(splits, [ask.table] if ask.table.is_file() else [], plan, "\n".join(lines))
 
 
 def _open_tars(
@@ -197,10 +203,12 @@ def _open_tars(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``rb prepare custom``."""
     tables = parser.add_mutually_exclusive_group(required=True)
-    for kind in READERS:
+    for kind in TABLES:
         tables.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"a table: {kind}")
     packed = "tars of images and captions: files, folders, or a pattern in quotes"
     tables.add_argument("--tars", nargs="+", metavar="GLOB", help=packed)
+    classes = "no table: --images or --clouds holds a folder for each class, whose name is the caption of its files"
+    tables.add_argument("--class-folders", action="store_true", help=classes)
     media = parser.add_mutually_exclusive_group()
     media.add_argument("--images", type=Path, metavar="DIR", help="the folder of a table's images")
     media.add_argument("--clouds", type=Path, metavar="DIR", help="the folder of a table's clouds")

@@ -104,10 +104,21 @@ def _key(value: object) -> int | str | None:
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
+def read_class_folders(folder: Path, notes: Counter[str]) -> Rows:  # noqa: ARG001 (a reader like the others)
+    """A row for each file below a folder of folders, one a class: its caption is the name of its class as words."""
+    files = sorted(path.relative_to(folder) for path in folder.glob("*/**/*") if path.is_file())
+    named = (file for file in files if not any(part.startswith(".") for part in file.parts))
+    for number, file in enumerate(named, 1):
+        yield number, {"file": file.as_posix(), "caption": file.parts[0].replace("_", " ")}
+
+
+CLASS_FOLDERS = "class-folders"
 READERS: dict[str, Callable[[Path, Counter[str]], Rows]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
     "json-list": read_json_list,
     "coco": read_coco,
     "parquet": read_parquet,
+    CLASS_FOLDERS: read_class_folders,
 }
+TABLES = tuple(kind for kind in READERS if kind != CLASS_FOLDERS)  # those that are files
