@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-LAVIS = "lavis"
+LAVIS, ACCURACY = "lavis", "accuracy_"
 MODES = ("official", LAVIS, "lmms_eval")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -60,7 +60,7 @@ def one_line(text: str) -> str:
 
 def accuracy_name(mode: str) -> str:
     """Of the score: it names its normalisation."""
-    return f"accuracy_{mode}"
+    return ACCURACY + mode
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], mode: str) -> float:

@@ -18,7 +18,7 @@ from rb.core.strict_json import read
 from rb.core.tasks import TASKS
 from rb.drawing import page
 from rb.evaluation.paper import read_paper, table1_scores
-from rb.evaluation.vqa import LAVIS, accuracy_name
+from rb.evaluation.vqa import ACCURACY, LAVIS, accuracy_name
 from rb.jobs.plan import BASE, CROPS, OURS, Cell, Plan
 from rb.jobs.results import RECORDS, Results
 
@@ -152,9 +152,9 @@ def rows_of(own: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     for entry in own:
         row = [entry.cell.model, entry.cell.variant, f"{entry.found['num_examples']:,}" if entry.found else entry.state]
         for name in names:
-            row.append(_shown(entry.scores.get(name)))
+            row.append(_shown(name, entry.scores.get(name)))
             if name in with_paper:
-                row.append(_shown(entry.paper.get(name)))
+                row.append(_shown(name, entry.paper.get(name)))
         rows.append(row)
         more = {
             part: (found["num_examples"], found["scores"]) for part, found in (entry.found.get("parts") or {}).items()
@@ -166,21 +166,21 @@ def rows_of(own: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
             row = ["", f"  {part}", "" if count is None else f"{count:,}"]
             for name in names:
                 value = scores.get(name)
-                row += [_shown(None if value is None else 100 * value), *([""] if name in with_paper else [])]
+                row += [_shown(name, None if value is None else 100 * value), *([""] if name in with_paper else [])]
             rows.append(row)
     return ["model", "variant", "examples", *heads], rows
 
 
 def score_names(own: Sequence[Entry]) -> list[str]:
-    """Scores that a table shows: of captions those for people, of other tasks all; in the order of the metrics."""
-    found = {name for entry in own for name in (*entry.scores, *entry.paper)}
+    """Scores that a table shows: of captions those for people, in the order of the metrics; of other tasks all."""
+    found = dict.fromkeys(name for entry in own for name in (*entry.scores, *entry.paper))
     listed = [m.name for m in METRICS.values() if m.name in found and m.shown_in & {TABLE, REPORT, CARD}]
-    return [*listed, *(name for name in sorted(found) if name not in METRICS)]
+    return [*listed, *(name for name in found if name not in METRICS)]
 
 
 def label(name: str) -> str:
     """A score's name for people."""
-    return METRICS[name].label if name in METRICS else name
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")
 
 
 def notes_of(own: Sequence[Entry]) -> list[str]:
@@ -199,7 +199,7 @@ def notes_of(own: Sequence[Entry]) -> list[str]:
             f"{name}: {metric} skipped: {reason}" for metric, reason in (entry.found.get("skipped") or {}).items()
         ]
     decodings = {_flat(entry.found["decoding"]) for entry in scored if entry.found.get("decoding")}
-    return list(dict.fromkeys([*lines, *(f"decoding: {one}" for one in sorted(decodings))]))
+    return list(dict.fromkeys([*lines, *(f"decoding: {one}" for one in sorted(decodings) if one)]))
 
 
 def paper_scores(plan: Plan, cell: Cell) -> dict[str, float]:
@@ -231,9 +231,11 @@ def _heading(plan: Plan, task: str, own: Sequence[Entry]) -> str:
     found = next((entry.found for entry in own if entry.found), None)
     parts = [f"{TASKS[asked.task].makes} of {asked.modality.replace('_', ' ')}"]
     if found is not None:
-        policy = f" ({found['reference_policy']})" if found.get("reference_policy") else ""
-        parts += [f"{found['dataset']} {found['split']}", f"{found['num_references']:,} references{policy}"]
-    return ", ".join([*parts, *([f"the first {asked.limit:,} examples"] if asked.limit else [])])
+        parts += [f"{found['dataset']} {found['split']}", f"{found['num_references']:,} references"]
+    if asked.limit:
+        parts.append(f"the first {asked.limit:,} {'sources' if TASKS[asked.task].of_questions else 'examples'}")
+    policy = found.get("reference_policy") if found is not None else None
+    return ", ".join(parts) + (f"; {policy}" if policy else "")
 
 
 def _counted(entries: Sequence[Entry]) -> str:
@@ -255,5 +257,6 @@ def _flat(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, ""))
 
 
-def _shown(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.1f}"
+def _shown(name: str, value: float | None) -> str:
+    """One decimal, as the paper prints captions' scores; of VQA accuracies two."""
+    return ABSENT if value is None else f"{value:.{2 if name.startswith(ACCURACY) else 1}f}"

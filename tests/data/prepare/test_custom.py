@@ -309,7 +309,15 @@ def test_a_folder_of_folders_gives_the_class_of_each_file(tmp_path: Path) -> Non
     for i, name in enumerate(("night_stand/a.png", "bed/one/b.png", "bed/.hidden", ".cache/c.png")):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / name).write_bytes(image_bytes(i, size=SIZE))
-    words = ["prepare", "custom", "--class-folders", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    words = [
+        "prepare",
+        "custom",
+        "--class-folders",
+        "--images",
+        str(tmp_path / "images"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 0
     records = {record.source_id: record.captions for record, _ in ManifestReader(tmp_path / "out").records()}
     assert records == {"out/bed/one/b.png": ["bed"], "out/night_stand/a.png": ["night stand"]}
