@@ -55,7 +55,7 @@ class Entry:
     @property
     def scores(self) -> dict[str, float]:
         """What was scored, times 100."""
-        return {name: 100 * value for name, value in self.found.get("scores", {}).items() if value is not None}
+        return _percent(self.found.get("scores", {}))
 
 
 def collect(results: Results, cells: Sequence[Cell]) -> list[Entry]:
@@ -144,36 +144,54 @@ def as_html(plan: Plan, entries: Sequence[Entry]) -> str:
 
 
 def rows_of(own: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of one task: model, variant, examples, then each score with the paper's behind it where that has one."""
+    """Heading and rows of one task: model, variant, examples, then each score with the paper's behind it where that has one.
+
+    Below the row of a cell stand those of the parts of its set, of a ranking's other order (ITM), and of drawing lots.
+    """
     names = score_names(own)
     with_paper = {name for name in names if any(name in entry.paper for entry in own)}
     heads = [column for name in names for column in (label(name), *([PAPER] if name in with_paper else []))]
     rows = []
     for entry in own:
-        row = [entry.cell.model, entry.cell.variant, f"{entry.found['num_examples']:,}" if entry.found else entry.state]
-        for name in names:
-            row.append(_shown(name, entry.scores.get(name)))
-            if name in with_paper:
-                row.append(_shown(name, entry.paper.get(name)))
-        rows.append(row)
-        more = {
-            part: (found["num_examples"], found["scores"]) for part, found in (entry.found.get("parts") or {}).items()
-        }
-        if "chance" in entry.found:
-            by_chance = entry.found["chance"]
-            more["chance"] = None, {name: by_chance.get(name.partition("_")[2]) for name in names}
-        for part, (count, scores) in more.items():
-            row = ["", f"  {part}", "" if count is None else f"{count:,}"]
+        for place, (variant, count, scores) in enumerate(_lines(entry)):
+            row = ["" if place else entry.cell.model, variant, count]
             for name in names:
-                value = scores.get(name)
-                row += [_shown(name, None if value is None else 100 * value), *([""] if name in with_paper else [])]
+                row.append(_shown(name, scores.get(name)))
+                if name in with_paper:
+                    row.append("" if place else _shown(name, entry.paper.get(name)))
             rows.append(row)
     return ["model", "variant", "examples", *heads], rows
 
 
+def _lines(entry: Entry) -> list[tuple[str, str, Mapping[str, float]]]:
+    """(variant, examples, scores times 100) of each row of a cell, its own first."""
+    variant, found = entry.cell.variant, entry.found
+    if not found:
+        return [(variant, entry.state, {})]
+    count = f"{found['num_examples']:,}"
+    lines = []
+    if "chance" in found:  # scores are WHO_NAME there
+        orders = dict.fromkeys(name.partition("_")[0] for name in entry.scores)
+        for who in orders:
+            values = {name.partition("_")[2]: v for name, v in entry.scores.items() if name.startswith(f"{who}_")}
+            lines.append(
+                (f"  by {who.upper()}" if lines else f"{variant}, by {who.upper()}", "" if lines else count, values)
+            )
+        lines.append(("  chance", "", _percent(found["chance"])))
+        return lines
+    lines.append((variant, count, entry.scores))
+    for part, own in (found.get("parts") or {}).items():
+        lines.append((f"  {part}", f"{own['num_examples']:,}", _percent(own["scores"])))
+    return lines
+
+
+def _percent(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: 100 * value for name, value in scores.items() if value is not None}
+
+
 def score_names(own: Sequence[Entry]) -> list[str]:
     """Scores that a table shows: of captions those for people, in the order of the metrics; of other tasks all."""
-    found = dict.fromkeys(name for entry in own for name in (*entry.scores, *entry.paper))
+    found = dict.fromkeys(name for entry in own for name in (*_lines(entry)[0][2], *entry.paper))
     listed = [m.name for m in METRICS.values() if m.name in found and m.shown_in & {TABLE, REPORT, CARD}]
     return [*listed, *(name for name in found if name not in METRICS)]
 
@@ -247,7 +265,7 @@ def _counted(entries: Sequence[Entry]) -> str:
 
 def _of_the_paper(entries: Sequence[Entry]) -> str:
     return (
-        f" Columns *{PAPER}*: {read_paper()['source']}, Table 1, of its data and full-size models."
+        f" Columns named '{PAPER}': {read_paper()['source']}, Table 1, of its data and full-size models."
         if any(e.paper for e in entries)
         else ""
     )
