@@ -104,7 +104,14 @@ def predictions_key(plan: Plan, cell: Cell, model: str) -> str:
         ValueError, OSError: the data cannot be read.
     """
     task = plan.tasks[cell.task]
-    asked = [task.modality, task.limit, task.decoding, plan.decode.get(cell.task), cell.variant, plan.batch_size]
+    asked: list[Any] = [
+        task.modality,
+        task.limit,
+        task.decoding,
+        plan.decode.get(cell.task),
+        cell.variant,
+        plan.batch_size,
+    ]
     if task.task != CAPTION:
         classes = file_sha256(Path(task.classes)) if task.classes else None
         asked += [task.task, classes, list(task.templates), task.top_k]

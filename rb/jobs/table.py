@@ -169,7 +169,7 @@ def _lines(entry: Entry) -> list[tuple[str, str, Mapping[str, float]]]:
     if not found:
         return [(variant, entry.state, {})]
     count = f"{found['num_examples']:,}"
-    lines = []
+    lines: list[tuple[str, str, Mapping[str, float]]] = []
     if "chance" in found:  # scores are WHO_NAME there
         orders = dict.fromkeys(name.partition("_")[0] for name in entry.scores)
         for who in orders:
