@@ -51,8 +51,8 @@ class _Row:
 
 def run(args: argparse.Namespace) -> int:
     """Make the sets of each seed, ask the model, print the table."""
-    if args.scenes < 50 or args.seeds < 1:
-        raise ValueError(f"--scenes {args.scenes}, --seeds {args.seeds}: must be at least 50 and 1")
+    if args.scenes < 10 or args.seeds < 1:
+        raise ValueError(f"--scenes {args.scenes}, --seeds {args.seeds}: must be at least 10 and 1")
     loaded = load_trained(args.checkpoint, args.foundation, dist.device())
     values: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(args.seeds):
