@@ -19,6 +19,7 @@ from PIL import Image
 from rb.core import dist, seeding
 from rb.core.exit_codes import FINISHED
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD
+from rb.core.model_config import at_least
 from rb.core.output import aligned, note, say, say_json
 from rb.core.tasks import RETRIEVAL, VQA, ZEROSHOT
 from rb.data.formats import ObjectAnnotation, Question, Record
@@ -51,8 +52,8 @@ class _Row:
 
 def run(args: argparse.Namespace) -> int:
     """Make the sets of each seed, ask the model, print the table."""
-    if args.scenes < 10 or args.seeds < 1:
-        raise ValueError(f"--scenes {args.scenes}, --seeds {args.seeds}: must be at least 10 and 1")
+    for name, least in (("scenes", 10), ("seeds", 1)):
+        at_least(f"--{name}", getattr(args, name), least)
     loaded = load_trained(args.checkpoint, args.foundation, dist.device())
     values: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(args.seeds):
