@@ -59,18 +59,21 @@ class Table:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All ``RUN_DIR/metrics/*.json``; a ``FormatError`` names a file that is none of ours."""
+    """All ``RUN_DIR/metrics/*.json`` of captions; a ``FormatError`` names a file that is none of ours."""
     folder = Path(run_dir) / RUN_METRICS
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise ValueError(f"{folder}: no metrics there; `rb score {run_dir}/predictions/*.jsonl` writes them")
     found = []
-    for path in paths:
+    for path in sorted(folder.glob("*.json")):
         metrics = read(path)
+        if (
+            isinstance(metrics, dict) and "task" in metrics
+        ):  # of another task than captions (rb/evaluation/task_scores.py)
+            continue
         lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or name not in metrics]
         if lacking:
             raise FormatError(f"{path}: no metrics file (it has no {lacking[0]!r}); score the predictions again")
         found.append({**metrics, "file": str(path)})
+    if not found:
+        raise ValueError(f"{folder}: no metrics there; `rb score {run_dir}/predictions/*.jsonl` writes them")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from rb.cli import main as rb
@@ -12,6 +13,7 @@ from rb.core.config import FoundationConfig
 from rb.core.modality import IMAGE, IMAGE_REGION, POINT_CLOUD
 from rb.data.formats import Question, Record
 from rb.data.shard_writer import ShardWriter
+from rb.evaluation.table import read_metrics
 from tests.support import exported
 from tests.support.small_data import media, write_set
 
@@ -80,6 +82,8 @@ def test_tasks_of_a_plan(foundation: FoundationConfig, tmp_path: Path) -> None:
     assert "vqav2: answers of image, small val" in text
     assert "  number" in text
     assert "chance" in text
+    with pytest.raises(ValueError, match="no metrics there"):
+        read_metrics(out)  # of captions
     times = {path: path.stat().st_mtime_ns for path in out.glob("[pm]*/*")}
     assert rb(words) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("[pm]*/*")} == times
