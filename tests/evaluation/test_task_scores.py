@@ -78,7 +78,7 @@ def test_answers_are_scored_by_all_three_normalisations_and_by_type(tmp_path: Pa
         assert found["scores"][f"accuracy_{mode}"] == pytest.approx(sum(each) / 3)
         for value, kind in zip(each, ("number", "yes/no", "other"), strict=True):
             assert found["parts"][kind]["scores"][f"accuracy_{mode}"] == value
-    assert len(set(found["scores"].values())) == 3
+    assert found["scores"]["accuracy_official"] < found["scores"]["accuracy_lavis"]  # "the cat" where all say "cat"
     assert json.loads((tmp_path / "out.json").read_text()) == found
 
 
