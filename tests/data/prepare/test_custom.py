@@ -319,5 +319,5 @@ def test_a_folder_of_folders_gives_the_class_of_each_file(tmp_path: Path) -> Non
         str(tmp_path / "out"),
     ]
     assert main(words) == 0
-    records = {record.source_id: record.captions for record, _ in ManifestReader(tmp_path / "out").records()}
+    records = {record.source_id: record.captions for record, _ in ManifestReader(tmp_path / "out" / "train").records()}
     assert records == {"out/bed/one/b.png": ["bed"], "out/night_stand/a.png": ["night stand"]}
