@@ -76,8 +76,9 @@ def messages() -> tuple[Message, ...]:
     return tuple(found)
 
 
-def remedies() -> list[Message]:
-    return [message for message in messages() if message.is_remedy()]
+@cache
+def remedies() -> tuple[Message, ...]:
+    return tuple(message for message in messages() if message.is_remedy())
 
 
 def _texts(node: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
