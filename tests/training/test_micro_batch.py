@@ -15,7 +15,7 @@ from rb.core.run_file import load_run, to_tree
 from rb.core.run_layout import RUN_CONFIG, RUN_ENVIRONMENT
 from rb.core.run_paths import view_run
 from rb.core.step_layout import StepLayout
-from rb.costs.memory import CONTEXT_BYTES, SPARE, step_bytes, step_on_meta
+from rb.costs.memory import CONTEXT_BYTES, SPARE, largest_that_fits, room_of, step_bytes, step_on_meta
 from rb.costs.meta_model import META, model_of
 from rb.costs.on_meta import as_on_a_gpu
 from rb.model.weights.build import build_model
@@ -79,7 +79,10 @@ def test_the_largest_that_fits_is_chosen(foundation: FoundationConfig) -> None:
     assert list(peaks) == [16, 8, 4, 2, 1]
     assert sorted(peaks.values(), reverse=True) == list(peaks.values())
     for size, peak in peaks.items():
-        assert choose_layout(config, 1, device_of(peak)).micro_batch_size == size
+        fits = largest_that_fits(config.train.layouts(1), memory.peak, room_of(device_of(peak)))
+        assert fits is not None
+        assert fits.micro_batch_size == size
+    assert choose_layout(config, 1, device_of(peaks[4])).micro_batch_size == 4
     # The line between two counted sizes bounds what is counted in between.
     for modality in MODALITIES:
         counted = step_on_meta(memory.model, modality, 4).peak
