@@ -12,6 +12,8 @@ from rb.core.exit_codes import FINISHED
 from rb.core.output import say
 from rb.inference.commands import add_foundation
 
+# Longer than clients and proxies keep an idle connection (nginx, load balancers: 60 s): with uvicorn's 5 s one that is just sent to is reset.
+KEEP_ALIVE_S = 75
 STOP_S = 10  # what runs may finish within, after SIGTERM, in seconds
 
 
@@ -87,6 +89,7 @@ def run_serve(args: argparse.Namespace) -> int:
         args.host,
         args.port,
         log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S - 2,  # the engine's thread and the end of the process take the rest
         server_header=False,
         lifespan="on",

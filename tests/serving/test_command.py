@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import resource
 import shutil
@@ -53,6 +54,15 @@ def test_curl_lines_of_the_docs(process: Process, tmp_path: Path) -> None:
         answer = json.loads(done.stdout)
         assert "error" not in answer, (line, answer)
         assert {"captions", "vectors", "choices", "data"} & answer.keys(), line
+
+
+def test_a_connection_may_be_idle_between_two_requests(process: Process) -> None:
+    connection = http.client.HTTPConnection(process.url.removeprefix("http://"), timeout=60)
+    for wait in (6, 0):  # uvicorn alone ends a connection after 5 s
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+        time.sleep(wait)
+    connection.close()
 
 
 def test_no_request_writes_to_disk(process: Process) -> None:
