@@ -1,13 +1,15 @@
 """``rb bench score``: processor time of scoring N made-up captions, by metric, by the entry that ``rb score`` uses.
 
-A call tokenises, and computes what every call does besides the metric that is asked for; *nothing* is a call that asks for none. Time of child processes
-(Java) counts. What the machine lacks (Java, the jars of SPICE) is named, not measured.
+One call scores them, so that each Java program starts once, as in ``rb score``. *tokeniser* is what every call does first. Metrics that have a value for each
+caption (CIDEr) are computed whether they are asked for or not. Time of child processes (Java) counts. Nearly all of the made-up texts are different, which is
+the worst case of SPICE: it parses each different text. What the machine lacks (Java, the jars of SPICE) is named, not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import tempfile
 from pathlib import Path
 
@@ -16,16 +18,16 @@ from rb.core.metrics import METRICS
 from rb.core.model_config import at_least
 from rb.core.output import aligned, say, say_json
 from rb.core.seeding import generator
-from rb.evaluation.caption_metrics import cpu_seconds, score_captions
+from rb.evaluation.caption_metrics import CaptionSet, score_sets
+from rb.evaluation.java import STARTS
 
-NOTHING, EVERYTHING = "nothing", "all"
 REFERENCES = 3
 _WHAT = ("man", "woman", "dog", "chair", "table", "car", "cup", "screen", "plant", "shelf", "bag", "lamp")
 _HOW = ("small", "large", "red", "blue", "wooden", "black", "round", "old", "white", "tall", "open", "striped")
 _WHERE = ("left of", "right of", "behind", "in front of", "next to", "under", "on top of", "between")
 
 
-def captions(number: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+def captions(number: int) -> CaptionSet:
     """Predictions and references of so many examples, the same each time."""
     rng = generator("bench score", number)
 
@@ -34,7 +36,12 @@ def captions(number: int) -> tuple[dict[str, str], dict[str, list[str]]]:
         return f"the {one} {rng.choice(_WHERE)} the {other}"
 
     ids = [f"example-{k}" for k in range(number)]
-    return {i: text() for i in ids}, {i: [text() for _ in range(REFERENCES)] for i in ids}
+    return CaptionSet({i: text() for i in ids}, {i: [text() for _ in range(REFERENCES)] for i in ids})
+
+
+def peak_memory_gb() -> float:
+    """The most of this process and the most of one of its children that have ended; those of the scorers run one after the other."""
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,34 +50,34 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in args.metrics or () if name not in METRICS]
     if unknown:
         raise ValueError(f"--metrics {unknown[0]}: unknown; choose from {', '.join(METRICS)}")
-    predictions, references = captions(args.captions)
+    made = captions(args.captions)
+    texts = [*made.predictions.values(), *(text for some in made.references.values() for text in some)]
     seconds: dict[str, float] = {}
-    skipped: dict[str, str] = {}
-    every = args.metrics or list(METRICS)
-    for name, wanted in ((NOTHING, []), *((metric, [metric]) for metric in every), (EVERYTHING, every)):
-        with tempfile.TemporaryDirectory() as cache:  # SPICE parses every caption
-            before = cpu_seconds()
-            found = score_captions(predictions, references, not args.no_java, Path(cache), wanted)
-            took = cpu_seconds() - before
-        reasons = [found.skipped[metric] for metric in wanted if metric in found.skipped]
-        if reasons and name != EVERYTHING:
-            skipped[name] = reasons[0]
-        else:
-            seconds[name] = took
+    started = STARTS.copy()
+    with tempfile.TemporaryDirectory() as cache:  # an empty one: SPICE parses every text
+        found = score_sets([made], not args.no_java, Path(cache), args.metrics or list(METRICS), cpu_s=seconds)[0]
     tree = {
         "captions": args.captions,
         "references": REFERENCES,
+        "different_texts": len(set(texts)),
         "machine": platform.platform(),
-        "cpu_seconds": seconds,
-        "skipped": skipped,
+        "cpu_seconds": {name: took for name, took in seconds.items() if name not in found.skipped},
+        "java_starts": dict(STARTS - started),
+        "peak_memory_gb": peak_memory_gb(),
+        "skipped": found.skipped,
     }
     if args.json:
         say_json(tree)
         return FINISHED
-    say(f"{args.captions} captions with {REFERENCES} references each; {platform.platform()}")
-    rows = [("asked for", "CPU seconds"), *((name, f"{value:.2f}") for name, value in seconds.items())]
+    say(
+        f"{args.captions:,} captions with {REFERENCES} references each, {tree['different_texts']:,} different texts; {platform.platform()}; "
+        f"at most {tree['peak_memory_gb']:.1f} GB"
+    )
+    rows = [("", "CPU seconds"), *((name, f"{value:.2f}") for name, value in tree["cpu_seconds"].items())]
     for line in aligned(rows, 1):
         say(line)
-    for name, reason in skipped.items():
+    for name, count in tree["java_starts"].items():
+        say(f"{name}: {count} Java process{'' if count == 1 else 'es'}")
+    for name, reason in found.skipped.items():
         say(f"{name}: not measured: {reason}")
     return FINISHED

@@ -341,9 +341,7 @@ class RegionBLIP(nn.Module):
     @torch.no_grad()
     def write(self, modality: str, query_output: Tensor, how: Generation) -> Tensor:
         """As ``generate``, from ``query_output`` [B, Q, D], so that many questions about a source cost one pass of the Q-Former."""
-        self.adapters.activate(modality if modality in self.parts else None)
-        with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
-            soft_prompt = self.of(modality).soft_prompt(query_output)
+        with self._prompted(modality, query_output, how) as soft_prompt:
             return language.generate(self.blip2.language_model, soft_prompt, how)
 
     @torch.no_grad()
@@ -352,7 +350,13 @@ class RegionBLIP(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As ``generate_from``, with the log-probability of each caption, [B] float32 (``language.log_probabilities``)."""
         query_output = self.query_output(modality, features, boxes, source_rows)
-        with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
-            soft_prompt = self.of(modality).soft_prompt(query_output)
+        with self._prompted(modality, query_output, how) as soft_prompt:
             ids = language.generate(self.blip2.language_model, soft_prompt, how)
             return ids, language.log_probabilities(self.blip2.language_model, soft_prompt, how, ids)
+
+    @contextmanager
+    def _prompted(self, modality: str, query_output: Tensor, how: Generation) -> Iterator[Tensor]:
+        """The soft prompt [B, Q, L] of ``query_output`` [B, Q, D], while the LLM has the modality's adapter as ``how`` asks."""
+        self.adapters.activate(modality if modality in self.parts else None)
+        with self.adapters.merged_in_llm(how.decode.merge_lora), self._autocast():
+            yield self.of(modality).soft_prompt(query_output)
