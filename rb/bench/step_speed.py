@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rb.bench.lavis_step import LavisStep
 from rb.core.batch import Batch, LossTerms
-from rb.core.config import AUTO, RunConfig
+from rb.core.config import AUTO, RunConfig, TrainConfig
 from rb.core.device import usable_device
 from rb.core.exit_codes import FINISHED
 from rb.core.model_config import at_least
@@ -274,27 +274,29 @@ def matmul_rate(device: torch.device) -> float:
     return 2.0 * size**3 / clock.seconds()["product"]
 
 
-def build(args: argparse.Namespace, device: torch.device) -> tuple[str, Callable[[], RegionBLIP], int, int]:
-    """Name of what is measured, how it is built, samples of a micro-batch and size of groups."""
+def build(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[str, Callable[[], RegionBLIP], TrainConfig, int, int]:
+    """Name of what is measured, how its model is built, how it is trained, samples of a micro-batch and size of groups."""
     if not args.run_file:
         if args.size not in SIZES:
             raise ValueError(f"--size {args.size}: must be one of {', '.join(SIZES)}")
         size, dtype = SIZES[args.size], torch.bfloat16 if device.type == "cuda" else torch.float32
-        return args.size, lambda: build_random(size, device, dtype), args.micro_batch or ROWS, args.group_by_source or 1
+        train = TrainConfig()
+        return (
+            args.size,
+            lambda: build_random(size, device, dtype),
+            train,
+            args.micro_batch or ROWS,
+            args.group_by_source or 1,
+        )
     config: RunConfig = open_foundation(args.run_file, args.overrides)
     if device.type == "cpu":  # no processor here multiplies bfloat16 fast
         config = replace(config, model=replace(config.model, frozen_dtype="float32"))
     given = config.train.micro_batch_size
     rows = args.micro_batch or (ROWS if given == AUTO else given)
     group = args.group_by_source or config.data.group_by_source
-
-    def make() -> RegionBLIP:
-        model = build_model(config.model, config.seed, device).model
-        if config.train.activation_checkpointing:
-            model.recompute_activations()
-        return model
-
-    return config.name, make, rows, group
+    return config.name, lambda: build_model(config.model, config.seed, device).model, config.train, rows, group
 
 
 def run(args: argparse.Namespace) -> int:
@@ -315,7 +317,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         give_memory_back()
     torch.manual_seed(0)
-    name, make, rows, group = build(args, device)
+    name, make, train, rows, group = build(args, device)
     at_least("--micro-batch", rows, 1)
     at_least("--group-by-source", group, 1)
     model = make()
@@ -323,6 +325,8 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     if args.baseline:
         plain = LavisStep(make(), model)
         ways[BASELINE] = Way(plain.model, plain)
+    if train.activation_checkpointing:  # ours alone: the baseline keeps what LAVIS keeps
+        model.recompute_activations()
     modalities = args.modality or list(model.parts)
     for modality in modalities:
         if modality not in model.parts:

@@ -71,8 +71,13 @@ def _register(implementation: str) -> None:
             if keep_keys is not None:
                 keep_keys.setdefault(module, (key, value))  # a layer that is computed again keeps nothing anew
             if own_keys is not None:
-                own_key, own_value = own_keys[module]
-                key, value = torch.cat([own_key, key, own_key]), torch.cat([own_value, value, own_value])
+                assert attention_mask is None, "patches are not masked"
+                pairs, images, texts = query.chunk(3)
+                other, _ = plain(module, images, key, value, None, **settings)  # [B/3, Q, heads, width]
+                # Both parts that look at the same images in one call: no copy of keys and values is made, or kept for the backward pass.
+                same, _ = plain(module, torch.cat([pairs, texts], dim=2), *own_keys[module], None, **settings)
+                of_pairs, of_texts = same.chunk(2, dim=1)
+                return torch.cat([of_pairs, other, of_texts]), None
         return plain(module, query, key, value, attention_mask, **settings)
 
     AttentionInterface.register(_of_shared_images(implementation), attention)

@@ -56,10 +56,14 @@ def run(args: argparse.Namespace) -> int:
         give_memory_back()
     torch.manual_seed(0)
     if args.run_file:
-        config = open_foundation(args.run_file, args.overrides).model
+        run_config = open_foundation(args.run_file, args.overrides)
+        config = run_config.model
         if device.type == "cpu":
             config = replace(config, frozen_dtype="float32")
         real, shapes = build_model(config, 0, device).model, build_model(config, 0, META).model
+        if run_config.train.activation_checkpointing:
+            real.recompute_activations()
+            shapes.recompute_activations()
     else:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         real, shapes = (build_random(SIZES[args.size], one, dtype) for one in (device, META))

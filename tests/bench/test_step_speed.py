@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from rb.bench import step_counters
+from rb.bench import step_counters, step_speed
 from rb.bench.commands import run_step
 from rb.bench.lavis_step import LavisStep
 from rb.bench.step_speed import Clock, measure_all
@@ -80,6 +81,21 @@ def test_the_report_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert "baseline to ours: FLOPs" in printed
     assert "fps" in printed
     assert "\n  neighbours" in printed
+
+
+def test_activation_checkpointing_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline keeps what LAVIS keeps. Points: of ITM neither copies nor keeps the keys and values of its positives again."""
+    args: Any = SimpleNamespace(
+        run_file=None, size="small_opt", modality=["point_cloud"], rounds=1, micro_batch=4, group_by_source=0
+    )
+    vars(args).update(device="cpu", baseline=True)
+    off = measure_all(args)["json"]["modalities"]["point_cloud"]
+    given = step_speed.build(args, CPU)
+    train = replace(given[2], activation_checkpointing=True)
+    monkeypatch.setattr(step_speed, "build", lambda *_: (*given[:2], train, *given[3:]))
+    on = measure_all(args)["json"]["modalities"]["point_cloud"]
+    assert on["saved_mb"] < off["saved_mb"] < 0.8 * off["baseline"]["saved_mb"]
+    assert on["baseline"]["saved_mb"] == off["baseline"]["saved_mb"]
 
 
 def test_a_clock_counts_inner_parts_once() -> None:
