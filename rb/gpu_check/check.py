@@ -29,6 +29,7 @@ from rb.core import dist
 from rb.core.batch import Batch
 from rb.core.exit_codes import FAILED, FINISHED, WRONG_REQUEST, wrong_request
 from rb.core.files import write_whole
+from rb.costs.memory import MemoryModel
 from rb.costs.random_models import SIZES, Size, build_random, random_batch
 from rb.gpu_check import attention, steps
 from rb.gpu_check.needs import ZERO2, missing
@@ -38,7 +39,7 @@ from rb.model.region_blip import RegionBLIP
 FULL, SMALL = ("opt_6.7b", "flant5_xxl"), ("small_opt", "small_t5")
 COMPARED_ROWS, COMPARED_ROUNDS = 4, 2  # micro-batch and rounds over the modalities of the comparison
 BEGUN = time.perf_counter()
-ATTENTION, ENGINE = "attention", "ZeRO-2"  # parts that may be left out
+ATTENTION, ENGINE = "attention", steps.ENGINE  # parts that may be left out
 
 T = TypeVar("T")
 
@@ -127,14 +128,15 @@ def check_model(
     step = steps.plain_torch(model)
     control = steps.trace(model, step, batches)
     compared = [steps.compare("torch against itself", control, expected, dtype)]
-    timings = time_all(model, "torch", step, size, micro_batches)
+    memory = steps.memory_model(size, dtype, max(micro_batches))
+    timings = time_all(model, steps.TORCH, step, size, micro_batches, memory)
     not_run = {}
     if lacking:
         not_run[ENGINE] = f"not installed: {', '.join(lacking)}"
         say(f"  ZeRO-2: not run: {not_run[ENGINE]}")
     else:
         steps.restore(model, start)
-        engine = partial(check_engine, model, batches, expected, dtype, size, micro_batches)
+        engine = partial(check_engine, model, batches, expected, dtype, size, micro_batches, memory)
         both, measured = attempt(ENGINE, failures, engine) or ([], [])
         compared, timings = [*compared, *both], [*timings, *measured]
     for one in compared:
@@ -194,25 +196,27 @@ def check_engine(
     dtype: torch.dtype,
     size: Size,
     micro_batches: Sequence[int],
+    memory: MemoryModel,
 ) -> tuple[list[steps.Comparison], list[steps.Timing]]:
     """ZeRO-2 against plain torch, and its time and memory."""
     on_gpu = model.device.type == "cuda"
     zero, engine = steps.zero2(model, "ds_configs/zero2.json" if on_gpu else "ds_configs/zero2_cpu.json")
     try:
-        compared = steps.compare("ZeRO-2 against torch", steps.trace(model, zero, list(batches)), expected, dtype)
-        return [compared], time_all(model, "ZeRO-2", zero, size, micro_batches)
+        compared = steps.compare(f"{ENGINE} against torch", steps.trace(model, zero, list(batches)), expected, dtype)
+        return [compared], time_all(model, ENGINE, zero, size, micro_batches, memory)
     finally:
         engine.close()
 
 
 def time_all(
-    model: RegionBLIP, engine: str, step: steps.Step, size: Size, micro_batches: Sequence[int]
+    model: RegionBLIP, engine: str, step: steps.Step, size: Size, micro_batches: Sequence[int], memory: MemoryModel
 ) -> list[steps.Timing]:
     """A row for each micro-batch and modality, printed as it is measured."""
     rows = []
     for micro_batch in micro_batches:
         for modality in model.parts:
-            row = steps.time_steps(model, engine, step, size, modality, micro_batch)
+            predicted = steps.predicted_gb(memory, engine, modality, micro_batch)
+            row = steps.time_steps(model, engine, step, size, modality, micro_batch, predicted)
             rows.append(row)
             speed = (
                 "does not fit"
@@ -221,10 +225,10 @@ def time_all(
             )
             peak = "not measured" if row.peak_gb is None else f"{row.peak_gb:.1f} GB"
             say(
-                f"  {engine}, {modality}, micro-batch {micro_batch}: {speed}, peak {peak} (predicted {row.predicted_gb:.1f})"
+                f"  {engine}, {modality}, micro-batch {micro_batch}: {speed}, peak {peak} (predicted at most {row.predicted_gb:.1f})"
             )
             model.zero_grad(set_to_none=True)
-            if row.ms_per_step is None and engine != "torch":
+            if row.ms_per_step is None and engine != steps.TORCH:
                 say(
                     f"  {engine}: the rest is left out, DeepSpeed cannot continue after a step that did not fit in memory"
                 )

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from rb.core.batch import Batch
 from rb.core.config import OptimConfig, TrainConfig
-from rb.costs.random_models import Size, random_batch
-from rb.model.blip2_config import llm_config_of, qformer_config_of
+from rb.core.step_layout import StepLayout
+from rb.costs.memory import MemoryModel
+from rb.costs.meta_model import META
+from rb.costs.random_models import Size, build_random, random_batch
 from rb.model.region_blip import RegionBLIP
-from rb.training.engine import Engine
+from rb.training.engine import Engine, ds_settings
+from rb.training.micro_batch import bucket_bytes
 from rb.training.optim import parameter_groups
 
 OPTIM = OptimConfig(warmup_steps=0)
@@ -28,6 +31,7 @@ OPTIM = OptimConfig(warmup_steps=0)
 LOSS_TOLERANCE = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
 UPDATE_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
 WARM_UP, TIMED = 2, 5
+TORCH, ENGINE = "torch", "ZeRO-2"
 
 Step = Callable[[Batch], dict[str, Tensor]]  # a micro-batch -> its loss terms, after one update
 
@@ -149,34 +153,25 @@ def _kind(name: str) -> str:
     return ".".join(pieces[:3]) if pieces[0] == "parts" else f"{pieces[0]}.{pieces[-2]}"
 
 
-def predicted_gb(model: RegionBLIP, size: Size, batch: Batch) -> float:
-    """The memory model's peak: weights, 16 bytes for each number that trains, 2 GB of workspace, saved activations.
-
-    Derived, never measured: the LLM saves 22 bytes x width for each token and layer of OPT, 37 in T5 (what autograd keeps with frozen weights
-    and LoRA on q and v); the Q-Former's passes over 32 padded tokens in fp32 165 MB a sample in full size; the head 12 bytes a logit.
-    """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() for p in model.trainable_parameters().values())
-    config = model.blip2.config
-    width, captions, prompts = (
-        llm_config_of(config).hidden_size,
-        batch.llm_ids.shape[1],
-        size.num_queries + batch.prompt_ids.shape[1],
-    )
-    if llm_config_of(config).is_encoder_decoder:
-        llm = 37 * width * llm_config_of(config).num_layers * (prompts + captions)
-    else:
-        llm = 22 * width * llm_config_of(config).num_hidden_layers * (prompts + captions)
-    qformer = 165e6 * qformer_config_of(config).hidden_size / 768 * qformer_config_of(config).num_hidden_layers / 12
-    a_sample = llm + qformer + 12 * llm_config_of(config).vocab_size * captions
-    return (weights + 12 * trained + 2e9 + a_sample * len(batch)) / 1e9  # the weights count 4 of the 16 bytes
+def memory_model(size: Size, dtype: torch.dtype, most: int) -> MemoryModel:
+    """The plan's memory (``rb/costs/memory.py``) of plain torch's steps of at most so many samples, all with the longest captions."""
+    return MemoryModel(build_random(size, META, dtype), 0, most)
 
 
-def time_steps(model: RegionBLIP, engine: str, step: Step, size: Size, modality: str, micro_batch: int) -> Timing:
+def predicted_gb(memory: MemoryModel, engine: str, modality: str, micro_batch: int) -> float:
+    """What a step is to take at most; ZeRO-2 has buckets besides."""
+    layout = StepLayout(micro_batch, micro_batch, micro_batch, 1)
+    settings = ds_settings(TrainConfig(global_batch_size=1, micro_batch_size=1), OPTIM, 1)
+    buckets = 0 if engine == TORCH else bucket_bytes(settings)
+    return (memory.of(modality, layout).total + buckets) / 1e9
+
+
+def time_steps(
+    model: RegionBLIP, engine: str, step: Step, size: Size, modality: str, micro_batch: int, predicted: float
+) -> Timing:
     """Median time of a step and the peak of memory; a batch that does not fit is a row that says so."""
     cuda = model.device.type == "cuda"
     batch = random_batch(size, modality, micro_batch, model.device)
-    predicted = predicted_gb(model, size, batch)
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
