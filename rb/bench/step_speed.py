@@ -38,6 +38,7 @@ from rb.costs.needed import needed
 from rb.costs.random_models import SIZES, build_random
 from rb.costs.real_step import give_memory_back, peak_bytes, with_numbers
 from rb.costs.typical_batch import typical_batches
+from rb.model.compiling import check_can_compile
 from rb.model.region_blip import RegionBLIP
 from rb.model.weights.build import build_model
 
@@ -327,6 +328,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
         ways[BASELINE] = Way(plain.model, plain)
     if train.activation_checkpointing:  # ours alone: the baseline keeps what LAVIS keeps
         model.recompute_activations()
+    if train.compile:
+        check_can_compile(device)
+        model.compile_encoders()
     modalities = args.modality or list(model.parts)
     for modality in modalities:
         if modality not in model.parts:

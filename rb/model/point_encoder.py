@@ -218,7 +218,10 @@ class PointBert(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Cloud [B, N, C], or its groups [B, G, 1+K, C] -> tokens [B, 1+G, D] after the final LayerNorm, class token first."""
-        centres, patches = self.group(points)
+        return self.read_groups(*self.group(points))
+
+    def read_groups(self, centres: Tensor, patches: Tensor) -> Tensor:
+        """What ``group`` gives to tokens [B, 1+G, D]."""
         tokens = self.patch_proj(self.patch_embed(patches))
         tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens), dim=1)
         position = self.pos_embed(centres)

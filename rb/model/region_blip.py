@@ -7,11 +7,11 @@ micro-batch, S its source pieces, W gathered batch, P patches, Q query tokens, T
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from rb.core.modality import modality_spec
 from rb.core.step_layout import StepLayout
 from rb.model import language, loss_terms
 from rb.model.adapters import Adapters, Held
+from rb.model.compiling import compile_encoders
 from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.language import Generation
 from rb.model.packing import let_pack
@@ -158,6 +159,10 @@ class RegionBLIP(nn.Module):
         for part in (self.blip2.qformer, self.point_qformer, self.blip2.language_model):
             if part is not None:
                 recompute_layers(part, lambda: partial(self._autocast, self.adapters.held_now))
+
+    def compile_encoders(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """From now on run the frozen encoders as compiled graphs (``compiling.py``). Once for a model."""
+        compile_encoders(self.blip2.vision_model, self.point_encoder, backend)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

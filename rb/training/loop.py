@@ -38,6 +38,7 @@ from rb.data.pipeline import TrainingData, open_training_data
 from rb.inference.cache_features import check_features
 from rb.inference.cache_groups import uses_of_groups
 from rb.inference.load import check_foundation, read_trained
+from rb.model.compiling import check_can_compile
 from rb.model.weights.build import Built, build_model
 from rb.model.weights.recipes import HEAD_ROLE
 from rb.tracking import Tracker
@@ -124,6 +125,8 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
         meta |= {"allowed": accepted} if accepted else {}
     if config.train.activation_checkpointing:
         built.model.recompute_activations()
+    if config.train.compile:
+        built.model.compile_encoders()
     timeout_s = collective_timeout_s(config)
     engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train, timeout_s)
     if found:
@@ -297,6 +300,8 @@ def check_request(config: RunConfig, world_size: int | None = None) -> None:
     """
     ds_settings(config.train, config.optim, world_size or dist.world_size())
     choose_kernel(config.optim.kernel, dist.device())
+    if config.train.compile:
+        check_can_compile(dist.device())
     for modality in config.model.train_modalities:
         if modality not in config.data.train:
             raise ValueError(
