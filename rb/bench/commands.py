@@ -49,8 +49,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, made_up=True)
     parser.add_argument("--examples", type=int, default=300, help="number of captions (300)")
     parser.add_argument("--batch-size", type=int, default=20, help="captions made at once (20)")
+    parser.add_argument("--new-tokens", type=int, default=10, metavar="N", help="with --size: of each caption (10)")
     add_json(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. decode.max_new_tokens=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of a run or checkpoint, e.g. decode.max_new_tokens=10"
+    )
     parser.set_defaults(run=run_generate)
 
 
@@ -238,7 +241,8 @@ def run_score(args: argparse.Namespace) -> int:
 def add_all(parser: argparse.ArgumentParser) -> None:
     """``rb bench all``."""
     parser.description = (
-        "Steps, counters, generation, data and scores one after the other within some minutes: one JSON document."
+        "Steps, counters, generation, data and scores one after the other within some minutes: one JSON document. On a GPU the check of kernels and "
+        "engines and the paper's largest models with random weights come first."
     )
     parser.add_argument("--run", dest="run_file", metavar="FILE", help="run file whose foundation is here")
     parser.add_argument("--size", default="medium_opt", help="without --run: a model that is made up (medium_opt)")
@@ -249,6 +253,7 @@ def add_all(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=40, help="captions that are generated (40)")
     parser.add_argument("--sources", type=int, default=40, help="that each reader reads in a round (40)")
     parser.add_argument("--no-java", action="store_true", help="scores without METEOR and SPICE")
+    parser.add_argument("--small", action="store_true", help="tiny models and batches: a test of this command")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the document here, instead of printing it")
     add_device(parser)
     parser.set_defaults(run=run_all)

@@ -51,13 +51,13 @@ class Figures:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    for name in ("examples", "batch_size"):
+    for name in ("examples", "batch_size", "new_tokens"):
         at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = usable_device(args.device)
     if args.size is not None:
-        found = measure(*made_up(args.size, device), args.examples, args.batch_size)
+        found = measure(*made_up(args.size, device, args.new_tokens), args.examples, args.batch_size)
     else:
         if args.run_file is not None:
             config = open_foundation(args.run_file, args.overrides)
@@ -84,15 +84,19 @@ def run(args: argparse.Namespace) -> int:
     return FINISHED
 
 
-def made_up(name: str, device: torch.device) -> tuple[RegionBLIP, Generation, Callable[[Tensor], list[str]]]:
-    """A model with random weights and no tokenizer: captions of exactly ten tokens, compared as numbers."""
+def made_up(
+    name: str, device: torch.device, new_tokens: int
+) -> tuple[RegionBLIP, Generation, Callable[[Tensor], list[str]]]:
+    """A model with random weights and no tokenizer: captions of exactly so many tokens, compared as numbers."""
     if name not in SIZES:
         raise ValueError(f"--size {name}: must be one of {', '.join(SIZES)}")
     torch.manual_seed(0)
     model = build_random(SIZES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     config = model.blip2.language_model.config
     ends = (config.eos_token_id, config.pad_token_id)
-    how = Generation(torch.full((1, 1), 2, device=device), DecodeConfig(max_new_tokens=10, min_new_tokens=10), *ends)
+    how = Generation(
+        torch.full((1, 1), 2, device=device), DecodeConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens), *ends
+    )
     return model, how, lambda ids: [str(row) for row in ids.tolist()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rb.bench.everything import Part, cores_for_steps, run_part
+from rb.bench.everything import Part, cores_for_steps, parts_of, run_part
+from rb.cli import COMMANDS
 from tests.support.raw_data import cli_run
 from tests.support.remedies import Fault, Said, remedy
 
@@ -27,13 +29,50 @@ def test_no_time_is_said_part_by_part(tmp_path: Path) -> None:
         assert "--device auto" in part["command"] or part["command"].split()[2] in ("score", "data", "step")
 
 
-def test_a_part_runs_or_says_why_not() -> None:
-    found = run_part(Part("score", ("score", "--captions", "3", *WORDS)), RB, 120)
-    assert found["found"]["captions"] == 3
-    assert found["found"]["cpu_seconds"].keys() == {"tokeniser", "CIDEr", "attainable"}
-    assert found["found"]["java_starts"] == {}
-    assert min(found["found"]["cpu_seconds"].values()) >= 0
-    assert "METEOR" in found["found"]["skipped"]
+@pytest.mark.slow
+def test_all_of_it_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a user types it: every part is a process, a report and a line of the table."""
+    out = tmp_path / "all.json"
+    code = cli_run("bench", "all", "--small", "--baseline", "--device", "cpu", "--minutes", "20", "--out", str(out))
+    tree = json.loads(out.read_text())
+    assert {name: part["not_run"] for name, part in tree["parts"].items() if "not_run" in part} == {}
+    assert code == 0
+    found = {name: part["found"] for name, part in tree["parts"].items()}
+    assert list(found) == ["check", "score", "generate", "step, groups of 1", "step, groups of 4", "data"]
+    assert all(one["ok"] for one in found["check"]["models"]["small_t5"]["compared"])
+    assert found["score"]["cpu_seconds"].keys() >= {"tokeniser", "CIDEr"}
+    assert found["score"]["java_starts"] == {}
+    assert "METEOR" in found["score"]["skipped"]
+    assert found["generate"]["texts_that_differ"] == 0
+    assert found["step, groups of 4"]["modalities"]["image_region"]["ratios"]["executed"] > 1
+    assert min(tree["loader_cores_for_the_fastest_step"].values()) > 0
+    head, *rows = [line for line in capsys.readouterr().out.splitlines() if "written" not in line]
+    assert head.split()[:2] == ["model", "modality"]
+    ways = {tuple(row.split()[:5]) for row in rows}
+    assert len(rows) == len(ways) == 12  # three modalities, two sizes of groups, two ways
+    assert ("small_opt", "image_region", "8", "4", "LAVIS's") in ways
+
+
+def test_on_a_gpu_full_size_comes_first() -> None:
+    """Within nine minutes what only a GPU can say is what matters; each line is a command that our parser takes."""
+    args = bench_arguments("all", "--device", "cuda", "--baseline")
+    parts = parts_of(args, on_gpu=True)
+    assert parts[0].module == "rb.gpu_check"
+    names = [part.name for part in parts]
+    assert names[1:4] == ["gpu, opt_6.7b, 16", "gpu, opt_6.7b, 128", "gpu, flant5_xxl, 16"]
+    assert names.index("fps") < names.index("score")
+    for part in parts[1:]:
+        assert bench_arguments(*part.words).run
+        assert "cuda" in part.words or part.words[0] in ("score", "data")
+
+
+def bench_arguments(*words: str) -> argparse.Namespace:
+    """What ``rb bench WORDS`` asks for."""
+    command = next(one for one in COMMANDS if one.name == f"bench {words[0]}")
+    return command.parser().parse_intermixed_args(words[1:])
+
+
+def test_a_part_says_why_not() -> None:
     assert "must be at least 1" in run_part(Part("score", ("score", "--captions", "0")), RB, 120)["not_run"]
 
 
