@@ -30,14 +30,15 @@ from tests.support.ratchet import rises
 from tests.support.remedies import Fault, Said, remedy
 
 # Of a rank of 32 with micro-batches of 8 in groups of 4: executed GFLOP, launches, collectives, MB received. Lower them where they fell.
+# Raised once: ITM's attention over its positives' images is one of its own, 3 launches a layer more, which keeps a seventh less of a point step.
 KEPT = {
     "opt": {
-        "image_region": (0.00266277, 907, 10, 0.2149),
-        "point_cloud": (0.0131483, 876, 10, 0.181637),
+        "image_region": (0.00266277, 910, 10, 0.2149),
+        "point_cloud": (0.0131483, 879, 10, 0.181637),
     },
     "t5": {
-        "image_region": (0.00296743, 1347, 10, 0.24466),
-        "point_cloud": (0.0135895, 1298, 10, 0.211397),
+        "image_region": (0.00296743, 1350, 10, 0.24466),
+        "point_cloud": (0.0135895, 1301, 10, 0.211397),
     },
 }
 ROWS = 4
