@@ -65,6 +65,7 @@ class Command:
 
 # How a command runs other commands, handed down to those that do: as processes, or by a call in its own.
 PROCESS = {"rb": (sys.executable, "-m", "rb.cli")}
+CHECK = {"check_module": "rb.gpu_check"}  # the module behind launch/gpu_check.sh
 CALL = {"rb": lambda words: main(words)}
 GROUPS = {
     "bench": "measure speed",
@@ -161,7 +162,9 @@ COMMANDS = (
     Command("bench order", "how blocks shuffle and read beside the full order", lazy("rb.bench.commands:add_order")),
     Command("bench data", "how fast sets are read, beside webdataset", lazy("rb.bench.commands:add_data")),
     Command("bench score", "what caption metrics cost", lazy("rb.bench.commands:add_score")),
-    Command("bench all", "all that fits into some minutes, as JSON", lazy("rb.bench.commands:add_all"), PROCESS),
+    Command(
+        "bench all", "all that fits into some minutes, as JSON", lazy("rb.bench.commands:add_all"), PROCESS | CHECK
+    ),
     Command("bench saving", "how long a step waits for a save", lazy("rb.bench.commands:add_saving")),
     Command("bench generate", "our beam search beside plain transformers'", lazy("rb.bench.commands:add_generate")),
     Command("bench fps", "farthest point sampling, each way beside the other", lazy("rb.bench.commands:add_fps")),

@@ -54,7 +54,7 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
     found = []
     if args.small or on_gpu:
         words = ("--small", "--llm", "small_t5", "--micro-batch", "1") if args.small else ("--micro-batch", "16")
-        found.append(Part("check", words, "rb.gpu_check"))
+        found.append(Part("check", words, args.check_module))
     if on_gpu and not args.small:
         for size, rows in FULL_STEPS:
             words = ("step", "--size", size, "--micro-batch", str(rows), *small, *device, *beside)

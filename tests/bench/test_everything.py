@@ -29,30 +29,6 @@ def test_no_time_is_said_part_by_part(tmp_path: Path) -> None:
         assert "--device auto" in part["command"] or part["command"].split()[2] in ("score", "data", "step")
 
 
-@pytest.mark.slow
-def test_all_of_it_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a user types it: every part is a process, a report and a line of the table."""
-    out = tmp_path / "all.json"
-    code = cli_run("bench", "all", "--small", "--baseline", "--device", "cpu", "--minutes", "20", "--out", str(out))
-    tree = json.loads(out.read_text())
-    assert {name: part["not_run"] for name, part in tree["parts"].items() if "not_run" in part} == {}
-    assert code == 0
-    found = {name: part["found"] for name, part in tree["parts"].items()}
-    assert list(found) == ["check", "score", "generate", "step, groups of 1", "step, groups of 4", "data"]
-    assert all(one["ok"] for one in found["check"]["models"]["small_t5"]["compared"])
-    assert found["score"]["cpu_seconds"].keys() >= {"tokeniser", "CIDEr"}
-    assert found["score"]["java_starts"] == {}
-    assert "METEOR" in found["score"]["skipped"]
-    assert found["generate"]["texts_that_differ"] == 0
-    assert found["step, groups of 4"]["modalities"]["image_region"]["ratios"]["executed"] > 1
-    assert min(tree["loader_cores_for_the_fastest_step"].values()) > 0
-    head, *rows = [line for line in capsys.readouterr().out.splitlines() if "written" not in line]
-    assert head.split()[:2] == ["model", "modality"]
-    ways = {tuple(row.split()[:5]) for row in rows}
-    assert len(rows) == len(ways) == 12  # three modalities, two sizes of groups, two ways
-    assert ("small_opt", "image_region", "8", "4", "LAVIS's") in ways
-
-
 def test_on_a_gpu_full_size_comes_first() -> None:
     """Within nine minutes what only a GPU can say is what matters; each line is a command that our parser takes."""
     args = bench_arguments("all", "--device", "cuda", "--baseline")
