@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say_json([vars(row) for row in rows])
         return FINISHED
-    say(f"{loaded.checkpoint}; {args.scenes} scenes, {args.seeds} draws of them; percent")
+    say(f"{args.checkpoint}; {args.scenes} scenes, {args.seeds} draws of them; percent")
     for line in aligned([("task", "by", "score", "mean", "spread"), *map(_line, rows)], 3):
         say(line)
     return FINISHED

@@ -48,7 +48,10 @@ def bench_arguments(*words: str) -> argparse.Namespace:
     return command.parser().parse_intermixed_args(words[1:])
 
 
-def test_a_part_says_why_not() -> None:
+def test_a_part_runs_or_says_why_not() -> None:
+    found = run_part(Part("score", ("score", "--captions", "3", *WORDS)), RB, 120)
+    assert found["found"]["captions"] == 3
+    assert "METEOR" in found["found"]["skipped"]
     assert "must be at least 1" in run_part(Part("score", ("score", "--captions", "0")), RB, 120)["not_run"]
 
 
