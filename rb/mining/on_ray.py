@@ -126,9 +126,17 @@ def _connect(ray: Any, pools: Sequence[_Pool], address: str | None) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         cpus = max(os.cpu_count() or 1, int(need["CPU"] + 1))
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet
-        )
+        own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        for tries_left in (1, 0):
+            try:
+                ray.init(address="local", **own, **quiet)
+                break
+            except Exception as error:  # noqa: BLE001 (Ray gives its processes 30 s to come up, and then raises this class)
+                ray.shutdown()
+                if not tries_left:
+                    raise ValueError(
+                        f"Ray does not start here ({str(error).splitlines()[0]}); use --local for one process without Ray"
+                    ) from None
     else:
         try:
             ray.init(address=address, **quiet)

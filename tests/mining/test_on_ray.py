@@ -5,18 +5,20 @@ from __future__ import annotations
 import builtins
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from rb.mining.inputs import InputShard
+from rb.mining.local import run_local
 from rb.mining.on_ray import run_on_ray
 from rb.mining.record import ImageRecord
 from rb.mining.settings import StageSize
 from rb.mining.stage import run_stage
 from rb.mining.work import Made, alone_in
 from tests.support.mined import ColourWords, Segments, input_tars
+from tests.support.remedies import Said, remedy
 
 pytest.importorskip("ray")
 MARK = "RB_TEST_MARK"  # environment variable: the file that says that an actor has died
@@ -57,3 +59,20 @@ def test_the_bytes_of_one_process_also_where_an_actor_dies(
     files = sorted(path.relative_to(tmp_path / "right") for path in (tmp_path / "right").glob("*/*.jsonl"))
     assert len(files) == 8
     assert [(out / file).read_bytes() for file in files] == [(tmp_path / "right" / file).read_bytes() for file in files]
+
+
+@remedy("Ray does not start here ({}); use --local for one process without Ray")
+def test_ray_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Callable[[], object], Callable[[Said], object]]:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))  # longer than the name of a socket may be
+    shards, on_ray = input_tars(tmp_path / "in", 1, 1), [True]
+
+    def run() -> None:
+        with alone_in(tmp_path / "out"):
+            if on_ray[0]:
+                run_on_ray([Segments()], shards, tmp_path / "out", {})
+            else:
+                run_local([Segments()], shards, tmp_path / "out")
+
+    return run, lambda said: on_ray.__setitem__(0, not said.found("use (--local)"))
