@@ -155,7 +155,7 @@ def test_a_plan_keeps_the_spelling_of_its_names(plan_file: Path, tmp_path: Path)
     plan = read_plan(path)
     assert [variant.name for variant in plan.variants] == names
     runs = [plan.training(variant, 4, 0, tmp_path / "a #b")[1] for variant in plan.variants]
-    assert [run.name for run in runs] == ["1_10-seed4", "no-seed4", "012-seed4", "2026_11_27-seed4"]
+    assert [run.name for run in runs] == ["1.10-seed4", "no-seed4", "012-seed4", "2026_11_27-seed4"]
     assert {run.output_dir for run in runs} == {f"{tmp_path}/a #b/runs"}
 
 
