@@ -63,7 +63,7 @@ def run_foundation(args: argparse.Namespace) -> int:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """``rb toy demo``."""
-    parser.description = "The whole chain on the toy world, about 12 minutes on 2 cores."
+    parser.description = "The whole chain on the toy world, 12 to 20 minutes on 2 cores."
     parser.add_argument("--llm", choices=LLMS, default="opt", help="LLM of the foundation (opt)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
     parser.add_argument("--steps", type=int, help="train only so many steps, for a quick look")
