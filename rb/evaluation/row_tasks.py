@@ -26,8 +26,8 @@ def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.predictions) != 1 or args.coco_results:
         raise ValueError(f"--task {args.task} scores one file that rb predict wrote; give its predictions.jsonl")
     path, started = args.predictions[0], time.time()
-    rows = _rows(path)
-    lines, found = _FOUND[args.task](args, rows)
+    rows, meta = _read(path)
+    lines, found = _FOUND[args.task](args, rows, meta)
     if not args.json:
         for line in lines:
             say(line)
@@ -36,8 +36,9 @@ def run_row_task(args: argparse.Namespace) -> dict[str, Any]:
     return {"predictions": str(path.resolve()), "num_examples": len(rows), **found}
 
 
-def _rows(path: Path) -> list[Prediction]:
-    rows, _ = read_predictions(path)
+def _read(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
+    """The rows, which all have references, and what their meta file says."""
+    rows, meta = read_predictions(path)
     if not rows:
         raise FormatError(f"{path}: no predictions in it; predict again")
     bare = [row.id for row in rows if not row.references]
@@ -45,10 +46,12 @@ def _rows(path: Path) -> list[Prediction]:
         raise FormatError(
             f"{path}: id {bare[0]!r} has no references to score against; predict on data that has captions"
         )
-    return rows
+    return rows, meta
 
 
-def _category(_: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+def _category(
+    _: argparse.Namespace, rows: Sequence[Prediction], _meta: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
     score = score_categories([row.prediction for row in rows], [row.references for row in rows])
     several = sum(len(row.references) > 1 for row in rows)
     if several:
@@ -59,7 +62,9 @@ def _category(_: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[s
     return [_line(f"{len(rows):,} examples", scores)], {"scores": scores}
 
 
-def _phrase(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+def _phrase(
+    args: argparse.Namespace, rows: Sequence[Prediction], _meta: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
     cache = None if args.no_spice_cache else args.spice_cache or default_cache()
     found = score_phrases(rows, args.per, use_java=not args.no_java, spice_cache=cache)
     scores = {name: value for name, value in found.scores.items() if value is not None}
@@ -78,12 +83,14 @@ def _phrase(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[
     }
 
 
-def _scan2cap(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+def _scan2cap(
+    args: argparse.Namespace, rows: Sequence[Prediction], _meta: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
     described = rows
     if args.given and args.proposals:
         raise ValueError("--given and --proposals say twice where objects were found; give one of them")
     if args.given:
-        described = _rows(args.given)
+        described, _ = _read(args.given)
     flat = [row.id for row in (*rows, *described) if row.box is None or len(row.box) != 6]
     if flat:
         raise FormatError(
@@ -108,9 +115,11 @@ def _scan2cap(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[lis
     return lines, {"protocol": protocol, "described": len(described), "found": counts, "scores": scores}
 
 
-def _rankings(args: argparse.Namespace, rows: Sequence[Prediction]) -> tuple[list[str], dict[str, Any]]:
+def _rankings(
+    args: argparse.Namespace, rows: Sequence[Prediction], meta: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
     """A line for each who ranked, and one for drawing lots; scores in percent for people, 0 to 1 as data."""
-    found = SCORERS[args.task](rows, read_predictions(args.predictions[0])[1])
+    found = SCORERS[args.task](rows, meta)
     names = list(found.chance)
     who = [one for one in (ITC, ITM) if f"{one}_{names[0]}" in found.scores]
     lines = [(one, *(f"{100 * found.scores[f'{one}_{name}']:.1f}" for name in names)) for one in who]
