@@ -157,6 +157,7 @@ COMMANDS = (
     Command("mine calibrate", "the filter's threshold for an encoder", lazy("rb.mining.commands:add_calibrate")),
     Command("plan", "what a run takes on GPUs of a kind: hours, memory, bytes", lazy("rb.plan.commands:add_plan")),
     Command("bench step", "real training steps, and what a step needs", lazy("rb.bench.commands:add_step")),
+    Command("bench scaling", "ranks and nodes beside one of them", lazy("rb.bench.commands:add_scaling"), PROCESS),
     Command("bench plan", "the plan of a micro-batch beside a real one", lazy("rb.plan.commands:add_bench_plan")),
     Command("bench watching", "what watching a run costs of its steps", lazy("rb.bench.commands:add_watching")),
     Command("bench order", "how blocks shuffle and read beside the full order", lazy("rb.bench.commands:add_order")),

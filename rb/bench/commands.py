@@ -179,6 +179,36 @@ def run_watching(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def add_scaling(parser: argparse.ArgumentParser) -> None:
+    """``rb bench scaling``."""
+    parser.description = (
+        "Train some steps on one rank, on the ranks of one node and on all nodes: samples/s of a rank, and its efficiency beside the smaller sizes. "
+        "Without --hostfile or --slurm: on this host alone."
+    )
+    parser.add_argument("--run", type=Path, required=True, dest="run_file", metavar="FILE", help="run file")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--hostfile", type=Path, metavar="FILE", help="lines `host slots=8`, as of rb launch")
+    where.add_argument("--slurm", action="store_true", help="the nodes of the Slurm job that this command runs in")
+    parser.add_argument("--launcher", choices=("pdsh", "ssh"), help="with --hostfile: as of rb launch")
+    parser.add_argument("--ranks", type=int, help="of this host; default: one for each GPU, or one")
+    parser.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="with --slurm: default one for each GPU, or one"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50, help="of each training that are measured (50), after ten others"
+    )
+    add_json(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.global_batch_size=64")
+    parser.set_defaults(run=run_scaling)
+
+
+def run_scaling(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from rb.bench.scaling import run
+
+    return run(args)
+
+
 def add_saving(parser: argparse.ArgumentParser) -> None:
     """``rb bench saving``."""
     parser.description = "Train in one process and save checkpoints: how long a step waits for one, beside the copy and a synchronous save."

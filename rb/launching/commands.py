@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +81,6 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
 
 def run_launch(args: argparse.Namespace) -> int:
     """The controller (``rank_module``, from above this room, is what a rank runs); on nodes of torchrun other than the first, what starts their agents."""
-    from rb.launching import launchers
     from rb.launching.controller import Controller
     from rb.launching.job import Wish
     from rb.launching.request import Launch
@@ -94,7 +92,7 @@ def run_launch(args: argparse.Namespace) -> int:
 
         with Wish() as wish:
             return follow(run_dir, args.nodes, args.node_rank, (args.master_addr, args.master_port or 29500), wish)
-    places = _places(args, launchers.Place)
+    places = places_of(args)
     allow_train = tuple(word for name in args.allow if name == "foundation" for word in ("--allow", name))
     launch = Launch(
         module=args.rank_module,
@@ -187,14 +185,18 @@ def launcher_of(args: argparse.Namespace) -> str:
     return args.launcher or ("pdsh" if shutil.which("pdsh") else "ssh")
 
 
-def _places(args: argparse.Namespace, place: Callable[[str, int], Place]) -> tuple[Place, ...]:
+def places_of(args: argparse.Namespace) -> tuple[Place, ...]:
     """The nodes, from the hostfile, Slurm or the command line."""
+    from rb.launching import launchers
+
     if args.hostfile:
         from rb.launching.hostfile import read_hostfile
 
-        return tuple(place(host.name, host.slots) for host in read_hostfile(args.hostfile))
+        return tuple(launchers.Place(host.name, host.slots) for host in read_hostfile(args.hostfile))
     if args.torchrun:
-        return tuple(place(f"node {number}", args.ranks_per_node or _own_ranks()) for number in range(args.nodes))
+        return tuple(
+            launchers.Place(f"node {number}", args.ranks_per_node or _own_ranks()) for number in range(args.nodes)
+        )
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         raise ValueError(
@@ -204,7 +206,7 @@ def _places(args: argparse.Namespace, place: Callable[[str, int], Place]) -> tup
     if shown.returncode:
         raise ValueError(f"--slurm: scontrol cannot read SLURM_JOB_NODELIST={nodes}: {shown.stderr.strip()}")
     ranks = args.ranks_per_node or int(os.environ.get("SLURM_GPUS_ON_NODE", "0") or 0) or _own_ranks()
-    return tuple(place(host, ranks) for host in shown.stdout.split())
+    return tuple(launchers.Place(host, ranks) for host in shown.stdout.split())
 
 
 def _own_ranks() -> int:
