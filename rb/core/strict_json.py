@@ -184,17 +184,16 @@ def _check_texts(value: Any) -> None:
             waiting += item
 
 
+_STRICT = json.JSONDecoder(
+    parse_constant=_no_constant, parse_int=_whole, parse_float=_real, object_pairs_hook=_no_repeats
+)
+
+
 def parse(data: bytes | str, where: str, remedy: str = "write or download it again") -> Any:
     """Strict JSON: UTF-8, no NaN or infinity, no repeated field, nothing beyond the limits above. ``FormatError`` names ``where``."""
     try:
         decoded = data.decode("utf-8") if isinstance(data, bytes) else data.encode("utf-8").decode("utf-8")
-        value = json.loads(
-            decoded,
-            parse_constant=_no_constant,
-            parse_int=_whole,
-            parse_float=_real,
-            object_pairs_hook=_no_repeats,
-        )
+        value = _STRICT.decode(decoded)
         if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
             check_depth(value)
         if _SURROGATE.search(decoded):
@@ -253,9 +252,13 @@ def read(path: Path | str, remedy: str = "write or download it again") -> Any:
     return parse(read_bytes(Path(path)), str(path), remedy)
 
 
-def parse_lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
-    """JSONL: (file and number of the line, its value) of every line that is not empty."""
+def lines(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
+    """JSONL: (file and number of the line, the line) of every line that is not empty."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
-            place = f"{where}, line {number}"
-            yield place, parse(line, place)
+            yield f"{where}, line {number}", line
+
+
+def parse_lines(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    """JSONL: (file and number of the line, its value) of every line that is not empty."""
+    return ((place, parse(line, place)) for place, line in lines(data, where))

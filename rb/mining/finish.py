@@ -1,15 +1,13 @@
 """The last step, over all shards: images that come twice are left out, then mined.jsonl, and the set of image regions that ``rb train`` reads.
 
 Everything that needs one image at a time was done by stages. This step reads their last files three times, one at a time: to find what comes twice
-(40 bytes a mined image are held), to write the history of every region, and to write the set. Each file is written whole or not at all. The set
-goes on after a kill behind its last closed shard, with the same bytes.
+(49 bytes a mined image are held), to copy them into the history of every region, and to write the set. Each file is written whole or not at all. The
+set goes on after a kill behind its last closed shard, with the same bytes.
 """
 
 from __future__ import annotations
 
-import shutil
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from rb.core import progress, strict_json
 from rb.core.files import digest64, file_sha256, sha256, whole_file, write_json
 from rb.core.modality import IMAGE_REGION
-from rb.core.strict_json import dumps
+from rb.core.strict_json import dumps, lines
 from rb.core.text import is_caption
 from rb.data.formats import MANIFEST_FILE, ObjectAnnotation, Record, UnfitRecordError, read_manifest
 from rb.data.prepare.common import Reason
@@ -28,7 +26,7 @@ from rb.data.shard_writer import ShardWriter
 from rb.data.unfinished import Work
 from rb.mining.inputs import InputImage, InputShard
 from rb.mining.near import LOOK_BYTES, later_duplicates
-from rb.mining.record import ImageRecord, Region, read_records, write_records
+from rb.mining.record import ImageRecord, Region, parse_record, read_records, write_records
 from rb.mining.settings import FinishConfig
 from rb.mining.stage import stage_file
 from rb.sources.pixels import AS_UPRIGHT
@@ -36,7 +34,8 @@ from rb.sources.pixels import AS_UPRIGHT
 FINISH = "finish"
 SHARDS_FOLDER, HISTORY_FILE, RECORD_FILE = "shards", "mined.jsonl", "finish.done"
 SAME_ID, SAME_PICTURE = "source id of an earlier image", "looks as an earlier image"
-_REASONS = (None, SAME_ID, SAME_PICTURE)  # by number, as the plan holds them
+_WRITTEN, _EMPTY = 0, 1  # what becomes of an image, beside the numbers of these reasons
+_REASONS = {2: SAME_ID, 3: SAME_PICTURE}
 _FIELDS: dict[str, strict_json.Check] = {
     "config": strict_json.name,
     "source": strict_json.name,
@@ -73,14 +72,29 @@ class Finished:
 
 @dataclass(frozen=True)
 class _Plan:
-    """For every image with a region left, in the order of inputs: why it is left out (0: it is not; a number of ``_REASONS``)."""
+    """What becomes of every image, in the order of inputs: it is written, it had no region left before this step, or it comes twice.
 
-    why: NDArray[np.uint8]
-    begins: Sequence[int]  # number of the first such image of each shard, and one more behind the last
+    Attributes:
+        fates: of each image [N].
+        begins: number of the first image of each shard, and one more behind the last.
+        words: of all captions that are written.
+        dropped: regions that are dropped here, by reason.
+    """
 
-    def of(self, place: int) -> NDArray[np.uint8]:
-        """Those of the shard at this place."""
-        return self.why[self.begins[place] : self.begins[place + 1]]
+    fates: NDArray[np.uint8]
+    begins: Sequence[int]
+    words: int
+    dropped: Mapping[str, int]
+
+    def lines(self, place: int, file: Path) -> Iterator[tuple[str, bytes, int]]:
+        """(file and line, its bytes, fate) of every image in the last stage's file of the shard at this place."""
+        fates = self.fates[self.begins[place] : self.begins[place + 1]].tolist()
+        for (where, line), fate in zip(lines(file.read_bytes(), str(file)), fates, strict=True):
+            yield where, line, fate
+
+    def written(self, place: int) -> int:
+        """Images of the shard at this place that are written."""
+        return int((self.fates[self.begins[place] : self.begins[place + 1]] == _WRITTEN).sum())
 
 
 def finish(
@@ -108,9 +122,9 @@ def finish(
         return done, False
     (out / RECORD_FILE).unlink(missing_ok=True)
     plan = _plan(files, settings.near_bits)
-    if not (plan.why == 0).any():
+    if not (plan.fates == _WRITTEN).any():
         raise ValueError(f"{out}: no region is left, so there is no set to write")
-    words, dropped = _write_history(out / HISTORY_FILE, files, plan)
+    _write_history(out / HISTORY_FILE, files, plan)
     _write_set(out / SHARDS_FOLDER, shards, files, plan, settings, dataset, wanted)
     manifest = out / SHARDS_FOLDER / MANIFEST_FILE
     counts = read_manifest(manifest).counts
@@ -120,8 +134,8 @@ def finish(
         history_bytes=(out / HISTORY_FILE).stat().st_size,
         images=counts["records"],
         regions=counts["objects"],
-        words=words,
-        dropped=dropped,
+        words=plan.words,
+        dropped=plan.dropped,
     )
     write_json(out / RECORD_FILE, asdict(done))
     return done, True
@@ -147,50 +161,51 @@ def _is_whole(out: Path, done: Finished) -> bool:
 
 
 def _plan(files: Sequence[Path], near_bits: int) -> _Plan:
-    keys, looks, begins = array("Q"), bytearray(), [0]
+    keys, looks, left, words, begins = array("Q"), bytearray(), array("I"), array("I"), [0]
     for file in progress.bar(files, desc="looking for images that come twice", unit="shard", delay=5):
         for record in read_records(file):
-            if record.kept:
+            kept = record.kept
+            left.append(len(kept))
+            words.append(sum(len(_caption(region).split()) for region in kept))
+            if kept:
                 assert record.look is not None, f"{file}: {record.key} was not looked at by stage screen"
                 keys.append(digest64(record.key.encode()))
                 looks += bytes.fromhex(record.look)
-        begins.append(len(keys))
-    ids = np.frombuffer(keys, np.uint64)
-    why = np.full(len(ids), _REASONS.index(SAME_ID), np.uint8)
-    why[np.unique(ids, return_index=True)[1]] = 0
-    own = np.flatnonzero(why == 0)
+        begins.append(len(left))
+    regions, counts = np.frombuffer(left, np.uint32), np.frombuffer(words, np.uint32)
+    fates = np.where(regions > 0, _WRITTEN, _EMPTY).astype(np.uint8)
+    fates[fates == _WRITTEN] = _twice(np.frombuffer(keys, np.uint64), looks, near_bits)
+    dropped = {reason: int(regions[fates == fate].sum()) for fate, reason in _REASONS.items()}
+    return _Plan(
+        fates, begins, int(counts[fates == _WRITTEN].sum()), {reason: n for reason, n in sorted(dropped.items()) if n}
+    )
+
+
+def _twice(keys: NDArray[np.uint64], looks: bytearray, near_bits: int) -> NDArray[np.uint8]:
+    """The fate of every image with a region left, by its key and its look."""
+    same_id, same_picture = _REASONS
+    fates = np.full(len(keys), same_id, np.uint8)
+    fates[np.unique(keys, return_index=True)[1]] = _WRITTEN
+    own = np.flatnonzero(fates == _WRITTEN)
     table = np.frombuffer(looks, np.uint8).reshape(-1, LOOK_BYTES)[own]
-    why[own[later_duplicates(table, near_bits)]] = _REASONS.index(SAME_PICTURE)
-    return _Plan(why, begins)
+    fates[own[later_duplicates(table, near_bits)]] = same_picture
+    return fates
 
 
-def _records(file: Path, why: NDArray[np.uint8]) -> Iterator[ImageRecord]:
-    """All records of a last stage's file, in which regions of images that are left out are dropped."""
-    number = 0
-    for record in read_records(file):
-        if record.kept:
-            reason = _REASONS[int(why[number])]
-            number += 1
-            for region in record.kept if reason else ():
-                region.drop(FINISH, str(reason))
-        yield record
-
-
-def _write_history(target: Path, files: Sequence[Path], plan: _Plan) -> tuple[int, dict[str, int]]:
-    """mined.jsonl: all last files one after another. Returns the words of all captions that are left, and regions dropped here by reason."""
-    words, dropped = 0, Counter[str]()
+def _write_history(target: Path, files: Sequence[Path], plan: _Plan) -> None:
+    """mined.jsonl: all last files one after another, with what is dropped here."""
     with whole_file(target) as temporary, temporary.open("wb") as history:
         for place, file in enumerate(progress.bar(files, desc=target.name, unit="shard", delay=5)):
-            records = list(_records(file, plan.of(place)))
-            for record in records:
-                words += sum(len(_caption(region).split()) for region in record.kept)
-                dropped.update(r.dropped.reason for r in record.regions if r.dropped and r.dropped.stage == FINISH)
-            if plan.of(place).any():
-                history.write(write_records(records))
-            else:  # nothing is added: the same bytes
-                with file.open("rb") as same:
-                    shutil.copyfileobj(same, history)
-    return words, dict(sorted(dropped.items()))
+            for where, line, fate in plan.lines(place, file):
+                history.write(_left_out(line, where, _REASONS[fate]) if fate in _REASONS else line + b"\n")
+
+
+def _left_out(line: bytes, where: str, reason: str) -> bytes:
+    """The line of an image whose regions are dropped here."""
+    record = parse_record(line, where)
+    for region in record.kept:
+        region.drop(FINISH, reason)
+    return write_records([record])
 
 
 def _write_set(
@@ -219,11 +234,13 @@ def _write_set(
         position, skip = 0, 0 if earlier is None else earlier.position
         bar = progress.bar(shards, desc="writing the set", unit="shard", delay=5)
         for place, shard in enumerate(bar):
-            left = int((plan.of(place) == 0).sum())
-            if position + left <= skip:  # an earlier process wrote them all
-                position += left
+            if position + plan.written(place) <= skip:  # by an earlier process
+                position += plan.written(place)
                 continue
-            wanted = {record.key: record for record in _records(files[place], plan.of(place)) if record.kept}
+            records = (
+                parse_record(line, where) for where, line, fate in plan.lines(place, files[place]) if fate == _WRITTEN
+            )
+            wanted = {record.key: record for record in records}
             for image in shard.images():
                 record = wanted.pop(image.key, None) if isinstance(image, InputImage) else None
                 if record is None or not isinstance(image, InputImage):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -20,7 +21,7 @@ from rb.core.modality import IMAGE_REGION, MODALITIES
 from rb.core.strict_json import FormatError, parse_foreign
 from rb.data.formats import MANIFEST_FILE, parse_record, read_manifest
 from rb.data.prepare.common import RejectedError
-from rb.data.prepare.custom_tars import Place, members_of, samples_in
+from rb.data.prepare.custom_tars import Run, runs_in
 from rb.sources.pixels import decode_upright
 
 _END_MARK = 1024  # zeros at the end of every whole tar, in bytes
@@ -84,8 +85,8 @@ class InputShard:
         seen: set[str] = set()
         try:
             with self.path.open("rb") as file:
-                for key, start, length in samples_in(file, self.path, Counter()):
-                    image = self._image(key, Place(self.path, start, length))
+                for run in runs_in(file, self.path, Counter()):
+                    image = self._image(run, file)
                     if image.key in seen:
                         image = Unreadable(image.key, SAME_KEY)
                     seen.add(image.key)
@@ -96,10 +97,10 @@ class InputShard:
         except FormatError:
             yield Unreadable(self.path.name, CUT)
 
-    def _image(self, name: str, place: Place) -> InputImage | Unreadable:
-        key = name if self.prefix is None else f"{self.prefix}/{name}"
+    def _image(self, run: Run, file: BinaryIO) -> InputImage | Unreadable:
+        key = run.key if self.prefix is None else f"{self.prefix}/{run.key}"
         try:
-            _, members = members_of(place)
+            members = run.read(file)
             if self.prefix is None:
                 record = parse_record(members.get("json", b""), key)
                 key, text = record.source_id, next(iter(record.captions), None)

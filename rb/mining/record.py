@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rb.core import strict_json as strict
-from rb.core.strict_json import FormatError, checked, dumps, parse_lines
+from rb.core.strict_json import FormatError, checked, dumps, lines, parse
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,12 @@ def read_records(path: Path) -> list[ImageRecord]:
 
 def parse_records(content: bytes, where: str) -> list[ImageRecord]:
     """``read_records`` of bytes."""
-    return [_image(raw, place) for place, raw in parse_lines(content, where)]
+    return [parse_record(line, place) for place, line in lines(content, where)]
+
+
+def parse_record(line: bytes, where: str) -> ImageRecord:
+    """One line of a stage file."""
+    return _image(parse(line, where), where)
 
 
 def _image(raw: Any, where: str) -> ImageRecord:

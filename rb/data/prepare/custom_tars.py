@@ -64,6 +64,33 @@ class Places(Items[Place]):
 
 
 @dataclass(frozen=True)
+class Run:
+    """A sample as the headers of a tar give it: members of one key, one after another.
+
+    Attributes:
+        start, length: of all its bytes, headers too.
+        members: (extension, first byte, size) of each.
+    """
+
+    key: str
+    start: int
+    length: int
+    members: list[tuple[str, int, int]]
+
+    def read(self, file: BinaryIO) -> dict[str, bytes]:
+        """The members' bytes by extension. ``RejectedError``: larger than a record can be, two of an extension."""
+        if self.length > MAX_RECORD_BYTES:
+            raise RejectedError(Reason.MALFORMED_ROW, f"key {self.key!a:.100}: more than {MAX_RECORD_BYTES:,} bytes")
+        found: dict[str, bytes] = {}
+        for extension, first, size in self.members:
+            if extension in found:
+                raise RejectedError(Reason.MALFORMED_ROW, f"key {self.key!a:.100}: has two members {extension!r}")
+            file.seek(first)
+            found[extension] = file.read(size)
+        return found
+
+
+@dataclass(frozen=True)
 class Sample:
     """One sample as read."""
 
@@ -108,17 +135,17 @@ def find_samples(tars: Sequence[Path], shares: dict[str, float]) -> FoundTars:
     for number, path in enumerate(tars):
         try:
             with path.open("rb") as file:
-                for key, start, length in samples_in(file, path, found.notes):
-                    split = split_of(key, shares)
-                    found.splits.setdefault(split, Places(tars)).add(number, start, length)
+                for run in runs_in(file, path, found.notes):
+                    split = split_of(run.key, shares)
+                    found.splits.setdefault(split, Places(tars)).add(number, run.start, run.length)
         except FormatError as error:
             found.bad.append((path.name, str(error).removeprefix(f"{path}: ")))
     return found
 
 
-def samples_in(file: BinaryIO, path: Path, notes: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(key, first byte, length) of every run of members with one key."""
-    current, start, end = None, 0, 0
+def runs_in(file: BinaryIO, path: Path, notes: Counter[str]) -> Iterator[Run]:
+    """Every run of members with one key. The file's position is free between two."""
+    key, start, end, members = "", 0, 0, list[tuple[str, int, int]]()
     size = path.stat().st_size
     for member in tar_headers(file, str(path)):
         if packed_along(member):
@@ -127,18 +154,18 @@ def samples_in(file: BinaryIO, path: Path, notes: Counter[str]) -> Iterator[tupl
         if name is None:
             notes["members that are no image, text or JSON"] += 1
             continue
+        if members and name[0] != key:
+            yield Run(key, start, end - start, members)
+            members = []
         if behind(member) > size:
-            if current is not None and current != name[0]:
-                yield current, start, end - start
             raise FormatError(f"ends at byte {size}, inside {member.name!a:.100}; download it again")
-        if name[0] != current:
-            if current is not None:
-                yield current, start, end - start
-            current, start = name[0], member.offset
+        if not members:
+            key, start = name[0], member.offset
+        members.append((name[1], member.offset_data, member.size))
         end = behind(member)
-    if current is None:
+    if not members:
         raise FormatError("holds no image with a caption; members are KEY.jpg and KEY.txt or KEY.json")
-    yield current, start, end - start
+    yield Run(key, start, end - start, members)
 
 
 def key_of(name: str) -> tuple[str, str] | None:
