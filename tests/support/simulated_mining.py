@@ -79,37 +79,45 @@ def _stage_file(shard: int) -> bytes:
     looks[TWICE::TWICE] = looks[TWICE - 1 :: TWICE][: len(looks[TWICE::TWICE])]
     lines = []
     for number in range(IMAGES):
-        key = f"in/{shard:05d}{number:04d}"
-        regions = [
-            {
-                "id": f"{key}:{i}",
-                "box": [4.0 + i, 3.0, 40.0, 30.0],
-                "rle": "1a0" * 20,
-                "area": 700,
-                "predicted_iou": 0.91,
-                "stability": 0.97,
-                "name": "a brown horse",
-                "name_logprob": -0.8,
-                "chunks": ["brown horse", "horse"],
-                "similarity": 0.93,
-                "text": f"a brown horse number {number} standing in a wide green field",
-                "refined": None,
-                "dropped": None if i < REGIONS else {"stage": "filter", "reason": "not in the caption"},
-            }
-            for i in range(REGIONS + 1)
-        ]
-        record = {
-            "key": key,
-            "width": 64,
-            "height": 48,
-            "alt": None,
-            "caption": "a horse in a field",
-            "proposals": {"made": 90},
-            "regions": regions,
-            "look": looks[number].tobytes().hex(),
+        line = _LINE.replace("<key>", f"in/{shard:05d}{number:04d}").replace("<number>", str(number))
+        lines.append(line.replace("<look>", looks[number].tobytes().hex()))
+    return "".join(lines).encode()
+
+
+def _line() -> str:
+    """A line of the last stage's file, in which <key>, <number> and <look> are to be filled in."""
+    regions = [
+        {
+            "id": f"<key>:{i}",
+            "box": [4.0 + i, 3.0, 40.0, 30.0],
+            "rle": "1a0" * 20,
+            "area": 700,
+            "predicted_iou": 0.91,
+            "stability": 0.97,
+            "name": "a brown horse",
+            "name_logprob": -0.8,
+            "chunks": ["brown horse", "horse"],
+            "similarity": 0.93,
+            "text": "a brown horse number <number> standing in a wide green field",
+            "refined": None,
+            "dropped": None if i < REGIONS else {"stage": "filter", "reason": "not in the caption"},
         }
-        lines.append(json.dumps(record, separators=(",", ":")))
-    return ("\n".join(lines) + "\n").encode()
+        for i in range(REGIONS + 1)
+    ]
+    record = {
+        "key": "<key>",
+        "width": 64,
+        "height": 48,
+        "alt": None,
+        "caption": "a horse in a field",
+        "proposals": {"made": 90},
+        "regions": regions,
+        "look": "<look>",
+    }
+    return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+_LINE = _line()
 
 
 def measure(folder: Path) -> dict[str, Any]:
