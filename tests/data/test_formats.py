@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from dataclasses import replace
@@ -134,6 +135,11 @@ def test_shards_are_plain_webdataset(tmp_path: Path) -> None:
     assert [row["__key__"] for row in rows] == ["000000000", "000000001", "000000002"]
     assert parse_record(rows[1]["json"], "x") == record(IMAGE_REGION, 1)
     assert rows[1]["jpg"] == media(IMAGE_REGION, 1)[0]
+    theirs = io.BytesIO()
+    with webdataset.TarWriter(theirs, user="rb", group="rb", mode=0o444, encoder=False, mtime=0.0) as writer:
+        for row in rows:
+            writer.write({name: row[name] for name in row if name in ("__key__", "jpg", "png", "json")})
+    assert (tmp_path / "set/small-000000.tar").read_bytes() == theirs.getvalue()
 
 
 def test_same_records_same_bytes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from rb.core.files import file_sha256
 from rb.data.formats import read_manifest
 from rb.data.index import ManifestReader
+from rb.data.shard_writer import ShardWriter
 from rb.data.shards import verify_shards
 from rb.mining.finish import SAME_ID, SAME_PICTURE, Finished, finish
 from rb.mining.inputs import InputShard, find_inputs
@@ -188,21 +189,20 @@ def test_a_full_disk_ends_it_and_the_same_call_goes_on(tmp_path: Path, monkeypat
     shards = input_tars(tmp_path / "in", 2, 6)
     small = FinishConfig(max_shard_bytes=15_000)
     mine(tmp_path / "right", shards, small)
-    import rb.data.shard_writer as writing
+    real = ShardWriter._append
 
-    real, calls = writing.scan_shard, []
+    def full(self: ShardWriter, data: bytes) -> None:
+        if self.num_records > 5:
+            raise OSError(28, "No space left on device")
+        real(self, data)
 
-    def full(path: Path):
-        calls.append(path)
-        if len(calls) == 3:
-            raise OSError(28, "No space left on device", str(path))
-        return real(path)
-
-    monkeypatch.setattr(writing, "scan_shard", full)
+    monkeypatch.setattr(ShardWriter, "_append", full)
     with pytest.raises(OSError, match="No space left"):
         mine(tmp_path / "out", shards, small)
     assert not (tmp_path / "out" / "finish.done").exists()
     monkeypatch.undo()
+    unfinished = tmp_path / "out" / ".shards.unfinished"
+    assert (unfinished / "state.json").is_file() and len(list(unfinished.glob("*.tar"))) > 1
     mine(tmp_path / "out", shards, small)
     assert tree(tmp_path / "out") == tree(tmp_path / "right")
     assert len(read_manifest(tmp_path / "out" / "shards").shards) > 2
