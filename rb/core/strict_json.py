@@ -184,16 +184,17 @@ def _check_texts(value: Any) -> None:
             waiting += item
 
 
-_STRICT = json.JSONDecoder(
-    parse_constant=_no_constant, parse_int=_whole, parse_float=_real, object_pairs_hook=_no_repeats
-)
-
-
 def parse(data: bytes | str, where: str, remedy: str = "write or download it again") -> Any:
     """Strict JSON: UTF-8, no NaN or infinity, no repeated field, nothing beyond the limits above. ``FormatError`` names ``where``."""
     try:
         decoded = data.decode("utf-8") if isinstance(data, bytes) else data.encode("utf-8").decode("utf-8")
-        value = _STRICT.decode(decoded)
+        value = json.loads(
+            decoded,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_real,
+            object_pairs_hook=_no_repeats,
+        )
         if decoded.count("[") + decoded.count("{") > MAX_DEPTH:
             check_depth(value)
         if _SURROGATE.search(decoded):

@@ -313,15 +313,14 @@ class ShardWriter:
 
 
 def _head(mtime: float) -> tarfile.TarInfo:
-    """A member's header without name and size, of fixed owner, mode and time: the same records give the same bytes."""
+    """Of a member without name and size, of fixed owner, mode and time: the same records give the same bytes."""
     head = tarfile.TarInfo()
     head.mode, head.uname, head.gname, head.mtime = 0o444, "rb", "rb", mtime
     return head
 
 
-_TIME_ZERO = _head(0.0).tobuf(tarfile.PAX_FORMAT)[
-    : 2 * tarfile.BLOCKSIZE
-]  # stands before each member, as webdataset's writer has it
+# Before each member stands its time as a setting, as webdataset's writer has it.
+_TIME_ZERO = _head(0.0).tobuf(tarfile.PAX_FORMAT)[: 2 * tarfile.BLOCKSIZE]
 _HEAD = _head(0).tobuf(tarfile.USTAR_FORMAT)
 _SIZE, _SUM = slice(124, 135), slice(148, 156)  # fields of a header, in octal digits
 
