@@ -255,6 +255,9 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     """``rb bench score``."""
     parser.description = "Score made-up captions, one metric after the other: processor time, Java's too."
     parser.add_argument("--captions", type=int, default=1000, help="number of captions (1,000)")
+    parser.add_argument(
+        "--texts", type=int, metavar="N", help="captions and references out of so many different texts (all at random)"
+    )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these, e.g. CIDEr")
     parser.add_argument("--no-java", action="store_true", help="without METEOR and SPICE")
     add_json(parser)

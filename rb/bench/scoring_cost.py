@@ -2,7 +2,8 @@
 
 One call scores them, so that each Java program starts once, as in ``rb score``. *tokeniser* is what every call does first. Metrics that have a value for each
 caption (CIDEr) are computed whether they are asked for or not. Time of child processes (Java) counts. Nearly all of the made-up texts are different, which is
-the worst case of SPICE: it parses each different text. What the machine lacks (Java, the jars of SPICE) is named, not measured.
+the worst case of SPICE: it parses each different text; ``--texts`` lets them repeat, as those of real sets do. What the machine lacks (Java, the jars of
+SPICE) is named, not measured.
 """
 
 from __future__ import annotations
@@ -20,20 +21,30 @@ from rb.core.output import aligned, say, say_json
 from rb.core.seeding import generator
 from rb.evaluation.caption_metrics import CaptionSet, score_sets
 from rb.evaluation.java import STARTS
+from rb.evaluation.spice import PARSED
 
 REFERENCES = 3
 _WHAT = ("man", "woman", "dog", "chair", "table", "car", "cup", "screen", "plant", "shelf", "bag", "lamp")
 _HOW = ("small", "large", "red", "blue", "wooden", "black", "round", "old", "white", "tall", "open", "striped")
 _WHERE = ("left of", "right of", "behind", "in front of", "next to", "under", "on top of", "between")
+MOST_TEXTS = 100_000  # of 165,888 that can be made
 
 
-def captions(number: int) -> CaptionSet:
-    """Predictions and references of so many examples, the same each time."""
+def captions(number: int, different: int | None = None) -> CaptionSet:
+    """Predictions and references of so many examples, the same each time; each out of so many ``different`` texts, or each at random."""
     rng = generator("bench score", number)
 
-    def text() -> str:
+    def made() -> str:
         one, other = (f"{rng.choice(_HOW)} {rng.choice(_WHAT)}" for _ in range(2))
         return f"the {one} {rng.choice(_WHERE)} the {other}"
+
+    pool: dict[str, None] = {}
+    while len(pool) < (different or 0):
+        pool[made()] = None
+    some = list(pool)
+
+    def text() -> str:
+        return some[rng.integers(len(some))] if some else made()
 
     ids = [f"example-{k}" for k in range(number)]
     return CaptionSet({i: text() for i in ids}, {i: [text() for _ in range(REFERENCES)] for i in ids})
@@ -50,10 +61,12 @@ def run(args: argparse.Namespace) -> int:
     unknown = [name for name in args.metrics or () if name not in METRICS]
     if unknown:
         raise ValueError(f"--metrics {unknown[0]}: unknown; choose from {', '.join(METRICS)}")
-    made = captions(args.captions)
+    if args.texts is not None and not 1 <= args.texts <= MOST_TEXTS:
+        raise ValueError(f"--texts {args.texts}: must be 1 to {MOST_TEXTS:,}")
+    made = captions(args.captions, args.texts)
     texts = [*made.predictions.values(), *(text for some in made.references.values() for text in some)]
     seconds: dict[str, float] = {}
-    started = STARTS.copy()
+    started, parsed = STARTS.copy(), PARSED["texts"]
     with tempfile.TemporaryDirectory() as cache:  # an empty one: SPICE parses every text
         found = score_sets([made], not args.no_java, Path(cache), args.metrics or list(METRICS), cpu_s=seconds)[0]
     tree = {
@@ -63,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "machine": platform.platform(),
         "cpu_seconds": {name: took for name, took in seconds.items() if name not in found.skipped},
         "java_starts": dict(STARTS - started),
+        "texts_parsed": PARSED["texts"] - parsed,
         "peak_memory_gb": peak_memory_gb(),
         "skipped": found.skipped,
     }
@@ -78,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         say(line)
     for name, count in tree["java_starts"].items():
         say(f"{name}: {count} Java process{'' if count == 1 else 'es'}")
+    if tree["texts_parsed"]:
+        say(f"SPICE parsed {tree['texts_parsed']:,} texts")
     for name, reason in found.skipped.items():
         say(f"{name}: not measured: {reason}")
     return FINISHED

@@ -23,8 +23,9 @@ from rb.core.metrics import METRICS, check_metrics, cider_remark
 from rb.evaluation.java import HOW_TO_GET_JAVA, Java, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_tokenise
-from rb.evaluation.spice import MAX_WORDS, SpiceRow, cut_for_spice, spice_scores
+from rb.evaluation.spice import MAX_WORDS, cut_for_spice, spice_scores
 from rb.evaluation.spice_jars import SpiceMissingError, spice_jars
+from rb.evaluation.spice_process import SpiceRow
 from rb.evaluation.tokenise import ptb_tokenise
 
 LOG = logging.getLogger(__name__)

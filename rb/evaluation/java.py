@@ -19,12 +19,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-from rb.core import progress
 
 HOW_TO_GET_JAVA = (
     "install a Java runtime, 17 to 25 (Debian, Ubuntu: apt-get install default-jre-headless), or point JAVA_HOME at one"
@@ -93,7 +91,7 @@ def find_java() -> Java:
         raise JavaMissingError(f"{path} does not start ({error}); {HOW_TO_GET_JAVA}") from error
     found = re.search(r'version "([^"]*\d[^"]*)"', answer.stderr + answer.stdout)
     if answer.returncode != 0 or found is None:
-        raise JavaMissingError(f"{path} -version failed: {_tail(answer.stderr)}; {HOW_TO_GET_JAVA}")
+        raise JavaMissingError(f"{path} -version failed: {last_words(answer.stderr)}; {HOW_TO_GET_JAVA}")
     return Java(path, found.group(1))
 
 
@@ -121,33 +119,26 @@ def java_command(java: Java, heap_gb: int, options: Sequence[str], temp: Path, c
     return [java.path, *LOCALE_OPTIONS, heap_option(heap_gb), f"-Djava.io.tmpdir={temp}", *options, *call]
 
 
-def run_tool(command: Sequence[str], name: str, timeout_s: float, show: str = "") -> str:
+def run_tool(command: Sequence[str], name: str, timeout_s: float) -> str:
     """Runs a tool to its end and returns what it wrote to stdout.
 
     Output goes to files, so that no full pipe can block it; it is killed at the time limit and when we are interrupted.
-    With ``show`` a clock with that text appears on stderr after 5 seconds.
 
     Raises:
-        JavaToolError: bad exit status, (``JavaTimeoutError``) time limit or (``JavaMemoryError``) full heap, with the end of its stderr.
+        JavaToolError: bad exit status or (``JavaTimeoutError``) time limit, with the end of its stderr.
     """
     deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with started(command, name, stdin=None, stdout=out, stderr=err) as process:
-            clock = progress.bar(desc=show, bar_format="{desc}: {elapsed}", delay=5, disable=not show)
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     raise JavaTimeoutError(
-                        f"{name} did not finish in {timeout_s:.0f} s; its stderr ends: {_tail(read_back(err))}"
+                        f"{name} did not finish in {timeout_s:.0f} s; its stderr ends: {last_words(read_back(err))}"
                     )
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=1.0)
-                except subprocess.TimeoutExpired:
-                    clock.update()
-            clock.close()
-        if process.returncode == STATUS_FULL and LEAVE_WHEN_FULL in command:
-            raise JavaMemoryError(f"{name} filled its heap: {_tail(read_back(out) + read_back(err))}")
         if process.returncode != 0:
-            raise JavaToolError(f"{name} ended with status {process.returncode}: {_tail(read_back(err))}")
+            raise JavaToolError(f"{name} ended with status {process.returncode}: {last_words(read_back(err))}")
         return read_back(out)
 
 
@@ -234,6 +225,6 @@ def read_back(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", errors="replace")
 
 
-def _tail(text: str, characters: int = 300) -> str:
+def last_words(text: str, characters: int = 300) -> str:
     """The end of a tool's output on one line, where the cause stands."""
     return " ".join(text.split())[-characters:] or "(nothing)"

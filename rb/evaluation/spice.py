@@ -1,58 +1,41 @@
-"""SPICE 1.0 as a separate process, on Java 8 to 25.
+"""SPICE of captions: each different text is parsed once, in chunks of bounded size, and kept in a cache; then pairs are scored from it.
 
-The wheel of ``pycocoevalcap`` brings SPICE's jar (AGPL-3) and most of its libraries; Stanford CoreNLP 3.6.0 and its models (GPL-3) are the
-user's to fetch (``spice_jars.py``). None of them is part of this project. What is ours: ``spice_engine/``, the replacement
-for the JavaScript engine that Java 15 removed and that SPICE prints through. Rebuild it (any JDK), in that folder, with
-
-    javac --release 8 -d out JsonPassthrough.java && mkdir -p out/META-INF/services
-    echo JsonPassthrough > out/META-INF/services/javax.script.ScriptEngineFactory && jar -c -f json-engine.jar -C out .
+Parsing is nearly all of SPICE's time (docs/results.md). SPICE asks its cache once, when a chunk begins, and what it parses it adds when the chunk
+has ended. So a text that comes twice in a chunk would be parsed twice, and a job that is killed loses the chunk that it was at, no more.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from rb.core.files import naming, sha256
+from rb.core import progress
+from rb.core.files import sha256
 from rb.core.locks import FileLock
-from rb.core.strict_json import read
-from rb.evaluation.java import (
-    LEAVE_WHEN_FULL,
-    Java,
-    JavaMemoryError,
-    JavaTimeoutError,
-    JavaToolError,
-    coco_jars,
-    java_command,
-    run_tool,
-)
+from rb.evaluation.java import Java, JavaMemoryError, JavaTimeoutError, JavaToolError
+from rb.evaluation.spice_process import Pair, Spice, SpiceRow
 
 LOG = logging.getLogger(__name__)
-
-ENGINE = Path(__file__).parent / "spice_engine" / "json-engine.jar"
-OPENED = (
-    "lang",
-    "math",
-    "util",
-    "util.concurrent",
-    "net",
-    "text",
-)  # what fst-2.47 reaches into; all six, with a cache or without
+T = TypeVar("T")
 
 # Words of a caption that SPICE reads. Its parser's time grows with the cube of a sentence: 60 words take it 1 s, 100 take 5 s, and 1,000 (a
 # model that loops) held 8 GB for minutes. BLIP's caption processor keeps 50.
 MAX_WORDS = 60
 
-# GB of heap. Where the first is not enough, one more start with the second follows, which finds the parses of the first in its cache.
-HEAPS_GB = (3, 8)
+# GB of heap. Where the first is not enough, a second process with more goes on, which finds in the cache what the first has parsed.
+HEAPS_GB = (2, 8)
 
-# {"All": {"pr": .., "re": .., "f": ..}, "Object": {..}, ...}; None where a category has no tuple.
-SpiceRow = dict[str, dict[str, float | None]]
+PARSED_AT_ONCE = 500  # texts
+SCORED_AT_ONCE = 1000  # pairs
+MAX_KEY = 511  # bytes of a text in SPICE's cache (LMDB's limit); a longer one is parsed where it is scored
+
+PARSED: Counter[str] = Counter()  # "texts": how many this process has had parsed
 
 
 def default_cache() -> Path:
@@ -75,78 +58,63 @@ def spice_scores(
 ) -> tuple[float, list[SpiceRow]]:
     """SPICE of the corpus (mean of the captions' f) and of each caption in detail; texts are tokenised ones.
 
-    Cold 36 captions a second on 2 cores (predictions and references counted) after 8 s; with all captions in ``cache`` 2 s in all.
-    SPICE merges synonyms in hash order, so that about 1 caption of 1,000 may change between runs; a cache freezes the first parse.
-    A ``cache`` that another process uses, or that cannot be used, is passed by.
+    SPICE merges synonyms in hash order, so that about 1 caption of 1,000 may change between runs; a cache freezes the first parse. A ``cache``
+    that another process uses is passed by: a folder for this call takes its place. Where none can be used, every text is parsed where it stands.
 
     Raises:
         JavaToolError: SPICE died or took too long.
     """
-    with _locked(cache, jars) as folder:
-        kept = [] if folder is None else ["-cache", str(folder)]
-        try:
-            return _run(predictions, references, java, jars, HEAPS_GB[0], kept)
-        except JavaTimeoutError:
-            raise  # without its cache it would take longer still
-        except JavaMemoryError as error:
-            LOG.warning("%s; once more with %d GB", error, HEAPS_GB[1])
-            return _run(predictions, references, java, jars, HEAPS_GB[1], kept)
-        except JavaToolError as error:
-            if folder is None:
-                raise
-            # Its LMDB refuses some file systems and full disks; the result does not depend on it.
-            LOG.warning("SPICE without its cache %s: %s", folder, error)
-    return _run(predictions, references, java, jars, HEAPS_GB[0], [])
+    pairs = list(zip(predictions, references, strict=True))
+    heap_gb = HEAPS_GB[0]
+    with _locked(cache, jars) as locked, tempfile.TemporaryDirectory(prefix="rb-spice-parses-") as own:
+        folder: Path | None = locked or Path(own)
+        while True:
+            try:
+                with Spice(java, jars, heap_gb, folder) as spice:
+                    rows = _rows(spice, pairs, cached=folder is not None)
+                return sum(row["All"]["f"] or 0.0 for row in rows) / len(rows), rows
+            except JavaTimeoutError:
+                raise  # without its cache it would take longer still
+            except JavaMemoryError as error:
+                if heap_gb == HEAPS_GB[1]:
+                    raise
+                heap_gb = HEAPS_GB[1]
+                LOG.warning("%s; once more with %d GB", error, heap_gb)
+            except JavaToolError as error:
+                if folder is None:
+                    raise
+                # Its LMDB refuses some file systems, processors and full disks; the result does not depend on it.
+                LOG.warning("SPICE without its cache %s: %s", folder, error)
+                folder = None
 
 
-def _run(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    java: Java,
-    jars: Sequence[Path],
-    heap_gb: int,
-    extra: list[str],
-) -> tuple[float, list[SpiceRow]]:
-    rows = [
-        {"image_id": str(i), "test": text, "refs": list(refs)}
-        for i, (text, refs) in enumerate(zip(predictions, references, strict=True))
-    ]
-    num_texts = len(predictions) + sum(len(refs) for refs in references)
-    home = coco_jars() / "spice"
-    options = ["-XX:+UseParallelGC", LEAVE_WHEN_FULL]
-    if java.major >= 9:
-        options += [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENED]
-    if java.major >= 22:
-        options += ["--enable-native-access=ALL-UNNAMED"]
-    classpath = ":".join(str(path) for path in (home / "spice-1.0.jar", ENGINE, home / "lib" / "*", *jars))
-    with tempfile.TemporaryDirectory(prefix="rb-spice-") as temp:
-        source, target = Path(temp) / "in.json", Path(temp) / "out.json"
-        with naming(source, source):
-            source.write_text(json.dumps(rows), encoding="ascii")
-        call = [
-            "-cp",
-            classpath,
-            "edu.anu.spice.SpiceScorer",
-            str(source),
-            "-out",
-            str(target),
-            "-subset",
-            "-silent",
-            *extra,
-        ]
-        command = java_command(java, heap_gb, options, Path(temp), call)
-        run_tool(command, "SPICE", timeout_s=600 + num_texts, show=f"SPICE of {num_texts:,} texts")
-        try:
-            found = {item["image_id"]: item["scores"] for item in read(target)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise JavaToolError(f"SPICE wrote no readable result ({error})") from error
-    if set(found) != {row["image_id"] for row in rows}:
-        raise JavaToolError(f"SPICE answered {len(found)} of {len(rows)} captions")
-    detailed: list[SpiceRow] = [
-        {category: {k: found[str(i)][category][k] for k in ("pr", "re", "f")} for category in found[str(i)]}
-        for i in range(len(rows))
-    ]
-    return sum(row["All"]["f"] or 0.0 for row in detailed) / len(detailed), detailed
+def _rows(spice: Spice, pairs: Sequence[Pair], cached: bool) -> list[SpiceRow]:
+    """Each different text once, so that all are in the cache, then the pairs."""
+    try:
+        if cached:
+            texts = [text for text in dict.fromkeys(t for one, more in pairs for t in (one, *more)) if _fits(text)]
+            with progress.bar(total=len(texts), desc="SPICE: parses", unit=" texts", delay=5) as bar:
+                for chunk in _chunks(texts, PARSED_AT_ONCE):
+                    # Two texts to a pair, as caption and reference: SPICE takes nothing else.
+                    spice.rows([(two[0], two[1:]) for two in _chunks(chunk, 2)])
+                    bar.update(len(chunk))
+        rows: list[SpiceRow] = []
+        with progress.bar(total=len(pairs), desc="SPICE: compares", unit=" captions", delay=5) as bar:
+            for some in _chunks(pairs, SCORED_AT_ONCE):
+                rows += spice.rows(some)
+                bar.update(len(some))
+        return rows
+    finally:
+        PARSED["texts"] += spice.parsed
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _fits(text: str) -> bool:
+    """Whether SPICE's cache can have it: its serializer takes 4 bytes, and 1 or 3 for each 16 bits of a character."""
+    return 4 + sum(1 if c < "\xff" else 3 if c < "\U00010000" else 6 for c in text) <= MAX_KEY
 
 
 @contextmanager

@@ -7,16 +7,18 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from rb.cli import main as rb
-from rb.evaluation import doctor
+from rb.evaluation import doctor, spice
 from rb.evaluation.caption_metrics import (
     METRICS,
     CaptionScores,
@@ -26,11 +28,11 @@ from rb.evaluation.caption_metrics import (
     score_captions,
     score_sets,
 )
-from rb.evaluation.java import STARTS, Java, JavaMemoryError, JavaMissingError, JavaToolError, find_java, run_tool
+from rb.evaluation.java import STARTS, Java, JavaMemoryError, JavaMissingError, JavaToolError, find_java
 from rb.evaluation.meteor import Meteor
 from rb.evaluation.simple_cider import simple_cider, simple_tokenise
-from rb.evaluation.spice import _locked, spice_scores
-from rb.evaluation.spice_jars import JARS_VARIABLE, SpiceMissingError, spice_jars
+from rb.evaluation.spice_jars import JARS_VARIABLE, spice_jars
+from rb.evaluation.spice_process import SpiceRow
 from rb.evaluation.tokenise import ptb_tokenise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "caption_metrics.json").read_text(encoding="utf-8"))
@@ -106,23 +108,82 @@ def test_per_example_ciders_average_to_the_corpus(scored: CaptionScores) -> None
     assert len(set(values)) > 10
 
 
+# Parses in chunks of 8 texts into the folder that it is given, and is killed while the process of SPICE is at the third.
+KILLED = """
+import json, os, signal, sys, time
+from pathlib import Path
+from rb.evaluation import spice
+from rb.evaluation.java import find_java
+from rb.evaluation.spice_jars import spice_jars
+from rb.evaluation.spice_process import Spice
+
+def run(self, arguments, timeout_s, real=Spice._run):
+    self.runs = getattr(self, "runs", 0) + 1
+    if self.runs < 3:
+        return real(self, arguments, timeout_s)
+    self._process.stdin.write("\\t".join(arguments).encode() + b"\\n")
+    self._process.stdin.flush()
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Spice._run, spice.PARSED_AT_ONCE = run, 8
+spice.spice_scores(*json.load(sys.stdin), find_java(), spice_jars(), Path(sys.argv[1]))
+"""
+
+
+@dataclass(frozen=True)
+class Cold:
+    """What SPICE gave without a cache: its folder, the rows of all captions, how many texts differ and how many were parsed in the end."""
+
+    cache: Path
+    rows: list[SpiceRow]
+    different: int
+    parsed: int
+
+
 @pytest.fixture(scope="session")
-def spice_cache(java: Java, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the golden captions and the doctor's, filled by one cold run that had to agree with the original."""
+def cold(java: Java, tmp_path_factory: pytest.TempPathFactory) -> Cold:
+    """The golden captions twice, then the doctor's, in small chunks, by a call that goes on where a killed one was."""
     folder = tmp_path_factory.mktemp("spice")
     own = list(doctor.CAPTIONS.values())
-    _, rows = spice_scores([*TOKENISED, *own], [*TOKENISED_REFERENCES, *([t] for t in own)], java, spice_jars(), folder)
-    assert rows[: len(TOKENISED)] == [row["spice"] for row in GOLDEN["rows"]]
-    return folder
+    predictions, references = [*TOKENISED * 2, *own], [*TOKENISED_REFERENCES * 2, *([t] for t in own)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, folder], input=json.dumps([predictions, references]), text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    before = spice.PARSED["texts"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spice, "PARSED_AT_ONCE", 8)
+        patch.setattr(spice, "SCORED_AT_ONCE", 7)
+        _, rows = spice.spice_scores(predictions, references, java, spice_jars(), folder)
+    different = {text for one, more in zip(predictions, references, strict=True) for text in (one, *more)}
+    return Cold(folder, rows, len(different), spice.PARSED["texts"] - before)
+
+
+@pytest.fixture(scope="session")
+def spice_cache(cold: Cold) -> Path:
+    """A cache that holds the golden captions and the doctor's."""
+    return cold.cache
 
 
 @needs_spice
 @pytest.mark.java
-def test_spice_equals_the_original_per_caption_and_from_the_cache(java: Java, spice_cache: Path) -> None:
-    mean, rows = spice_scores(TOKENISED, TOKENISED_REFERENCES, java, spice_jars(), spice_cache)
+def test_spice_in_chunks_equals_the_original_per_caption(cold: Cold) -> None:
+    golden = [row["spice"] for row in GOLDEN["rows"]]
+    assert cold.rows[: len(golden) * 2] == golden * 2
+
+
+@needs_spice
+@pytest.mark.java
+def test_spice_parses_each_text_once_and_a_kill_costs_one_chunk(cold: Cold, java: Java) -> None:
+    """Before it was killed two chunks were whole; the third may have been. What is scored later, alone or again, is not parsed again."""
+    assert cold.different - 3 * 8 <= cold.parsed <= cold.different - 2 * 8
+    before = spice.PARSED["texts"]
+    mean, rows = spice.spice_scores(TOKENISED, TOKENISED_REFERENCES, java, spice_jars(), cold.cache)
+    assert spice.PARSED["texts"] == before
     assert rows == [row["spice"] for row in GOLDEN["rows"]]
     assert mean == pytest.approx(GOLDEN["corpus"]["SPICE"], abs=1e-9)
-    assert any(spice_cache.rglob("data.mdb"))
+    assert any(cold.cache.rglob("data.mdb"))
 
 
 @needs_spice
@@ -148,9 +209,12 @@ def test_any_number_of_sets_starts_each_java_program_once(java: Java, scored: Ca
 
 
 def test_a_spice_whose_heap_is_full_starts_once_more_with_more(no_java: Path, tmp_path: Path) -> None:
-    fake_java(no_java, f'echo "$@" >> {tmp_path}/calls; echo "java.lang.OutOfMemoryError: Java heap space"; exit 3')
+    fake_java(
+        no_java,
+        f'read call; echo "$call" >> {tmp_path}/calls; echo "java.lang.OutOfMemoryError: Java heap space"; exit 3',
+    )
     with pytest.raises(JavaMemoryError, match=r"SPICE filled its heap: java\.lang.OutOfMemoryError: Java heap space"):
-        spice_scores(["a dog"], [["a dog"]], find_java(), [], tmp_path / "cache")
+        spice.spice_scores(["a dog"], [["a dog"]], find_java(), [], tmp_path / "cache")
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 2
     assert all("-cache" in call for call in calls)  # what was parsed is not parsed again
@@ -164,13 +228,13 @@ def test_doctor_finds_everything_in_order(meteor: Meteor, spice_cache: Path) -> 
 
 
 def test_one_process_per_spice_cache(tmp_path: Path) -> None:
-    with _locked(tmp_path, []) as first, _locked(tmp_path, []) as second:
+    with spice._locked(tmp_path, []) as first, spice._locked(tmp_path, []) as second:
         assert first is not None
         assert second is None
-    with _locked(tmp_path, []) as again:
+    with spice._locked(tmp_path, []) as again:
         assert again == first
     (tmp_path / "file").touch()
-    with _locked(tmp_path / "file", []) as impossible:
+    with spice._locked(tmp_path / "file", []) as impossible:
         assert impossible is None
 
 
@@ -260,34 +324,6 @@ def test_a_silent_meteor_ends_at_its_limit(no_java: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_a_tool_is_gone_at_its_limit(tmp_path: Path) -> None:
-    mark = tmp_path / "pid"
-    with pytest.raises(JavaToolError, match="did not finish in 1 s; its stderr ends: slow"):
-        run_tool(["/bin/sh", "-c", f"echo $$ > {mark}; echo slow >&2; exec sleep 600"], "tool", timeout_s=1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(mark.read_text()), 0)
-    # More output than a pipe holds must not block it.
-    assert len(run_tool([sys.executable, "-c", "print('x' * 10**6)"], "tool", timeout_s=60)) == 10**6 + 1
-
-
-@pytest.mark.parametrize(("version", "major"), [("1.8.0_292", 8), ("17.0.15", 17), ("25-ea", 25), ("9", 9)])
-def test_java_versions(version: str, major: int) -> None:
-    assert Java("java", version).major == major
-
-
-def test_missing_spice_jars_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(JARS_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    with pytest.raises(
-        SpiceMissingError, match=r"data/regionblip/spice has no .*0\.jar and no .*; `rb metrics install`"
-    ):
-        spice_jars()
-    monkeypatch.setenv(JARS_VARIABLE, str(tmp_path))
-    (tmp_path / "stanford-corenlp-3.6.0.jar").touch()
-    with pytest.raises(SpiceMissingError, match=rf"{JARS_VARIABLE}=.* has no stanford-corenlp-3.6.0-models\*.jar; `rb"):
-        spice_jars()
-
-
 def test_the_doctor_names_what_is_missing(
     no_java: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,21 +392,6 @@ def test_empty_captions_score_nothing() -> None:
     assert {name: value for name, value in found.scores.items() if value is not None} == pytest.approx(
         dict.fromkeys(WITHOUT_JAVA, 0.0), abs=1e-6
     )
-
-
-def test_the_engine_in_the_package_is_built_from_its_source(tmp_path: Path) -> None:
-    if shutil.which("javac") is None:
-        pytest.skip("no JDK here")
-    folder = Path(doctor.__file__).parent / "spice_engine"
-    subprocess.run(
-        ["javac", "--release", "8", "-nowarn", "-d", tmp_path, folder / "JsonPassthrough.java"],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", folder / "json-engine.jar", tmp_path / "jar"], check=True)
-    assert {p.name for p in (tmp_path / "jar").rglob("*.class")} == {p.name for p in tmp_path.glob("*.class")}
-    service = tmp_path / "jar" / "META-INF" / "services" / "javax.script.ScriptEngineFactory"
-    assert service.read_text().strip() == "JsonPassthrough"
 
 
 def test_sets_whose_cider_says_nothing_are_known_before_they_are_scored() -> None:

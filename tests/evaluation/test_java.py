@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from rb.evaluation import java as java_file
-from rb.evaluation.java import JavaToolError, find_java, run_tool, started
+from rb.evaluation import spice_process
+from rb.evaluation.java import Java, JavaMemoryError, JavaTimeoutError, JavaToolError, find_java, run_tool, started
 from rb.evaluation.spice import MAX_WORDS, cut_for_spice
 from rb.evaluation.tokenise import ptb_tokenise
 
@@ -116,3 +117,55 @@ def test_a_signal_while_a_tool_is_being_started_takes_it_along(
             process.kill()
             process.wait()
             assert not late, "the tool outlived its starter"
+
+
+def test_a_tool_is_gone_at_its_limit(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    with pytest.raises(JavaToolError, match="did not finish in 1 s; its stderr ends: slow"):
+        run_tool(["/bin/sh", "-c", f"echo $$ > {mark}; echo slow >&2; exec sleep 600"], "tool", timeout_s=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    # More output than a pipe holds must not block it.
+    assert len(run_tool([sys.executable, "-c", "print('x' * 10**6)"], "tool", timeout_s=60)) == 10**6 + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "raised", "says"),
+    [
+        ("echo slow >&2; exec sleep 600", JavaTimeoutError, "SPICE did not finish in 1 s; its stderr ends: slow"),
+        ("echo out of luck >&2; exit 1", JavaToolError, "SPICE ended with status 1: out of luck"),
+        ("read call; echo done; exec sleep 600", JavaToolError, "SPICE wrote no readable result"),
+        ("read call; echo full; exit 3", JavaMemoryError, "SPICE filled its heap: full"),
+    ],
+)
+def test_a_spice_that_breaks_down_is_gone_with_its_cause(
+    program: str, raised: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if raised is JavaTimeoutError:
+        monkeypatch.setattr(spice_process, "TIMEOUT_S", -1.0)  # and 1 s for each of its two texts
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{program}\n")
+    java.chmod(0o755)
+    with pytest.raises(raised, match=says), spice_process.Spice(Java(str(java), "17"), [], 1, None) as spice:
+        spice.rows([("a dog", ["a dog"])])
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(("version", "major"), [("1.8.0_292", 8), ("17.0.15", 17), ("25-ea", 25), ("9", 9)])
+def test_java_versions(version: str, major: int) -> None:
+    assert Java("java", version).major == major
+
+
+def test_the_engine_in_the_package_is_built_from_its_source(tmp_path: Path) -> None:
+    if shutil.which("javac") is None:
+        pytest.skip("no JDK here")
+    folder = spice_process.ENGINE.parent
+    subprocess.run(
+        ["javac", "--release", "8", "-nowarn", "-d", tmp_path, *folder.glob("*.java")],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", folder / "json-engine.jar", tmp_path / "jar"], check=True)
+    assert {p.name for p in (tmp_path / "jar").rglob("*.class")} == {p.name for p in tmp_path.glob("*.class")}
+    service = tmp_path / "jar" / "META-INF" / "services" / "javax.script.ScriptEngineFactory"
+    assert service.read_text().strip() == "JsonPassthrough"

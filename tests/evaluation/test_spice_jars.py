@@ -152,6 +152,19 @@ def test_sources_that_are_none_are_one_line(tmp_path: Path, capsys: pytest.Captu
         assert said.count("\n") == 1
 
 
+def test_missing_spice_jars_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(JARS_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with pytest.raises(
+        SpiceMissingError, match=r"data/regionblip/spice has no .*0\.jar and no .*; `rb metrics install`"
+    ):
+        spice_jars()
+    monkeypatch.setenv(JARS_VARIABLE, str(tmp_path))
+    (tmp_path / "stanford-corenlp-3.6.0.jar").touch()
+    with pytest.raises(SpiceMissingError, match=rf"{JARS_VARIABLE}=.* has no stanford-corenlp-3.6.0-models\*.jar; `rb"):
+        spice_jars()
+
+
 @pytest.mark.skipif(not REAL, reason=f"{JARS_VARIABLE} is not set: the real jars are not at hand")
 def test_the_real_jars_have_the_pinned_checksums(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rb(["metrics", "install", "--from", REAL]) == 0
