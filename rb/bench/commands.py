@@ -260,6 +260,9 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these, e.g. CIDEr")
     parser.add_argument("--no-java", action="store_true", help="without METEOR and SPICE")
+    parser.add_argument(
+        "--spice-cache", type=Path, metavar="DIR", help="where SPICE keeps parsed texts (nowhere: it parses all)"
+    )
     add_json(parser)
     parser.set_defaults(run=run_score)
 

@@ -14,6 +14,8 @@ import resource
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from rb.core.exit_codes import FINISHED
 from rb.core.metrics import METRICS
 from rb.core.model_config import at_least
@@ -31,23 +33,27 @@ MOST_TEXTS = 100_000  # of 165,888 that can be made
 
 
 def captions(number: int, different: int | None = None) -> CaptionSet:
-    """Predictions and references of so many examples, the same each time; each out of so many ``different`` texts, or each at random."""
+    """Predictions and references of so many examples, the same each time; each out of so many ``different`` texts, or each at random.
+
+    A larger ``different`` has the texts of a smaller one too.
+    """
+    pool: dict[str, None] = {}
+    rng = generator("bench score texts")
+    while len(pool) < (different or 0):
+        pool[_text(rng)] = None
+    some = list(pool)
     rng = generator("bench score", number)
 
-    def made() -> str:
-        one, other = (f"{rng.choice(_HOW)} {rng.choice(_WHAT)}" for _ in range(2))
-        return f"the {one} {rng.choice(_WHERE)} the {other}"
-
-    pool: dict[str, None] = {}
-    while len(pool) < (different or 0):
-        pool[made()] = None
-    some = list(pool)
-
     def text() -> str:
-        return some[rng.integers(len(some))] if some else made()
+        return some[rng.integers(len(some))] if some else _text(rng)
 
     ids = [f"example-{k}" for k in range(number)]
     return CaptionSet({i: text() for i in ids}, {i: [text() for _ in range(REFERENCES)] for i in ids})
+
+
+def _text(rng: np.random.Generator) -> str:
+    one, other = (f"{rng.choice(_HOW)} {rng.choice(_WHAT)}" for _ in range(2))
+    return f"the {one} {rng.choice(_WHERE)} the {other}"
 
 
 def peak_memory_gb() -> float:
@@ -67,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     texts = [*made.predictions.values(), *(text for some in made.references.values() for text in some)]
     seconds: dict[str, float] = {}
     started, parsed = STARTS.copy(), PARSED["texts"]
-    with tempfile.TemporaryDirectory() as cache:  # an empty one: SPICE parses every text
-        found = score_sets([made], not args.no_java, Path(cache), args.metrics or list(METRICS), cpu_s=seconds)[0]
+    with tempfile.TemporaryDirectory() as own:  # an empty one: SPICE parses every text
+        cache = args.spice_cache or Path(own)
+        found = score_sets([made], not args.no_java, cache, args.metrics or list(METRICS), cpu_s=seconds)[0]
     tree = {
         "captions": args.captions,
         "references": REFERENCES,
