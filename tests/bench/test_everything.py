@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rb.bench.everything import Part, cores_for_steps, parts_of, run_part
+from rb.bench.scoring_cost import captions
 from rb.cli import COMMANDS
 from tests.support.raw_data import cli_run
 from tests.support.remedies import Fault, Said, remedy
@@ -82,3 +83,14 @@ def test_score_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "METEOR: not measured: " in printed
     assert "tokeniser" in printed
+
+
+def test_made_up_texts_repeat_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli_run("bench", "score", "--captions", "50", "--texts", "7", "--no-java", "--metrics", "BLEU-1", "--json") == 0
+    )
+    assert json.loads(capsys.readouterr().out)["different_texts"] == 7
+    some, more = ({text for texts in captions(50, n).references.values() for text in texts} for n in (7, 9))
+    assert some < more
+    assert cli_run("bench", "score", "--texts", "0") == 2
+    assert "--texts 0: must be 1 to 100,000" in capsys.readouterr().err
