@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         pytest.param(("--size", "medium_t5"), "2", id="medium_t5"),
         # Its micro-batch of the demo. With 2 samples it needs 10 MB, and 1.5 MB of pages that a process takes at any size are more than a tenth.
         pytest.param(("--run", "toy_opt"), "8", id="toy_opt"),
+        pytest.param(("--run", "toy_opt", "train.activation_checkpointing=true"), "8", id="toy_opt, checkpointing"),
     ],
 )
 def test_the_plan_is_within_its_bounds(what: tuple[str, str], samples: str) -> None:
