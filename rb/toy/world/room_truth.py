@@ -109,33 +109,35 @@ def clause_margin(clause: Clause, item: _Item, truth: Truth) -> float:
 
     A relation must be true for every solid that its words fit, and for at least one.
     """
-    place, corners = _centre(item), np.array(truth["room"], dtype=np.float64)
+    place = _centre(item)
+    if clause.shape is not None:
+        others = [o for o in truth["objects"] if o is not item and is_kind(o, clause.size, clause.shape)]
+        return min((_relation_margin(clause.kind, place, _centre(other)) for other in others), default=-np.inf)
+    corners = np.array(truth["room"], dtype=np.float64)
     if clause.kind == "in the corner":
         return CORNER - float(np.linalg.norm(corners - place, axis=1).min())
     if clause.kind == "near the wall":
         return WALL - min(_to_segment(place, a, b) for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True))
-    if clause.kind in SIDES:
-        axis, sign = _AXIS_SIGN[clause.kind.split()[-1]]
-        return sign * float(place[axis] - corners.mean(0)[axis]) - SIDE_MARGIN
-    others = [o for o in truth["objects"] if o is not item and is_kind(o, clause.size, clause.shape)]
-    return min((_relation_margin(clause.kind, place - _centre(other)) for other in others), default=-np.inf)
+    axis, sign = _AXIS_SIGN[clause.kind.split()[-1]]
+    return sign * float(place[axis] - corners.mean(0)[axis]) - SIDE_MARGIN
 
 
-def _relation_margin(kind: str, step: np.ndarray) -> float:
-    """``step`` [2]: from the other solid to this one."""
+def _relation_margin(kind: str, here: tuple[float, float], there: tuple[float, float]) -> float:
+    """Of this solid's centre to another's."""
+    step = (here[0] - there[0], here[1] - there[1])
     if kind == "near":
         return NEAR - float(np.hypot(*step))
     axis, sign = next(_AXIS_SIGN[word] for word in kind.split() if word in _AXIS_SIGN)
-    along, across = sign * float(step[axis]), abs(float(step[1 - axis]))
+    along, across = sign * step[axis], abs(step[1 - axis])
     return min(along - SIDE_MARGIN, along - across / 2)
 
 
-def _centre(item: _Item) -> np.ndarray:
-    box = np.array(item["box"], dtype=np.float64)
-    return (box[:2] + box[3:5]) / 2
+def _centre(item: _Item) -> tuple[float, float]:
+    x0, y0, _, x1, y1, _ = item["box"]
+    return (x0 + x1) / 2, (y0 + y1) / 2
 
 
-def _to_segment(place: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+def _to_segment(place: tuple[float, float], a: np.ndarray, b: np.ndarray) -> float:
     share = np.clip((place - a) @ (b - a) / ((b - a) @ (b - a)), 0.0, 1.0)
     return float(np.linalg.norm(place - a - share * (b - a)))
 

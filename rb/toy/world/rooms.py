@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -44,6 +45,11 @@ class ToyRoom:
     instances: np.ndarray
     objects: tuple[ToyObject, ...]
     corners: tuple[tuple[float, float], ...]
+
+    @cached_property
+    def views(self) -> tuple[_View, ...]:
+        """The room as training may turn it: one set for the descriptions of all its solids."""
+        return tuple(_View(room_truth(self), float(angle)) for angle in _TURNS)
 
 
 def make_room(seed: int, split: str, index: int, num_points: int = ROOM_POINTS) -> ToyRoom:
@@ -115,9 +121,8 @@ def descriptions(room: ToyRoom, item: ToyObject, count: int = 3) -> list[str]:
     ``this is a ball`` where it is the only one, ``this is a small cube. it is in the corner, left of the cone`` where nothing less will do. Empty where
     no description of at most two places singles it out.
     """
-    truth = room_truth(room)
-    views = [_View(truth, float(angle), item.object_id) for angle in _TURNS]
-    sayable = [clause for clause in _clauses(truth, item.object_id) if all(view.true(clause) for view in views)]
+    truth, views, own = room_truth(room), room.views, item.object_id
+    sayable = [clause for clause in _clauses(truth, own) if all(view.margin(clause, own) >= _SLACK for view in views)]
     rivals = {
         size: [
             o["object_id"]
@@ -128,7 +133,9 @@ def descriptions(room: ToyRoom, item: ToyObject, count: int = 3) -> list[str]:
     }
     excludes = {
         clause: {
-            o["object_id"] for o in truth["objects"] if all(view.false_of(clause, o["object_id"]) for view in views)
+            o["object_id"]
+            for o in truth["objects"]
+            if all(view.margin(clause, o["object_id"]) <= -_SLACK for view in views)
         }
         for clause in sayable
     }
@@ -178,18 +185,17 @@ def _clauses(truth: dict[str, Any], object_id: str) -> list[Clause]:
 
 
 class _View:
-    """A room turned by an angle: what is true there by the slack, and what is false."""
+    """A room turned by an angle."""
 
-    def __init__(self, truth: dict[str, Any], angle: float, object_id: str) -> None:
+    def __init__(self, truth: dict[str, Any], angle: float) -> None:
         cos, sin = np.cos(angle), np.sin(angle)
-        self.truth = turned(truth, np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]), np.zeros(3))
-        self.items = {item["object_id"]: item for item in self.truth["objects"]}
-        self.object_id = object_id
+        self._truth = turned(truth, np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]), np.zeros(3))
+        self._items = {item["object_id"]: item for item in self._truth["objects"]}
+        self._margins: dict[tuple[Clause, str], float] = {}  # descriptions of several solids ask the same
 
-    def true(self, clause: Clause) -> bool:
-        """Of the solid that is spoken of."""
-        return clause_margin(clause, self.items[self.object_id], self.truth) >= _SLACK
-
-    def false_of(self, clause: Clause, object_id: str) -> bool:
-        """Of another one."""
-        return clause_margin(clause, self.items[object_id], self.truth) <= -_SLACK
+    def margin(self, clause: Clause, object_id: str) -> float:
+        """By how many metres a clause is true of a solid here; negative if it is false."""
+        key = (clause, object_id)
+        if key not in self._margins:
+            self._margins[key] = clause_margin(clause, self._items[object_id], self._truth)
+        return self._margins[key]
