@@ -20,7 +20,7 @@ from tests.support.browser import browser, console
 
 TURN, TILT = -0.35, 0.65  # of the first view of a room
 ROOM = room()
-HARD = (1, 12)  # rooms: one where a picked box needs a handle, one where two objects nearly touch
+HARD = (52, 12)  # rooms: one where a picked box needs a handle, one where two objects nearly touch
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_boxes_of_other_rooms(served: Served, tmp_path: Path) -> None:
         found = [errors_of_boxes(driver, served, tmp_path, room(index)) for index in HARD]
         assert console(driver) == []
     picked, shaped = (np.concatenate(errors) for errors in zip(*found, strict=True))
-    assert picked.max() < 0.015
+    assert 0.01 < picked.max() < 0.02
     assert shaped.max() < 0.01
 
 

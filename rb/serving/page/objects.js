@@ -8,7 +8,11 @@ const LEAST = 12; // points of an object
 const PART = 0.3; // least share of the points of two objects that nearly touch,
 const WHOLE = 0.95; // and of all such parts together
 const FOOT = 0.03; // height in which points of an object are looked for beside a point of the floor, as a share of the radius
-const RIM = 0.012; // how near, seen from above, a point of the floor has to be to such a one to be the object's
+const RIM = 0.009; // how near, seen from above, a point of the floor has to be to such a one to be the object's
+const BAND = 0.2; // height over the floor, as a share of the radius, in which a side is followed down to it,
+const MIDDLE = 0.25; // by the edge at this share of that height,
+const GAIN = 0.6; // by this share of what the edge promises: it lies on the outermost points, so it promises too much,
+const FARTHEST = 0.02; // and at most so far, as a share of the radius
 
 const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
 
@@ -98,6 +102,35 @@ function parts(points, group, link) {
   return found;
 }
 
+/** How far out on the floor the points [height over it, outward] of one side lead: an edge of their hull, followed down to height 0. */
+function outOnFloor(pairs, height) {
+  pairs.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  const hull = [];
+  for (const p of pairs) {
+    while (hull.length > 1) {
+      const [a, b] = hull.slice(-2);
+      if ((b[0] - a[0]) * (p[1] - a[1]) < (b[1] - a[1]) * (p[0] - a[0])) break;
+      hull.pop();
+    }
+    hull.push(p);
+  }
+  const above = hull.findIndex((p) => p[0] > height);
+  if (above < 1) return -Infinity;
+  const a = hull[above - 1], b = hull[above];
+  return a[1] - a[0] * (b[1] - a[1]) / (b[0] - a[0]);
+}
+
+/** Moves the sides of a box that stands on the floor out to where its object, wider at its foot than its lowest points, meets the floor. */
+function widenFoot(box, points, group, up, floor, radius) {
+  const near = group.filter((i) => points[3 * i + up] - floor < BAND * radius);
+  for (let k = 0; k < 6; k++) {
+    const axis = k % 3, sign = k < 3 ? -1 : 1, out = sign * box[k];
+    if (axis === up) continue;
+    const reach = outOnFloor(near.map((i) => [points[3 * i + up] - floor, sign * points[3 * i + axis]]), MIDDLE * BAND * radius);
+    box[k] += sign * GAIN * Math.min(Math.max(reach - out, 0), FARTHEST * radius);
+  }
+}
+
 /** {of: the object of each point or -1, boxes: of each object, largest first}. `up`: 1 where y points up, 2 where z does. */
 export function objects(points, up) {
   const n = points.length / 3, all = bounds(points), of = new Int32Array(n).fill(-1);
@@ -122,7 +155,10 @@ export function objects(points, up) {
   for (const i of flat) if (of[i] >= 0) groups[of[i]].push(i);
   const boxes = groups.map((group) => {
     const box = bounds(points, group);
-    if (floor !== null && box[up] < floor + 2 * most + link) box[up] = floor - most / 2; // it stands on the floor
+    if (floor !== null && box[up] < floor + 2 * most + link) { // it stands on the floor
+      box[up] = floor - most / 2;
+      widenFoot(box, points, group, up, floor, radius);
+    }
     return box;
   });
   return { of, boxes };
