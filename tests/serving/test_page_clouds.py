@@ -20,7 +20,7 @@ from tests.support.browser import browser, console
 
 TURN, TILT = -0.35, 0.65  # of the first view of a room
 ROOM = room()
-HARD = (52, 12)  # rooms: one where a picked box needs a handle, one where two objects nearly touch
+HARD = (72, 12)  # rooms: one where a picked box needs a handle, one where two objects nearly touch
 
 
 @pytest.fixture(scope="module")
