@@ -21,7 +21,9 @@ from tests.support.hosts import hosts
 @pytest.mark.dist
 def test_two_hosts_hang_start_again_and_finish_as_one(foundation: FoundationConfig, tmp_path: Path) -> None:
     with hosts(2, tmp_path / "hosts", own_name="127.0.1.1") as two:
-        runs = Runs(tmp_path, foundation, two, steps=12, batch=12)  # ten steps are left when the hang begins: over a second
+        runs = Runs(
+            tmp_path, foundation, two, steps=12, batch=12
+        )  # ten steps are left when the hang begins: over a second
         plain, run_dir = runs.plain(2), runs.path("run")
         job = runs.launch("run", "--launcher", "ssh", "--restart", 1, "limits.training_s=5")
         # The rank of the second host is stopped: the job ends everywhere, the report names it, and the job starts again by itself.
