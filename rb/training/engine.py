@@ -9,6 +9,7 @@ replaced by `zero_step.py`.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -266,19 +268,41 @@ def choose_kernel(wanted: str, device: torch.device) -> str:
 
 
 def import_deepspeed() -> Any:
-    """The deepspeed module, without its compiled shared-memory collective.
+    """The deepspeed module, without what a rank would wait for and never use.
 
-    On a CPU DeepSpeed compiles that at every first start (half a minute, needs a C++ compiler), for inference only; without it
-    training runs on any machine.
+    Its compiled shared-memory collective: on a CPU DeepSpeed compiles that at every first start (half a minute, needs a C++ compiler), for inference
+    only, and to know what it could compile it starts the compiler several times. Its Muon optimizer, which it imports in any training, whose decorators
+    import torch's compiler (3 s of processor time). MLflow, for its autotuner.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with _quiet():
-        import deepspeed
-        import deepspeed.ops
+        with _absent("mlflow"):
+            import deepspeed
+            import deepspeed.ops
 
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+        with mock.patch.object(torch, "compile", _uncompiled), contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     return deepspeed
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """A module that is not imported yet counts as not installed meanwhile."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _uncompiled(function: Any = None, **_: object) -> Any:
+    """In the place of ``torch.compile``, as a call or a decorator with options: the function as it is."""
+    return function if function is not None else _uncompiled
 
 
 @contextlib.contextmanager

@@ -162,6 +162,8 @@ def main(out: Path, start: Path | None) -> None:
         seen["timeouts"] = sorted({int(g.options._timeout.total_seconds()) for g in groups})
         seen["groups"] = len(groups)
 
+    idle = {"torch._inductor.compile_fx", "setuptools"} & sys.modules.keys()
+    assert not idle, f"DeepSpeed imported what takes seconds and no rank uses: {idle}"
     final = engine.gather_state()
     if final is not None:
         (out / "at8").mkdir()
