@@ -33,7 +33,7 @@ from tests.support.remedies import typed
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "rb.train"
-STEPS, LOG_EVERY = 40, 2
+STEPS, LOG_EVERY = 28, 2
 TERMS = {
     "image_region": ("itc", "itm", "itg", "llm", "reg", "total"),
     "point_cloud": ("itc", "itm", "itg", "llm", "total"),
@@ -42,7 +42,7 @@ TERMS = {
 
 @pytest.fixture(scope="module")
 def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 40 steps on ten regions and seven clouds, saved every 5 steps."""
+    """A run of 28 steps on ten regions and seven clouds, saved every 4 steps."""
     folder = tmp_path_factory.mktemp("training")
     small_data.write_set(folder / "regions", "image_region", 10)
     small_data.write_set(folder / "clouds", "point_cloud", 7)
@@ -65,7 +65,7 @@ def run_file(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFact
             "contrastive_batch_size": 2,  # one pass of two ranks; test_end_to_end.py trains with pools of two passes
             "max_steps": STEPS,
             "log_every": LOG_EVERY,
-            "checkpoint_every": 5,
+            "checkpoint_every": 4,
             "ds_config": "ds_configs/zero2_cpu.json",
             "num_threads": 1,
             "timeout_s": 60,
@@ -117,9 +117,9 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
 
     # 1. To the end, on two ranks (`rb train` and the deepspeed launcher do so in tests/test_wheel.py).
     output = finish(*start_ranks(2, ENTRY, "--run", run_file))
-    assert "step 35: saved" in output
-    assert (reference / "checkpoints/latest").read_text().strip() == "step_0000040"
-    assert sorted(p.name for p in (reference / "checkpoints").glob("step_*")) == ["step_0000035", "step_0000040"]
+    assert "step 24: saved" in output
+    assert (reference / "checkpoints/latest").read_text().strip() == "step_0000028"
+    assert sorted(p.name for p in (reference / "checkpoints").glob("step_*")) == ["step_0000024", "step_0000028"]
     points = metric_points(reference / "journal.jsonl")
     assert [p.step for p in points["train/lr"]] == list(range(LOG_EVERY, STEPS + 1, LOG_EVERY))
     for modality, terms in TERMS.items():
@@ -145,7 +145,7 @@ def test_a_run_its_kills_and_its_resumes(run_file: Path) -> None:
     arguments: list[object] = ["--run", run_file, "name=killed", "train.log_every=1"]
     for attempt in range(3):
         started = start_ranks(2, ENTRY, *arguments)
-        wait_for_step(killed, draw.randint(1, 10) + 10 * attempt, *started)
+        wait_for_step(killed, draw.randint(1, 6) + 6 * attempt, *started)
         time.sleep(draw.uniform(0.0, 0.1))
         if attempt == 0:
             for process in started:
@@ -260,7 +260,7 @@ def test_a_resume_may_change_only_what_changes_no_result(run_file: Path) -> None
         )
     for part in (
         "seed: 0 -> 1",
-        "train.max_steps: 40 -> 20",
+        "train.max_steps: 28 -> 20",
         "repeat: 1 -> 2",
         "contents of data.image_region",
         "init_from",
