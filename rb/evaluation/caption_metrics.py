@@ -141,16 +141,6 @@ def score_sets(
     each: list[dict[str, Sequence[float | None]]] = [
         {m.name: [None] * len(one.ids) for m in METRICS.values() if m.per_example} for one in texts
     ]
-    for metric in METRICS.values():
-        if metric.score is None or not (metric.name in metrics or metric.per_example):
-            continue
-        with _counted(cpu_s, metric.name):
-            for k, one in enumerate(texts):
-                scores[k][metric.name], values = metric.score(one.wanted, one.given)
-                if metric.per_example:
-                    assert values is not None, f"{metric.name} gives no value per example"
-                    each[k][metric.name] = values
-
     if java and "METEOR" in metrics and "METEOR" not in skipped:
         with _counted(cpu_s, "METEOR"):
             try:
@@ -173,6 +163,16 @@ def score_sets(
                 versions["corenlp"] = ", ".join(jar.name for jar in jars)
             except (SpiceMissingError, JavaToolError) as error:
                 skipped["SPICE"] = str(error)
+    # After Java's: what CIDEr holds of 50,000 captions is not there beside a Java process.
+    for metric in METRICS.values():
+        if metric.score is None or not (metric.name in metrics or metric.per_example):
+            continue
+        with _counted(cpu_s, metric.name):
+            for k, one in enumerate(texts):
+                scores[k][metric.name], values = metric.score(one.wanted, one.given)
+                if metric.per_example:
+                    assert values is not None, f"{metric.name} gives no value per example"
+                    each[k][metric.name] = values
     with _counted(cpu_s, "attainable"):
         best = [attainable_scores(one.wanted) if attainable else _known_attainable(one.wanted) for one in texts]
 

@@ -70,17 +70,19 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     """Sentence embeddings [N, 384] of length 1, fp32 on the CPU. Texts of like length beside each other take the least time."""
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     spec = find_spec(_PACKAGE)
     assert spec is not None, "the caller has looked"
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = (
-        AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-        .float()
-        .eval()
-    )
+    transformers_logging.disable_progress_bar()  # it would be drawn where stderr is no terminal too
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+    finally:
+        transformers_logging.enable_progress_bar()
+    model = model.float().eval()
     rows = []
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):

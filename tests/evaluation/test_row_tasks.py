@@ -55,6 +55,7 @@ def test_category_scores_are_the_public_ones(tmp_path: Path, capsys: pytest.Capt
     found = score_categories([r["prediction"] for r in GOLDEN["rows"]], [[r["answer"]] for r in GOLDEN["rows"]])
     assert found.overlaps == [r["s_iou"] for r in GOLDEN["rows"]]
     assert found.similarities == pytest.approx([r["ss"] for r in GOLDEN["rows"]], abs=1e-5)
+    assert "Loading" not in capsys.readouterr().err  # no bar of the library's
     rows = [row(str(k), r["prediction"], [r["answer"]]) for k, r in enumerate(GOLDEN["rows"])]
     file = saved(tmp_path / "names.jsonl", rows)
     scores = scored(capsys, "--task", "category", file, "--out", tmp_path / "out.json")["scores"]
