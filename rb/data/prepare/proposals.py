@@ -73,7 +73,7 @@ def read_proposals(
     found = {name: rows for name, rows in found.items() if name in scenes}
     if not found:
         raise ValueError(
-            f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split, or name theirs by --split"
+            f"{path}: holds none of the {len(scenes)} scenes, such as {next(iter(scenes), '')}; give the proposals of this split"
         )
     return {name: _proposals(rows, form, captions) for name, rows in found.items()}
 

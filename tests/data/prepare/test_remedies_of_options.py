@@ -107,19 +107,11 @@ def test_columns_of_a_damaged_table(tmp_path: Path):
 SCENES = ("scene0000_00",)
 
 
-@pytest.mark.parametrize("way", ["give", "split"])
-@pytest.mark.parametrize("says", covers(["give the proposals of this split, or name theirs by --split"]))
-def test_proposals_of_another_split(tmp_path: Path, says: str, way: str) -> None:
-    path, scenes = tmp_path / "p.json", [SCENES]
+@remedy("give the proposals of this split")
+def test_proposals_of_another_split(tmp_path: Path):
+    path = tmp_path / "p.json"
     path.write_text('{"scene0001_00": []}')
-
-    def follow(_: Said) -> None:
-        if way == "give":
-            path.write_text('{"scene0000_00": []}')
-        else:
-            scenes[0] = ("scene0001_00",)
-
-    helps(says, lambda: read_proposals(path, "minmax", scenes[0], Counter()), follow)
+    return lambda: read_proposals(path, "minmax", SCENES, Counter()), lambda _: path.write_text('{"scene0000_00": []}')
 
 
 @remedy("has no volume, or numbers that are not finite{}")
