@@ -86,6 +86,10 @@ class Blip2Captioner:
         self.dtype = getattr(torch, config.dtype)
         kind: Any = Blip2ForConditionalGeneration
         self.model: Any = kind.from_pretrained(config.model, dtype=self.dtype, trust_remote_code=False)
+        if self.model.config.image_token_index is None:  # as in the first files of BLIP-2
+            raise ValueError(
+                f"captioner.model: {config.model}/config.json has no image_token_index; download the folder again, or set it there"
+            )
         self.model.to(self.device).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
         # BLIP's own preprocessing: squashed, bicubic, CLIP's mean and deviation. transformers' processor needs torchvision.

@@ -17,6 +17,7 @@ from rb.mining.masks import MasksStage, Proposal, Sam, best_of, chosen, grid, lo
 from rb.mining.record import parse_records
 from rb.mining.views import box_of_mask, cropped, decode_mask, encode_mask, on_white
 from tests.mining.test_stage import png, write_tar
+from tests.support.mining_models import write_sam
 
 RULES = MasksConfig(segmenter="felzenszwalb", min_side=6, min_area=0.01, max_area=0.5)
 
@@ -95,57 +96,10 @@ def test_masks_as_run_lengths_and_views() -> None:
     )
 
 
-def sam_config(kind: str):
-    from transformers import Sam2Config, SamConfig
-
-    if kind == "sam":
-        vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16, "output_channels": 16, "num_pos_feats": 8,
-                  "mlp_dim": 16, "global_attn_indexes": [0], "window_size": 2}  # fmt: skip
-        prompt = {
-            "hidden_size": 16,
-            "image_size": 64,
-            "patch_size": 16,
-            "image_embedding_size": 4,
-            "mask_input_channels": 4,
-        }
-        decoder = {
-            "hidden_size": 16,
-            "mlp_dim": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        }
-        return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    backbone = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "image_size": [64, 64], "blocks_per_stage": [1, 2, 1, 1],
-                "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [4, 2, 2, 2],
-                "global_attention_blocks": [2]}  # fmt: skip
-    vision = {
-        "backbone_config": backbone,
-        "backbone_channel_list": [64, 32, 16, 8],
-        "fpn_hidden_size": 16,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
-    decoder = {
-        "hidden_size": 16,
-        "mlp_dim": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 16,
-    }
-    return Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-
-
 @pytest.fixture(scope="module", params=["sam", "sam2"])
 def sam(request, tmp_path_factory) -> tuple[str, Path]:
-    """A folder with a random model and its processor."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    kind = {"sam": transformers.SamModel, "sam2": transformers.Sam2Model}[request.param]
-    kind(sam_config(request.param)).save_pretrained(folder)
-    return request.param, folder
+    """A folder with a random model."""
+    return request.param, write_sam(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_real_segmenters_take_every_point_and_image(sam: tuple[str, Path]) -> None:

