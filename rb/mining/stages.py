@@ -37,6 +37,7 @@ def build_stages(config: MiningConfig, out: Path) -> list[Stage]:
     Raises:
         ValueError: a model's folder that is not there, a package that is not installed, a threshold of another encoder.
     """
+    _check_named(config)
     check_threshold(config.filter.encoder, config.filter.threshold)
     masks = _settings(config.masks) | {"cut_shards": config.cut_shards}
     if config.masks.segmenter == "felzenszwalb":
@@ -58,6 +59,16 @@ def build_stages(config: MiningConfig, out: Path) -> list[Stage]:
     if config.refine is not None:
         stages.append(Refine(config.refine, out))
     return [*stages, Screen(config.screen, [location(place) for place in config.against])]
+
+
+def _check_named(config: MiningConfig) -> None:
+    """``ValueError``: a model that nobody named, as in the preset of the paper."""
+    models = {"captioner.model": config.captioner.model, "filter.encoder.model": config.filter.encoder.model}
+    if config.masks.segmenter != "felzenszwalb":
+        models = {"masks.model": config.masks.model, **models}
+    for field, folder in models.items():
+        if not folder:
+            raise ValueError(f"{field}: is empty; give the folder of the model's files")
 
 
 def captioner_digest(config: CaptionerConfig) -> str:

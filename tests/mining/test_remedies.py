@@ -17,6 +17,7 @@ from rb.mining.config import CaptionerConfig, EncoderConfig, FilterConfig, Masks
 from rb.mining.encoders import check_threshold, load_encoder
 from rb.mining.inputs import find_inputs
 from rb.mining.masks import MasksStage
+from rb.mining.stages import build_stages
 from tests.mining.test_stage import png, write_tar
 from tests.support.mining_models import write_blip2
 from tests.support.raw_data import cli_run
@@ -64,13 +65,18 @@ def test_a_cut_shard(tmp_path: Path) -> Case:
 
 @remedy(
     "{}: {} is not a folder; give the folder of the model's files",
-    also=["holds no weights; give the folder of the model's files"],
+    also=[
+        "holds no weights; give the folder of the model's files",
+        "{}: is empty; give the folder of the model's files",
+    ],
 )
 def test_no_model_there(tmp_path: Path) -> Case:
     folder = tmp_path / "sam"
 
     def follow(said: Said) -> None:
         assert str(folder) in said
+        with pytest.raises(ValueError, match=r"masks.model: is empty"):
+            build_stages(load_mining("paper"), tmp_path)
         folder.mkdir()
         with pytest.raises(ValueError, match="holds no weights"):
             model_digest(folder, "masks.model")
