@@ -4,8 +4,8 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= demo
 LLM ?= opt
-# Three on two cores: tests of servers, launchers and limits wait more than they compute.
-WORKERS ?= 3
+# Four on two cores: tests of servers, launchers and limits wait more than they compute.
+WORKERS ?= 4
 
 .PHONY: help demo test drill lint check docs install clean
 

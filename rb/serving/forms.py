@@ -157,7 +157,8 @@ async def body_of(request: Request, kind: type[Body], limits: Limits) -> tuple[B
             raise _named(error) from None
     if sent == FORM and kind.upload is not None:
         return await _form_of(request, kind, limits)
-    raise Refused(415, f"content-type {sent[:80]!r}: send {JSON}" + ("" if kind.upload is None else f" or {FORM}"))
+    known = JSON if kind.upload is None else f"{JSON} or {FORM}"
+    raise Refused(415, f"content-type {sent[:80]!r}: send {known}", "content-type")
 
 
 async def _bytes_of(request: Request, limits: Limits) -> bytes:

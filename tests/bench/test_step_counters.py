@@ -135,6 +135,7 @@ def counted_rank(ranks: int, foundation: FoundationConfig, out: Path) -> None:
     leave(0)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("number", [2, 4])
 def test_ranks_communicate_what_is_counted(foundation: FoundationConfig, tmp_path: Path, number: int) -> None:

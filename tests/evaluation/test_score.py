@@ -175,6 +175,7 @@ def test_out_names_one_file_only(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "new" / "m.examples.jsonl").is_file()
 
 
+@pytest.mark.slow
 @needs_java
 @pytest.mark.java
 def test_scorings_at_the_same_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def trained(foundation: FoundationConfig, run: Path) -> RegionBLIP:
     return model
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_guide_gives_our_logits_bit_for_bit(world: tuple[FoundationConfig, Path, Path], tmp_path: Path) -> None:
     """The block of the guide as it is, but for its first two assignments, in a process that never imports this project."""

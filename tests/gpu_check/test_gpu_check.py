@@ -82,6 +82,7 @@ def run(
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_script_builds_compares_and_times_both_kinds_of_llm(tmp_path: Path) -> None:
     """On a machine with torch, transformers, peft and the wheels that the script names, and nothing else."""
     only = closure(*BASE.values()) | set(ZERO2.values())

@@ -91,6 +91,7 @@ def plain_answers(blip2: Path, asked: Path, inputs: dict[str, torch.Tensor], pen
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("llm", "penalty"), [("opt", 0.0), ("t5", -1.0)])
 def test_answers_of_plain_transformers_and_one_pass_of_an_image(
     llm: str, penalty: float, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from rb.launching import guard
 
@@ -25,6 +26,7 @@ time.sleep(300)
 """
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SUPERVISOR.replace("import sys, time", "import sys, time"), str(tmp_path)]

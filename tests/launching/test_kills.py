@@ -26,6 +26,7 @@ STEPS = 24
 LIMIT_S = 240
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_been(
     foundation: FoundationConfig, tmp_path: Path

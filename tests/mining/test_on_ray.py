@@ -35,6 +35,7 @@ class DiesOnce(ColourWords):
         return super().run(shard, before)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.timeout(900)
 def test_the_bytes_of_one_process_also_where_an_actor_dies(

@@ -120,6 +120,7 @@ def in_a_process(code: str, folder: Path, **more: str) -> str:
     return found.stdout.strip()
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernel_picks_the_same_in_the_interpreter(tmp_path: Path) -> None:
     assert in_a_process(INTERPRETED, tmp_path, TRITON_INTERPRET="1") == "equal"

@@ -144,8 +144,12 @@ def test_bad_bodies(served: Served) -> None:
         answer = requests.post(served.url + "/v1/regions", data=data, headers={"Content-Type": kind}, timeout=60)
         return answer.status_code, answer.json()["error"]
 
-    assert sent(b"image", "text/plain")[0] == 415
-    assert sent(b"{" + b" " * (20 << 20), "application/json")[0] == 413
+    for data, kind, status, field in (
+        (b"image", "text/plain", 415, "content-type"),
+        (b"{" + b" " * (20 << 20), "application/json", 413, "body"),
+    ):
+        found, error = sent(data, kind)
+        assert (found, error["field"]) == (status, field)
     assert sent(b'{"image": "aa", "boxes": [[NaN, 1, 2, 3]]}', "application/json")[1]["field"].startswith("boxes")
     assert sent(b"{", "application/json")[0] == 422
     assert sent(b"[" * 1_000_000, "application/json")[0] == 422

@@ -86,6 +86,7 @@ def both_ways(served: Served, asked: list[Asked]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_200_at_once(served: Served, three: dict[str, Adapter]) -> None:
     asked = mixed(list(three))
     found = both_ways(served, asked)

@@ -87,6 +87,7 @@ def runs(foundation: FoundationConfig, tmp_path_factory: pytest.TempPathFactory)
     return folder / "runs"
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_nothing_about_the_training_changes(runs: Path) -> None:
     states = [checkpoint.load_state(checkpoint.require(runs / name)) for name in ("plain", "validated", "broken")]
