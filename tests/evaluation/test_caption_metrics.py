@@ -186,7 +186,6 @@ def test_spice_parses_each_text_once_and_a_kill_costs_one_chunk(cold: Cold, java
     assert any(cold.cache.rglob("data.mdb"))
 
 
-@pytest.mark.slow
 @needs_spice
 @pytest.mark.java
 def test_any_number_of_sets_starts_each_java_program_once(java: Java, scored: CaptionScores, spice_cache: Path) -> None:
