@@ -15,7 +15,6 @@ import os
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,9 +133,14 @@ class Spice:
         assert err is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(timeout_s, process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, end)
         timer.start()
-        end = time.monotonic() + timeout_s
         try:
             process.stdin.write("\t".join(arguments).encode() + b"\n")
             process.stdin.flush()
@@ -150,7 +154,7 @@ class Spice:
             timer.cancel()
         process.wait(60)
         text = last_words(answer.decode(errors="replace") + read_back(err))  # that its heap is full stands in stdout
-        if time.monotonic() > end:
+        if late.is_set():
             raise JavaTimeoutError(f"SPICE did not finish in {timeout_s:.0f} s; its stderr ends: {text}")
         if process.returncode == STATUS_FULL:
             raise JavaMemoryError(f"SPICE filled its heap: {text}")
