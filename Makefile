@@ -4,8 +4,8 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= demo
 LLM ?= opt
-# Four on two cores: tests of servers, launchers and limits wait more than they compute.
-WORKERS ?= 4
+# Three on two cores: tests of servers, launchers and limits wait more than they compute.
+WORKERS ?= 3
 
 .PHONY: help demo test drill lint check docs install clean
 

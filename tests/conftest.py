@@ -104,6 +104,6 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files come first, then those that start processes: `make test` gives each file to one of four workers, none slow may be last."""
+    """Slow files come first, then those that start processes: `make test` gives each file to one of three workers, none slow may be last."""
     slow, dist = ({item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "dist"))
     items.sort(key=lambda item: 0 if item.path in slow else 1 if item.path in dist else 2)
