@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rb.bench.scaling import batch_of, sizes_of
+from rb.bench.scaling import batch_of, run, sizes_of
+from rb.cli import COMMANDS
 from rb.core.config import FoundationConfig, RunConfig, TrainConfig
 from rb.core.run_file import to_tree
 from rb.launching.launchers import Place
 from tests.support import small_data, tiny
-from tests.support.processes import finish, start
+from tests.support.processes import finish, start, start_function
 
 
 def test_a_rank_has_the_same_share_at_every_size() -> None:
@@ -60,9 +62,19 @@ def test_two_ranks_beside_one(run_file: Path, tmp_path: Path) -> None:
     assert two["of_one_rank"] == pytest.approx(two["samples_per_s_a_rank"] / one["samples_per_s_a_rank"])
     assert two["modalities"]["point_cloud"] == pytest.approx(two["samples_per_s"], rel=0.2)
     assert not any((tmp_path / "runs").iterdir())
-    # A training that fails: its last lines are shown, and its log stays.
-    for shard in (tmp_path / "clouds").glob("*.tar"):
-        shard.unlink()
-    assert ".tar" in finish(start("rb.cli", *words), code=1)
+
+
+def fail(run_file: Path) -> None:
+    """Measures where every training ends at once with exit code 3."""
+    command = next(one for one in COMMANDS if one.name == "bench scaling")
+    args = command.parser().parse_intermixed_args(["--run", str(run_file), "--ranks", "2"])
+    args.rb = (sys.executable, "-c", "print('the shard is gone'); raise SystemExit(3)")
+    sys.exit(run(args))
+
+
+def test_a_training_that_fails_is_shown_and_its_log_stays(run_file: Path, tmp_path: Path) -> None:
+    said = finish(start_function(fail, run_file), code=1)
+    assert "ended with exit code 3" in said
+    assert "the shard is gone" in said
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "logs" / "1_ranks_on_1.log").is_file()
