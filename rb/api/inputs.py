@@ -127,9 +127,16 @@ def box_rows(given: Any, length: int, where: str) -> tuple[list[list[float]], bo
 
 
 def image_box(
-    box: Sequence[float], size: tuple[int, int], box_format: str, where: str, whole_pixels: bool = False
+    box: Sequence[float],
+    size: tuple[int, int],
+    box_format: str,
+    where: str,
+    whole_pixels: bool = False,
+    check_format: bool = True,
 ) -> list[float]:
     """x1 y1 x2 y2 in pixels or normalised -> [0, 1]; ``whole_pixels`` as in ``model.box2d``.
+
+    Without ``check_format`` a box within the first pixel is taken for what ``box_format`` says.
 
     Raises:
         InputError: empty, outside the image, or apparently in the other format.
@@ -141,7 +148,7 @@ def image_box(
         pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
     else:
         pixels = list(box)
-        if max(box) <= 1 and min(size) > 2:
+        if check_format and max(box) <= 1 and min(size) > 2:
             raise InputError(f"{where}: {pixels} is within one pixel; if it is normalised, say box_format='normalised'")
     problem = image_box_problem(pixels, width, height)
     if problem == "box_outside_image":

@@ -169,9 +169,9 @@ class RegionBLIP:
             )
 
     def image_sources(
-        self, images: Any, boxes: Any, box_format: str | None
+        self, images: Any, boxes: Any, box_format: str | None, check_format: bool = True
     ) -> tuple[str, list[Ready], Callable[[list[Any]], Any]]:
-        """(modality, sources, what nests flat results like the input); arguments as of ``caption``."""
+        """(modality, sources, what nests flat results like the input); arguments as of ``caption``, ``check_format`` as of ``image_box``."""
         given, single = inputs.listed(images, single_ndim=3)
         if boxes is None:
             return (
@@ -186,7 +186,9 @@ class RegionBLIP:
         for i, (opened_image, entry) in enumerate(zip(_opened(given), entries, strict=True)):
             rows, one = inputs.box_rows(entry, 4, f"boxes[{i}]")
             ready = [
-                inputs.image_box(row, opened_image.size, box_format, f"boxes[{i}][{j}]", self._images.whole_pixels)
+                inputs.image_box(
+                    row, opened_image.size, box_format, f"boxes[{i}][{j}]", self._images.whole_pixels, check_format
+                )
                 for j, row in enumerate(rows)
             ]
             sources.append(Ready(self._images(opened_image), inputs.to_tensor(ready)))

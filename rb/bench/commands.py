@@ -199,7 +199,7 @@ def add_scaling(parser: argparse.ArgumentParser) -> None:
     )
     add_json(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.global_batch_size=64")
-    parser.set_defaults(run=run_scaling)
+    parser.set_defaults(run=run_scaling, torchrun=False)
 
 
 def run_scaling(args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """``rb bench scaling``: samples a second of a rank where a run trains on one rank, on all ranks of one node and on all nodes, and the efficiency beside the smaller ones.
 
-Each size is a real training of some steps, by `rb train` on this host or `rb launch` over several, in a run folder of its own that is removed afterwards.
-A rank's share of the global batch is the same at every size (weak scaling), so a rank computes the same and only what ranks tell each other, and the
-machine, differ. ITC and ITM contrast as many samples as the run's pool, or all of a smaller batch.
+Each size is a real training of some steps: by `rb train` on this host, by `rb launch` over several. Its run folder is removed afterwards. A rank has
+the same share of the global batch at every size (weak scaling). So a rank computes the same, and only the machine and what ranks tell each other
+differ. ITC and ITM contrast as many samples as the run's pool, or all of a smaller batch.
 
 Measured by the clock, since waiting is what costs efficiency: the training's own ``train/samples_per_s``, without the first window of ``train.log_every``
 steps. Ranks of one CPU share its cores and memory; only ranks with a GPU or a host each say how a cluster scales.
@@ -78,9 +78,10 @@ def batch_of(config: RunConfig, places: Sequence[Place], size: Sequence[Place]) 
     return batch, math.gcd(batch, pool)
 
 
-def measure(args: argparse.Namespace, processes: Processes, places: Sequence[Place], folder: Path) -> list[Scaled]:
+def measure(
+    args: argparse.Namespace, config: RunConfig, processes: Processes, places: Sequence[Place], folder: Path
+) -> list[Scaled]:
     """Train at every size, the smallest first."""
-    config = open_run(args.run_file, args.overrides)
     found: list[Scaled] = []
     for size in sizes_of(places):
         ranks = sum(place.num_ranks for place in size)
@@ -148,15 +149,12 @@ def lines_of(found: Sequence[Scaled]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Measure and print; FAILED where a training fails, whose log stays, STOPPED where it was asked to end."""
     at_least("--steps", args.steps, WINDOW)
-    if args.ranks is not None and (args.hostfile or args.slurm):
+    over_hosts = args.hostfile or args.slurm
+    if args.ranks is not None and over_hosts:
         raise ValueError(
             "--ranks: counts the ranks of this host; a hostfile says them by slots=N, Slurm by --ranks-per-node"
         )
-    if args.hostfile or args.slurm:
-        args.torchrun = False
-        places = places_of(args)
-    else:
-        places = (Place(THIS_HOST, len(devices_of_ranks(args.ranks))),)
+    places = places_of(args) if over_hosts else (Place(THIS_HOST, len(devices_of_ranks(args.ranks))),)
     config = open_run(args.run_file, args.overrides)
     batch_of(config, places, places)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
@@ -166,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: processes.stop())
     try:
-        found = measure(args, processes, places, folder)
+        found = measure(args, config, processes, places, folder)
     except FailedError as error:
         note(f"rb bench scaling: error: {error}")
         return FAILED

@@ -1,4 +1,4 @@
-"""Warnings of libraries that are known and harmless here, silenced in one place. ``-v`` shows them.
+"""What libraries say that is known and harmless here, silenced in one place. ``-v`` shows the warnings.
 
 Each row says why it is harmless. A warning that is not listed is shown.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # (module whose code warns, category, start of the message as a regular expression; empty: any)
 _WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
@@ -22,3 +24,19 @@ def quiet_libraries() -> None:
     for module, category, start in _WARNINGS:
         warnings.filterwarnings("ignore", message=start, category=category, module=rf"{module}(\.|$)")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every process that forks
+
+
+@contextmanager
+def quiet_loading(only_errors: bool = True) -> Iterator[None]:
+    """While transformers loads a model: no bar, which it draws also where stderr is no terminal; with ``only_errors`` no table of keys either."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    if only_errors:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rb.core.quiet import quiet_loading
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,18 +72,14 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     """Sentence embeddings [N, 384] of length 1, fp32 on the CPU. Texts of like length beside each other take the least time."""
     import torch
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
     spec = find_spec(_PACKAGE)
     assert spec is not None, "the caller has looked"
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    transformers_logging.disable_progress_bar()  # it would be drawn where stderr is no terminal too
-    try:
+    with quiet_loading(only_errors=False):
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-    finally:
-        transformers_logging.enable_progress_bar()
     model = model.float().eval()
     rows = []
     with torch.inference_mode():

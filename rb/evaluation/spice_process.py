@@ -97,9 +97,8 @@ class Spice:
             [str(source), "-out", str(target), "-subset", "-silent", "-threads", str(threads), *kept],
             TIMEOUT_S + num_texts,
         )
-        if _PARSES in os.pread(
-            self._err.fileno(), 1 << 20, said
-        ):  # pread: the process writes where this file's position is
+        # Not read: that would move the position at which the process writes.
+        if _PARSES in os.pread(self._err.fileno(), 1 << 20, said):
             self.parsed += num_texts
         try:
             found = {item["image_id"]: item["scores"] for item in read(target)}

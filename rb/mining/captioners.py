@@ -158,9 +158,9 @@ class RunCaptioner:
         written: list[Written | None] = [None] * len(asked)
         for prompt, rows in _of_one_prompt(asked, self.batch_size):
             pictures = [asked[row].picture for row in rows]
-            found = [asked[row].box for row in rows]
-            boxes = None if found[0] is None else [[_in_pixels(box)] for box in found if box is not None]
-            modality, sources, _ = self.model.image_sources(pictures, boxes, None if boxes is None else "pixels")
+            boxes = None if asked[rows[0]].box is None else [[asked[row].box] for row in rows]
+            # A region may be the first pixel.
+            modality, sources, _ = self.model.image_sources(pictures, boxes, "pixels", check_format=False)
             features = self.model.model.encode(
                 modality, torch.stack([source.tensor for source in sources]).to(self.model.model.device)
             )
@@ -174,11 +174,6 @@ class RunCaptioner:
             for row, text, logprob in zip(rows, texts, (logprobs.cpu() / lengths).tolist(), strict=True):
                 written[row] = Written(text, logprob)
         return [item for item in written if item is not None]
-
-
-def _in_pixels(box: Sequence[float]) -> Sequence[float]:
-    """A box as `rb.api` takes it: within the first pixel it would be asked whether it is normalised, so it ends a hair behind it."""
-    return box if max(box) > 1 else (box[0], box[1], box[2] + 1e-6, box[3] + 1e-6)
 
 
 def _of_one_prompt(asked: Sequence[Asked], batch_size: int) -> Iterator[tuple[str, list[int]]]:

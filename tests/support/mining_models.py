@@ -56,6 +56,13 @@ def write_blip2(folder: Path, foundation: FoundationConfig) -> Path:
 
 
 def _sam_config(kind: str) -> SamConfig | Sam2Config:
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }
     if kind == "sam":
         vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16, "output_channels": 16, "num_pos_feats": 8,
                   "mlp_dim": 16, "global_attn_indexes": [0], "window_size": 2}  # fmt: skip
@@ -65,13 +72,6 @@ def _sam_config(kind: str) -> SamConfig | Sam2Config:
             "patch_size": 16,
             "image_embedding_size": 4,
             "mask_input_channels": 4,
-        }
-        decoder = {
-            "hidden_size": 16,
-            "mlp_dim": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
         }
         return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     backbone = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "image_size": [64, 64], "blocks_per_stage": [1, 2, 1, 1],
@@ -84,11 +84,4 @@ def _sam_config(kind: str) -> SamConfig | Sam2Config:
         "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
     }
     prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
-    decoder = {
-        "hidden_size": 16,
-        "mlp_dim": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 16,
-    }
     return Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)

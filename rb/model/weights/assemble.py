@@ -28,11 +28,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from rb.core.config import FoundationConfig, ModelConfig
 from rb.core.files import whole_folder, write_json
 from rb.core.library_folders import read_tokenizer, reading
+from rb.core.quiet import quiet_loading
 from rb.core.seeding import torch_generator
 from rb.core.text import check_llm_ids
 from rb.model.adapters import llm_targets
@@ -155,19 +155,13 @@ def _read_llm(path: Path) -> _Llm:
             raise CheckpointError(
                 f"--llm {path}: an encoder-decoder; give a causal LM (FlanT5: take a blip2-flan-t5-* folder, or rb weights convert)"
             )
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # of keys that it leaves out: names and shapes are compared below
-    transformers_logging.disable_progress_bar()
-    try:
-        # Reading a .gguf draws a bar of its own.
-        with (
-            redirect_stderr(io.StringIO()),
-            reading(path, "--llm must be a causal LM that transformers knows", CheckpointError),
-        ):
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype="auto", **given)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+    # Of keys that it leaves out nothing need be said: names and shapes are compared below. Reading a .gguf draws a bar of its own.
+    with (
+        quiet_loading(),
+        redirect_stderr(io.StringIO()),
+        reading(path, "--llm must be a causal LM that transformers knows", CheckpointError),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype="auto", **given)
     tokenizer, rows = read_tokenizer(folder, given.get("gguf_file")), _table(model).shape[0]
     check_llm_ids(tokenizer, "decoder", rows)
     image_id, words = _image_token(model, tokenizer, rows)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 from rb.core.config import ModelConfig
 from rb.core.library_folders import reading
+from rb.core.quiet import quiet_loading
 from rb.model.blip2_config import llm_config_of, qformer_config_of
 from rb.model.weights.hub_folder import HubFolder, open_folder
 from rb.model.weights.ledger import FROM, Ledger, listing
@@ -239,36 +239,30 @@ def _module(
             "model.attention: %r covers the ViT only; the %s LLM of %s uses sdpa", config.attention, llm, folder.path
         )
     attention = {"": "sdpa", "vision_config": config.attention, "qformer_config": "sdpa", "text_config": llm_attention}
-    verbosity = transformers_logging.get_verbosity()
-    # It announces missing keys as a table and shows a bar; ours is the stricter report.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # With output_loading_info it returns two things, which its declared type does not say.
-        loaded: Any = Blip2ForConditionalGeneration.from_pretrained(
-            None,
-            config=settings,
-            state_dict=state,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-        blip2: Blip2ForConditionalGeneration = loaded[0]
-        info: dict[str, Any] = loaded[1]
-        if (folder.path / "generation_config.json").is_file():
-            # Not by from_pretrained, which would keep trust_remote_code as a setting.
-            blip2.generation_config = GenerationConfig.from_dict(read_json(folder.path / "generation_config.json"))
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        if "scaled_dot_product_attention" in str(error) and llm_attention != "eager":
-            llm = llm_config_of(settings).model_type
-            raise CheckpointError(
-                f"model.attention: {config.attention!r} is not available for the {llm} LLM of {folder.path}; set model.attention=eager"
-            ) from error
-        raise CheckpointError(f"transformers cannot load {folder.path}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+    with quiet_loading():  # it announces missing keys as a table; ours is the stricter report
+        try:
+            # With output_loading_info it returns two things, which its declared type does not say.
+            loaded: Any = Blip2ForConditionalGeneration.from_pretrained(
+                None,
+                config=settings,
+                state_dict=state,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+            blip2: Blip2ForConditionalGeneration = loaded[0]
+            info: dict[str, Any] = loaded[1]
+            if (folder.path / "generation_config.json").is_file():
+                # Not by from_pretrained, which would keep trust_remote_code as a setting.
+                blip2.generation_config = GenerationConfig.from_dict(read_json(folder.path / "generation_config.json"))
+        except (OSError, RuntimeError, ValueError, ImportError) as error:
+            if "scaled_dot_product_attention" in str(error) and llm_attention != "eager":
+                llm = llm_config_of(settings).model_type
+                raise CheckpointError(
+                    f"model.attention: {config.attention!r} is not available for the {llm} LLM of {folder.path}; set model.attention=eager"
+                ) from error
+            raise CheckpointError(f"transformers cannot load {folder.path}: {error}") from error
     blip2.config._name_or_path = str(folder.path)  # noqa: SLF001 (as from_pretrained(folder) leaves it)
     text_missing = {n for n in info["missing_keys"] if ".intermediate.dense." in n or ".output." in n}
     surprises = (set(info["missing_keys"]) - text_missing) | info["unexpected_keys"] | info["mismatched_keys"]
