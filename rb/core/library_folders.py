@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rb.core.quiet import quiet_loading
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 MAX_SHOWN = 300  # letters of a library's message
 
 
 @contextmanager
-def reading(path: Path, remedy: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+def reading(path: Path | str, remedy: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
     """Any error of a library inside becomes ``kind``: names ``path``, what the library says in one line, and ``remedy``."""
     try:
         yield
@@ -48,3 +51,33 @@ def read_tokenizer(folder: Path, gguf_file: str | None = None) -> PreTrainedToke
         if not found("a b c", add_special_tokens=False)["input_ids"]:
             raise ValueError("it has no words")
     return found
+
+
+def read_model(
+    kind: Any, folder: Path, field: str, dtype: torch.dtype | None = None, not_used: tuple[str, ...] = ()
+) -> Any:
+    """A model of a local folder, all of whose numbers are from its files: the library draws at random what a folder lacks, and only warns.
+
+    Args:
+        kind: a class of transformers with ``from_pretrained``.
+        field: what names the folder, for messages.
+        dtype: of the weights; none for that of the library.
+        not_used: beginnings of names that the caller has no use for, so that they may be missing.
+
+    Raises:
+        ValueError: a damaged folder, another kind of model, or one that lacks tensors.
+    """
+    name = kind.__name__
+    with reading(f"{field}: {folder}", f"give the folder of a {name}, with all its files"), quiet_loading():
+        try:
+            model, told = kind.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):  # the library's own words are about that setting
+                raise ValueError(f"its tensors have other shapes than those of the {name} in its config.json") from error
+            raise
+        missing = sorted(key for key in told["missing_keys"] if not key.startswith(not_used))
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} tensors of a {name}, the first {missing[0]}")
+    return model

@@ -27,13 +27,12 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def quiet_loading(only_errors: bool = True) -> Iterator[None]:
-    """While transformers loads a model: no bar, which it draws also where stderr is no terminal; with ``only_errors`` no table of keys either."""
+def quiet_loading() -> Iterator[None]:
+    """While transformers loads a model: no table of keys, and no bar, which it draws also where stderr is no terminal."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    if only_errors:
-        logging.set_verbosity_error()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield

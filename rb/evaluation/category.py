@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rb.core.quiet import quiet_loading
+from rb.core.library_folders import read_model, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -71,16 +71,14 @@ def _similarities(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> list
 def embed(texts: Sequence[str]) -> torch.Tensor:
     """Sentence embeddings [N, 384] of length 1, fp32 on the CPU. Texts of like length beside each other take the least time."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     spec = find_spec(_PACKAGE)
     assert spec is not None, "the caller has looked"
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "model"
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with quiet_loading(only_errors=False):
-        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-    model = model.float().eval()
+    tokenizer = read_tokenizer(folder)
+    model = read_model(AutoModel, folder, f"package {_PACKAGE}", torch.float32).eval()
     rows = []
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rb.core.fingerprints import fingerprint
+from rb.core.library_folders import read_model, read_tokenizer
 from rb.core.text import one_line
 from rb.mining.config import CaptionerConfig, Writing
 from rb.sources.images import ImageTransform, Normalisation, normalised
@@ -77,21 +78,21 @@ class Blip2Captioner:
     """``Blip2ForConditionalGeneration``: pictures of one prompt go through it together."""
 
     def __init__(self, config: CaptionerConfig, device: str) -> None:
-        from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+        from transformers import Blip2ForConditionalGeneration
 
         from rb.core.device import usable_device
 
-        model_files(Path(config.model), "captioner.model")
+        folder = Path(config.model)
+        model_files(folder, "captioner.model")
         self.device, self.batch_size = usable_device(device), config.batch_size
         self.dtype = getattr(torch, config.dtype)
-        kind: Any = Blip2ForConditionalGeneration
-        self.model: Any = kind.from_pretrained(config.model, dtype=self.dtype, trust_remote_code=False)
+        self.model = read_model(Blip2ForConditionalGeneration, folder, "captioner.model", self.dtype)
         if self.model.config.image_token_index is None:  # as in the first files of BLIP-2
             raise ValueError(
                 f"captioner.model: {config.model}/config.json has no image_token_index; download the folder again, or set it there"
             )
         self.model.to(self.device).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+        self.tokenizer = read_tokenizer(folder)
         # BLIP's own preprocessing: squashed, bicubic, CLIP's mean and deviation. transformers' processor needs torchvision.
         self.pixels = ImageTransform(self.model.config.vision_config.image_size)
         self.table = Normalisation().table().to(self.device)

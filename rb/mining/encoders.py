@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from rb.core.library_folders import read_model, read_tokenizer
 from rb.mining.captioners import model_digest, model_files
 from rb.mining.config import EncoderConfig, Threshold, missing_package
 
@@ -88,7 +89,7 @@ class _Encoder:
     """Either tower of transformers, with the template put around each text."""
 
     def __init__(self, config: EncoderConfig, device: str) -> None:
-        from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+        from transformers import AutoModel, CLIPTextModelWithProjection
 
         from rb.core.device import usable_device
 
@@ -96,8 +97,8 @@ class _Encoder:
         model_files(folder, "filter.encoder.model")
         self.template, self.is_clip, self.device = config.template, config.kind == "clip", usable_device(device)
         kind: Any = CLIPTextModelWithProjection if self.is_clip else AutoModel
-        self.model: Any = kind.from_pretrained(folder, trust_remote_code=False).to(self.device).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.model = read_model(kind, folder, "filter.encoder.model", not_used=("pooler.",)).to(self.device).eval()
+        self.tokenizer = read_tokenizer(folder)
         self._known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from rb.core.library_folders import read_model
 from rb.core.strict_json import FormatError
 from rb.mining.captioners import model_files
 from rb.mining.config import MasksConfig
@@ -201,13 +202,12 @@ class Sam:
 
         from rb.core.device import usable_device
 
-        model_files(Path(settings.model), "masks.model")
+        folder = Path(settings.model)
+        model_files(folder, "masks.model")
         kind: Any = {"sam": transformers.SamModel, "sam2": transformers.Sam2Model}[settings.segmenter]
         self.settings, self.device = settings, usable_device(device)
         self.dtype = getattr(torch, settings.dtype)
-        self.model: Any = (
-            kind.from_pretrained(settings.model, dtype=self.dtype, trust_remote_code=False).to(self.device).eval()
-        )
+        self.model = read_model(kind, folder, "masks.model", self.dtype).to(self.device).eval()
         self.side = int(self.model.config.prompt_encoder_config.image_size)
 
     @torch.inference_mode()

