@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,15 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@torch.no_grad()
 def plain_answers(blip2: Path, asked: Path, inputs: dict[str, torch.Tensor], penalty: float) -> dict[str, str]:
-    """Each question alone, without padding, by transformers' own model."""
-    model, tokenizer = (
-        Blip2ForConditionalGeneration.from_pretrained(blip2).float(),
-        AutoTokenizer.from_pretrained(blip2),
-    )
+    """By transformers' own model, questions of one length together: nothing is padded."""
+    model: Any = Blip2ForConditionalGeneration.from_pretrained(blip2).float()
+    tokenizer = AutoTokenizer.from_pretrained(blip2)
     decoder = not model.config.text_config.is_encoder_decoder
-    embed, found = model.language_model.get_input_embeddings(), {}
+    embed = model.language_model.get_input_embeddings()
     end = tokenizer("\n", add_special_tokens=False)["input_ids"][0] if decoder else tokenizer.eos_token_id
+    prompts: dict[int, list[tuple[str, torch.Tensor]]] = defaultdict(list)  # length -> (example, prompt [1, Q + T, L])
     for record, _ in ManifestReader(asked).records():
         states = model.vision_model(inputs[record.source_id][None]).last_hidden_state
         output = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=states).last_hidden_state
@@ -78,16 +79,22 @@ def plain_answers(blip2: Path, asked: Path, inputs: dict[str, torch.Tensor], pen
             text = f"Question: {clean_question(one.question)} Short answer:"
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids = [tokenizer.bos_token_id, *ids] if decoder else [*ids, tokenizer.eos_token_id]
-            made = model.language_model.generate(
-                inputs_embeds=torch.cat([soft, embed(torch.tensor([ids]))], dim=1),
-                num_beams=5,
-                max_new_tokens=10,
-                min_new_tokens=1,
-                length_penalty=penalty,
-                do_sample=False,
-                eos_token_id=end,
-            )
-            found[f"{record.source_id}#{one.question_id}"] = tokenizer.decode(made[0], skip_special_tokens=True).strip()
+            prompt = torch.cat([soft, embed(torch.tensor([ids]))], dim=1)
+            prompts[len(ids)].append((f"{record.source_id}#{one.question_id}", prompt))
+    found: dict[str, str] = {}
+    for rows in prompts.values():
+        names, alike = zip(*rows, strict=True)
+        made = model.language_model.generate(
+            inputs_embeds=torch.cat(alike),
+            num_beams=5,
+            max_new_tokens=10,
+            min_new_tokens=1,
+            length_penalty=penalty,
+            do_sample=False,
+            eos_token_id=end,
+        )
+        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+        found |= {name: text.strip() for name, text in zip(names, texts, strict=True)}
     return found
 
 
@@ -119,9 +126,7 @@ def test_answers_of_plain_transformers_and_one_pass_of_an_image(
     assert len(rows) == len({row.id for row in rows}) == 12 * SCENES == 300
     assert meta["decoding"]["prompt"] == TASKS[VQA].prompt
     assert meta["decoding"]["length_penalty"] == penalty
-    with torch.no_grad():
-        plain = plain_answers(Path(parts.blip2), asked, kept, penalty)
-    assert {row.id: row.prediction for row in rows} == plain
+    assert {row.id: row.prediction for row in rows} == plain_answers(Path(parts.blip2), asked, kept, penalty)
     annotations = tmp_path / "annotations.json"
     listed: list[dict[str, Any]] = [
         {"question_id": q.question_id, "answer_type": "other", "answers": [{"answer": a} for a in q.answers]}
