@@ -18,6 +18,7 @@ from rb.inference.__main__ import main as rank_main
 from tests.support import exported
 from tests.support.processes import finish, start_function_ranks
 from tests.support.small_data import write_set
+from tests.support.unfinished_prediction import predict_without_writing
 
 NAME = "said.jsonl"
 
@@ -75,17 +76,8 @@ def test_chunks_of_another_job_or_damaged_ones_are_made_again(
     out, whole = tmp_path / NAME, tmp_path / "whole" / NAME
     whole.parent.mkdir()
     assert main(["predict", *words(world, whole)]) == 0
-    chunks, write = out.with_name(f".{NAME}.unfinished"), predicting.write_predictions
-
-    def stopped(*_: object) -> None:
-        raise ValueError("stopped")
-
-    def stop_at_the_end(*more: str) -> None:
-        monkeypatch.setattr(predicting, "write_predictions", stopped)
-        assert main(["predict", *words(world, out, *more)]) == 2
-        monkeypatch.setattr(predicting, "write_predictions", write)
-
-    stop_at_the_end()
+    chunks = out.with_name(f".{NAME}.unfinished")
+    predict_without_writing(*words(world, out))
     kept = sorted(chunks.glob("*_chunk*.jsonl"))
     assert len(kept) == 6
     kept[4].write_bytes(kept[4].read_bytes()[:-9])
@@ -94,7 +86,7 @@ def test_chunks_of_another_job_or_damaged_ones_are_made_again(
     assert main(["predict", *words(world, out)]) == 0
     assert "goes on after 8 of its 24 examples" in capsys.readouterr().err
     assert (out.read_bytes(), chunks.exists()) == (whole.read_bytes(), False)
-    stop_at_the_end("decode.num_beams=1")
+    predict_without_writing(*words(world, out, "decode.num_beams=1"))
     capsys.readouterr()
     assert main(["predict", *words(world, out)]) == 0
     said = capsys.readouterr().err

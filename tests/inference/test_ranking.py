@@ -25,6 +25,7 @@ from tests.support import exported
 from tests.support.processes import finish, start_function_ranks
 from tests.support.remedies import Said, covers, helps, remedy, typed
 from tests.support.small_data import media, record
+from tests.support.unfinished_prediction import predict_without_writing
 
 NAME, TOP_K = "ranked.jsonl", 4
 CLASSES = ("red cube", "green ball", "blue cone", "big red cone")
@@ -144,14 +145,7 @@ def test_a_stopped_retrieval_goes_on_and_writes_the_same_bytes(
     out, whole = tmp_path / NAME, tmp_path / "whole" / NAME
     whole.parent.mkdir()
     assert main(["predict", *retrieval(world, whole)]) == 0
-    write = predicting.write_predictions
-
-    def stopped(*_: object) -> None:
-        raise ValueError("stopped")
-
-    monkeypatch.setattr(predicting, "write_predictions", stopped)
-    assert main(["predict", *retrieval(world, out)]) == 2
-    monkeypatch.setattr(predicting, "write_predictions", write)
+    predict_without_writing(*retrieval(world, out))
     kept = sorted(out.with_name(f".{NAME}.unfinished").glob("rank*"))
     vectors, matches = ([path for path in kept if word in path.name] for word in ("chunk", "match"))
     assert len(vectors) == len(matches) == 6  # rows and tensors of three chunks
