@@ -142,6 +142,13 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", dest="run_file", metavar="FILE", help="run file, or a project's run")
     parser.add_argument("--size", default="medium_opt", help="without --run: a model that is made up (medium_opt)")
     parser.add_argument("--baseline", action="store_true", help="beside a step as LAVIS and the released code make it")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        choices=("features", "no_itm"),  # rb/bench/ways.py, which imports torch
+        default=[],
+        help="beside a step from stored features of the frozen encoder; beside one without ITM",
+    )
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="samples; 0: the run's, else 8")
     parser.add_argument("--group-by-source", type=int, default=0, metavar="N", help="0: the run's, else 1")
     parser.add_argument("--modality", nargs="+", metavar="NAME", help="only these")

@@ -24,13 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rb.bench.ways import ALSO, BASELINE, FEATURES, NO_ITM, OURS
 from rb.core import strict_json
 from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
 from rb.core.files import write_json
 from rb.core.model_config import at_least
-from rb.core.output import aligned, note, say, say_json
+from rb.core.output import aligned, figure, note, say, say_json
 
+WAYS = {OURS: "ours", FEATURES: "from stored features", NO_ITM: "without ITM", BASELINE: "LAVIS's"}
 FULL_STEPS = (("opt_6.7b", 16), ("opt_6.7b", 128), ("flant5_xxl", 16), ("flant5_xxl", 64))  # and micro-batch
 FULL_CAPTIONS = ((16, 10), (64, 10), (64, 18))  # of OPT-6.7B: images at once, tokens of each caption
 SMALL = {"size": "small_opt", "captions": 3, "examples": 4, "sources": 4, "rounds": 1, "no_java": True}
@@ -57,7 +59,7 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
         found.append(Part("check", words, args.check_module))
     if on_gpu and not args.small:
         for size, rows in FULL_STEPS:
-            words = ("step", "--size", size, "--micro-batch", str(rows), *small, *device, *beside)
+            words = ("step", "--size", size, "--micro-batch", str(rows), *small, *device, *beside, "--also", *ALSO)
             found.append(Part(f"gpu, {size}, {rows}", words))
         for rows, tokens in FULL_CAPTIONS:
             sizes = ("--examples", str(3 * rows), "--batch-size", str(rows), "--new-tokens", str(tokens))
@@ -102,20 +104,20 @@ def run_part(part: Part, rb: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def table_of(found: dict[str, dict[str, Any]]) -> list[str]:
-    """All steps of the report, a line for each way to make one; the baseline's MFU counts what is needed too, not what it executes."""
+    """All steps of the report, a line for each way to make one."""
     head = ("model", "modality", "micro-batch", "groups", "way", "ms", "samples/s", "GFLOP needed", "MFU", "peak GB")
     rows: list[tuple[str, ...]] = []
     for one in found.values():
         step = one.get("found", {})
         for modality, ours in step.get("modalities", {}).items() if "micro_batch" in step else ():
-            for way, speed in (("ours", ours), ("LAVIS's", ours.get("baseline"))):
+            for way, title in WAYS.items():
+                speed = ours if way == OURS else ours.get(way)
                 if speed is None:
                     continue
-                sizes = (step["name"], modality, str(step["micro_batch"]), str(step["group_by_source"]), way)
-                measured = (f"{speed['ms']:,.4g}", f"{speed['samples_per_s']:,.4g}", f"{ours['needed_gflop']:,.4g}")
-                mfu, peak = ours["mfu"] * ours["ms"] / speed["ms"], speed["peak_mb"] / 1e3
+                sizes = (step["name"], modality, str(step["micro_batch"]), str(step["group_by_source"]), title)
+                measured = (figure(speed["ms"]), figure(speed["samples_per_s"]), figure(speed["needed_gflop"]))
                 counts = (f"{speed['launches']:,}", str(speed["host_waits"]))
-                rows.append((*sizes, *measured, f"{mfu:.3f}", f"{peak:,.3g}", *counts))
+                rows.append((*sizes, *measured, f"{speed['mfu']:.3f}", f"{speed['peak_mb'] / 1e3:,.3g}", *counts))
     return aligned([(*head, "launches", "waits"), *rows], 5) if rows else []
 
 

@@ -25,7 +25,7 @@ from rb.core.config import RunConfig
 from rb.core.exit_codes import FAILED, FINISHED, STOPPED
 from rb.core.metric_names import SPEED, TRAIN, parse_name
 from rb.core.model_config import at_least
-from rb.core.output import aligned, note, say, say_json
+from rb.core.output import aligned, figure, note, say, say_json
 from rb.core.ranks_here import devices_of_ranks
 from rb.core.run_layout import RUN_JOURNAL
 from rb.core.run_paths import open_run
@@ -135,11 +135,11 @@ def lines_of(found: Sequence[Scaled]) -> list[str]:
     rows = [
         (
             *(f"{number:,}" for number in (one.ranks, one.nodes, one.global_batch_size)),
-            f"{one.samples_per_s:,.4g}",
-            f"{one.samples_per_s_a_rank:,.4g}",
+            figure(one.samples_per_s),
+            figure(one.samples_per_s_a_rank),
             f"{one.of_one_rank:.3f}",
             f"{one.of_one_node:.3f}",
-            *(f"{one.modalities[name] / one.ranks:,.4g}" if name in one.modalities else "-" for name in modalities),
+            *(figure(one.modalities[name] / one.ranks) if name in one.modalities else "-" for name in modalities),
         )
         for one in found
     ]

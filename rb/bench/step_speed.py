@@ -12,31 +12,26 @@ is counted by ``--counters``.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import platform
 import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rb.bench.lavis_step import LavisStep
-from rb.core.batch import Batch, LossTerms
+from rb.bench.ways import BASELINE, OURS, Clock, Way, ways_of
+from rb.core.batch import Batch
 from rb.core.config import AUTO, RunConfig, TrainConfig
 from rb.core.device import usable_device
 from rb.core.exit_codes import FINISHED
 from rb.core.model_config import at_least
-from rb.core.output import aligned, say, say_json
+from rb.core.output import aligned, figure, say, say_json
 from rb.core.run_paths import open_foundation
-from rb.costs.executed import Counter, Counts, by_parts
-from rb.costs.memory import Saved
-from rb.costs.needed import needed
+from rb.costs.executed import Counts
 from rb.costs.random_models import SIZES, build_random
-from rb.costs.real_step import give_memory_back, peak_bytes, with_numbers
+from rb.costs.real_step import give_memory_back, with_numbers
 from rb.costs.typical_batch import typical_batches
 from rb.model.compiling import check_can_compile
 from rb.model.region_blip import RegionBLIP
@@ -44,111 +39,19 @@ from rb.model.weights.build import build_model
 
 ROWS = 8  # samples of a micro-batch where nothing says another number
 SQUARE = {"cpu": 1024, "cuda": 8192}  # rows of the matrices whose product is the machine's rate
-OURS, BASELINE = "ours", "baseline"
-BACKWARD, OPTIMIZER = "backward", "optimizer"
-
-
-class Clock:
-    """Seconds by part: of the processor, or between events of the GPU. Time inside an inner part is the inner one's alone."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
-        self._open: list[str] = ["rest"]
-
-    def _mark(self) -> None:
-        now: Any = time.process_time()
-        if self._cuda:
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
-        self._marks.append((self._open[-1], now))
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """As ``Counter.part``."""
-        self._mark()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._mark()
-            self._open.pop()
-
-    def seconds(self) -> dict[str, float]:
-        """By part, from the first mark to the last."""
-        if self._cuda:
-            torch.cuda.synchronize()
-        found: dict[str, float] = defaultdict(float)
-        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
-            found[part] += before.elapsed_time(after) / 1e3 if self._cuda else after - before
-        return dict(found)
-
-
-class Way:
-    """A way to make a step of a model, and what was measured of it."""
-
-    def __init__(self, model: RegionBLIP, forward: Callable[[Batch], LossTerms]) -> None:
-        self.model, self._forward = model, forward
-        self._optimizer = torch.optim.AdamW(
-            model.trainable_parameters().values(), lr=0.0, weight_decay=0.0, fused=model.device.type == "cuda"
-        )
-        self.rounds: list[dict[str, float]] = []  # seconds by part
-
-    def gradients(self, batch: Batch) -> None:
-        """Forward and backward."""
-        self._forward(batch).total.backward()
-
-    def clear(self) -> None:
-        """Without gradients, as a step begins."""
-        self.model.zero_grad(set_to_none=True)
-
-    def count(self, batch: Batch) -> dict[str, Counts]:
-        """What a forward and backward pass executes, by part."""
-        counter = Counter()
-        with by_parts(counter), counter:
-            self.gradients(batch)
-        self.clear()
-        return counter.found.parts
-
-    def saved(self, batch: Batch) -> float:
-        """Bytes that autograd keeps between forward and backward."""
-        held: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
-        saved = Saved([*held, *(v for v in vars(batch).values() if isinstance(v, Tensor))])
-        with saved:
-            total = self._forward(batch).total
-        saved.close()
-        del total
-        return float(saved.bytes)
-
-    def peak(self, batch: Batch) -> float:
-        """Bytes above the weights at the worst moment of forward and backward."""
-        self.clear()
-        found = peak_bytes(lambda: self.gradients(batch), self.model.device)
-        self.clear()
-        return found
-
-    def take_turn(self, batch: Batch) -> None:
-        """One step, timed."""
-        clock = Clock(self.model.device)
-        with by_parts(clock), clock.part("rest"):
-            total = self._forward(batch).total
-            with clock.part(BACKWARD):
-                total.backward()
-            with clock.part(OPTIMIZER):
-                self._optimizer.step()
-        self.clear()
-        self.rounds.append(clock.seconds())
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each round."""
-        return [sum(parts.values()) for parts in self.rounds]
 
 
 @dataclass
 class Measured:
-    """Of one way to make a step of one modality. FLOPs and saved bytes are of a sample, all else of a step."""
+    """Of one way to make a step of one modality. FLOPs and saved bytes are of a sample, all else of a step.
 
+    Attributes:
+        needed_gflop: of the baseline's step as many as of ours, however much it executes.
+        mfu: rate of the needed FLOPs over that of the machine's product, both in the same rounds.
+    """
+
+    needed_gflop: float
+    mfu: float
     executed_gflop: float
     launches: int
     host_waits: int
@@ -166,16 +69,14 @@ class StepSpeed:
 
     Attributes:
         samples, sources: of the micro-batch.
-        mfu: rate of the needed FLOPs over ``matmul_gflops``, the machine's, both in the same rounds.
+        matmul_gflops: rate of a product of matrices on this machine.
         parts: needed and executed GFLOP of a sample, launches, collectives, MB received, ms of the forward pass.
         ratios: of the baseline to ours; ``executed_to_needed`` is the baseline's executed over our needed FLOPs.
     """
 
     samples: int
     sources: int
-    needed_gflop: float
     matmul_gflops: float
-    mfu: float
     ways: dict[str, Measured]
     parts: dict[str, dict[str, float]]
     ratios: dict[str, float] = field(default_factory=dict)
@@ -184,43 +85,43 @@ class StepSpeed:
         """For JSON."""
         own = {name: value for name, value in vars(self).items() if name not in ("ways", "ratios")}
         found = own | vars(self.ways[OURS])
-        if BASELINE in self.ways:
-            found |= {BASELINE: vars(self.ways[BASELINE]), "ratios": self.ratios}
-        return found
+        found |= {name: vars(way) for name, way in self.ways.items() if name != OURS}
+        return found | ({"ratios": self.ratios} if self.ratios else {})
 
 
 def measure(ways: dict[str, Way], modality: str, rows: int, group: int, rounds: int) -> StepSpeed:
     """All ways on one micro-batch, in turns, after one step of each that is not counted."""
     ours = ways[OURS]
-    meta = next(typical_batches(ours.model, modality, rows, group))
-    batch = with_numbers(meta, ours.model).to(ours.model.device)
-    need = needed(ours.model, meta, rows)
+    batch = with_numbers(next(typical_batches(ours.model, modality, rows, group)), ours.model).to(ours.model.device)
+    batches = {name: way.batch_of(batch) for name, way in ways.items()}
+    needs = {name: way.needed(batches[name]) for name, way in ways.items()}
     rates = []
     for way in ways.values():
         way.rounds.clear()
     for number in range(rounds + 1):
-        for way in list(ways.values())[:: 1 if number % 2 else -1]:
-            way.take_turn(batch)
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            ways[name].take_turn(batches[name])
         rates.append(matmul_rate(ours.model.device))
     for way in ways.values():
         way.rounds.pop(0)
-    found = {name: _measured(way, batch) for name, way in ways.items()}
-    counts = {name: counted for name, (counted, _) in found.items()}
-    result = {name: one for name, (_, one) in found.items()}
+    del rates[0]
+    counts = {name: way.count(batches[name]) for name, way in ways.items()}
+    result = {
+        name: _measured(way, batches[name], counts[name], sum(needs[name].values()), rates)
+        for name, way in ways.items()
+    }
     speed = StepSpeed(
         rows,
         len(batch.inputs),
-        sum(need.values()) / rows / 1e9,
-        statistics.median(rates[1:]) / 1e9,
-        statistics.median(sum(need.values()) / one / r for one, r in zip(ours.seconds, rates[1:], strict=True)),
+        statistics.median(rates) / 1e9,
         result,
-        _parts(need, counts[OURS], ours, rows),
+        _parts(needs[OURS], counts[OURS], ours, rows),
     )
     if BASELINE in ways:
         one, other = result[BASELINE], result[OURS]
         quotients = [a / b for a, b in zip(ways[BASELINE].seconds, ours.seconds, strict=True)]
         speed.ratios = {
-            "executed_to_needed": one.executed_gflop / speed.needed_gflop,
+            "executed_to_needed": one.executed_gflop / other.needed_gflop,
             "executed": one.executed_gflop / other.executed_gflop,
             "time": statistics.median(quotients),
             "time_low": min(quotients),
@@ -232,10 +133,11 @@ def measure(ways: dict[str, Way], modality: str, rows: int, group: int, rounds: 
     return speed
 
 
-def _measured(way: Way, batch: Batch) -> tuple[dict[str, Counts], Measured]:
-    rows, counts = len(batch), way.count(batch)
-    seconds = statistics.median(way.seconds)
-    return counts, Measured(
+def _measured(way: Way, batch: Batch, counts: dict[str, Counts], need: float, rates: Sequence[float]) -> Measured:
+    rows, seconds = len(batch), statistics.median(way.seconds)
+    return Measured(
+        needed_gflop=need / rows / 1e9,
+        mfu=statistics.median(need / one / rate for one, rate in zip(way.seconds, rates, strict=True)),
         executed_gflop=sum(one.flops for one in counts.values()) / rows / 1e9,
         launches=sum(one.launches for one in counts.values()),
         host_waits=sum(one.waits for one in counts.values()),
@@ -322,7 +224,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     at_least("--micro-batch", rows, 1)
     at_least("--group-by-source", group, 1)
     model = make()
-    ways = {OURS: Way(model, model)}
+    ways = ways_of(model, args.also)
     if args.baseline:
         plain = LavisStep(make(), model)
         ways[BASELINE] = Way(plain.model, plain)
@@ -353,12 +255,13 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
 def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
     clock = "ms of the GPU" if device.type == "cuda" else "ms of processor time"
     lines = [
-        f"{modality}: {speed.samples} samples of {speed.sources} sources; {speed.needed_gflop:,.4g} GFLOP a sample needed, "
-        f"MFU {speed.mfu:.3f} of a product's {speed.matmul_gflops:,.4g} GFLOP/s"
+        f"{modality}: {speed.samples} samples of {speed.sources} sources; MFU is of a product's {figure(speed.matmul_gflops)} GFLOP/s"
     ]
     head = (
         "",
         "GFLOP a sample",
+        "needed",
+        "MFU",
         "launches",
         "host waits",
         "saved MB a sample",
@@ -371,15 +274,17 @@ def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
     rows = [
         (
             name,
-            f"{one.executed_gflop:,.4g}",
+            figure(one.executed_gflop),
+            figure(one.needed_gflop),
+            f"{one.mfu:.3f}",
             f"{one.launches:,}",
             f"{one.host_waits}",
-            f"{one.saved_mb:,.4g}",
-            f"{one.peak_mb:,.4g}",
-            f"{one.ms:,.4g}",
-            f"{one.ms_low:,.4g}",
-            f"{one.ms_high:,.4g}",
-            f"{one.samples_per_s:,.4g}",
+            figure(one.saved_mb),
+            figure(one.peak_mb),
+            figure(one.ms),
+            figure(one.ms_low),
+            figure(one.ms_high),
+            figure(one.samples_per_s),
         )
         for name, one in speed.ways.items()
     ]
@@ -393,7 +298,7 @@ def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
         )
     names = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb", "ms")
     table = [
-        (part, *(f"{row[name]:,}" if isinstance(row[name], int) else f"{row[name]:,.4g}" for name in names))
+        (part, *(f"{row[name]:,}" if isinstance(row[name], int) else figure(row[name]) for name in names))
         for part, row in speed.parts.items()
     ]
     return lines + aligned([("part", *names[:-1], clock), *table], 1, indent="  ")

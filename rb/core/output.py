@@ -47,6 +47,11 @@ def aligned(rows: Sequence[Sequence[str]], num_texts: int, indent: str = "") -> 
     ]
 
 
+def figure(value: float) -> str:
+    """A measured number with four significant digits; from 1,000 on in full, without powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def note(text: str) -> None:
     """A line on stderr, which is not part of the result: that it cannot be written is no fault of the command."""
     with suppress(OSError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rb.core.output import aligned
+from rb.core.output import aligned, figure
 from rb.evaluation.paper import read_paper
 from rb.mining.finish import FINISH, Finished, read_finished
 from rb.mining.inputs import InputShard
@@ -179,7 +179,7 @@ def stats_text(stats: JobStats) -> str:
     lines += [
         "",
         f"hours are for the whole input: {stats.shards:,} shards, about {stats.images:,.0f} images; "
-        f"in all {planned['process hours']:,.4g} process hours, {planned['GPU-hours']:,.4g} GPU-hours",
+        f"in all {figure(planned['process hours'])} process hours, {figure(planned['GPU-hours'])} GPU-hours",
         f"the paper: {PAPER_GPU_HOURS:,} GPU-hours (120 V100, 14 days)"
         + ("" if wanted is None else f"; for as many images as its set has, at these rates: {wanted:,.0f}"),
     ]

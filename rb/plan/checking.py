@@ -13,7 +13,7 @@ import torch
 
 from rb.core.device import usable_device
 from rb.core.exit_codes import FINISHED
-from rb.core.output import aligned, say, say_json
+from rb.core.output import aligned, figure, say, say_json
 from rb.core.run_paths import open_foundation
 from rb.costs.executed import Counter
 from rb.costs.memory import step_bytes
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return FINISHED
     rows: list[tuple[str, ...]] = [("modality", "figure", "predicted", "real", "ratio")]
     for modality, figures in found.items():
-        rows += [(modality, name, *(f"{value:,.4g}" for value in row.values())) for name, row in figures.items()]
+        rows += [(modality, name, *(figure(value) for value in row.values())) for name, row in figures.items()]
     say(f"{args.run_file or args.size} on {device}, micro-batch {args.micro_batch}")
     for line in aligned(rows, 2):
         say(line)

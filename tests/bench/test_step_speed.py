@@ -13,8 +13,10 @@ import torch
 
 from rb.bench import step_counters, step_speed
 from rb.bench.commands import run_step
+from rb.bench.everything import table_of
 from rb.bench.lavis_step import LavisStep
-from rb.bench.step_speed import Clock, measure_all
+from rb.bench.step_speed import measure_all
+from rb.bench.ways import ALSO, FEATURES, NO_ITM, OURS, Clock, ways_of
 from rb.costs.random_models import SIZES, build_random
 from rb.costs.real_step import with_numbers
 from rb.costs.typical_batch import typical_batches
@@ -59,6 +61,7 @@ def test_the_baseline_computes_what_ours_does(name: str) -> None:
 
 def test_the_report_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--size", "small_opt", "--baseline", "--rounds", "1", "--group-by-source", "4", "--device", "cpu")
+    words = (*words, "--also", "features", "no_itm")
     assert cli_run("bench", "step", *words, "--modality", "image_region", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     one = found["modalities"]["image_region"]
@@ -76,11 +79,40 @@ def test_the_report_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert ratios["executed_to_needed"] == pytest.approx(one["baseline"]["executed_gflop"] / one["needed_gflop"])
     assert ratios["time"] == pytest.approx(one["baseline"]["ms"] / one["ms"])
     assert one["samples_per_s"] == pytest.approx(8e3 / one["ms"])
+    assert all(one[way]["needed_gflop"] < one["needed_gflop"] for way in ("features", "no_itm"))
+    assert one["baseline"]["mfu"] == pytest.approx(one["mfu"] * one["ms"] / one["baseline"]["ms"])  # one round
+    table = table_of({"step": {"found": found}})
+    ways = ["ours", "from stored features", "without ITM", "LAVIS's"]
+    assert [next(way for way in ways if way in line) for line in table[1:]] == ways
     assert cli_run("bench", "step", *words, "--modality", "point_cloud") == 0
     printed = capsys.readouterr().out
+    assert "\n  features " in printed
+    assert "\n  no_itm " in printed
     assert "baseline to ours: FLOPs" in printed
     assert "fps" in printed
     assert "\n  neighbours" in printed
+
+
+@pytest.mark.parametrize("modality", ["image_region", "point_cloud_region"])
+def test_from_features_and_without_itm(modality: str) -> None:
+    """The same losses without the encoder's work; and all losses but ITM, without ITM's work."""
+    model = build_random(SIZES["small_opt"], CPU, torch.float32)
+    ways = ways_of(model, ALSO)
+    batch = with_numbers(next(typical_batches(model, modality, 4, 2)), model)
+    batches = {name: way.batch_of(batch) for name, way in ways.items()}
+    needs = {name: way.needed(batches[name]) for name, way in ways.items()}
+    counts = {name: way.count(batches[name]) for name, way in ways.items()}
+    assert needs[FEATURES] == needs[OURS] | {"encoder": 0.0}
+    assert needs[NO_ITM] == {part: flops for part, flops in needs[OURS].items() if part != "itm"}
+    assert counts[OURS]["encoder"].flops > 0
+    assert "encoder" not in {part for part, one in counts[FEATURES].items() if one.flops}
+    assert counts[FEATURES]["itm"].flops == counts[OURS]["itm"].flops > 0
+    assert "itm" not in counts[NO_ITM]
+    whole = model(batch)
+    torch.testing.assert_close(model(batches[FEATURES]).total, whole.total)
+    ways[NO_ITM].gradients(batch)
+    assert model.parts[modality].itm_head.weight.grad is None
+    assert "itm" in whole.terms, "the configuration is as before"
 
 
 def test_activation_checkpointing_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +120,7 @@ def test_activation_checkpointing_is_ours_alone(monkeypatch: pytest.MonkeyPatch)
     args: Any = SimpleNamespace(
         run_file=None, size="small_opt", modality=["point_cloud"], rounds=1, micro_batch=4, group_by_source=0
     )
-    vars(args).update(device="cpu", baseline=True)
+    vars(args).update(device="cpu", baseline=True, also=[])
     off = measure_all(args)["json"]["modalities"]["point_cloud"]
     given = step_speed.build(args, CPU)
     train = replace(given[2], activation_checkpointing=True)
@@ -127,5 +159,6 @@ def test_a_modality_that_the_model_does_not_train() -> tuple[Fault, Callable[[Sa
         group_by_source=0,
         device="cpu",
         baseline=False,
+        also=[],
     )
     return lambda: measure_all(args), lambda said: vars(args).update(modality=[said.found("trains ([a-z_]+),")])
