@@ -158,15 +158,6 @@ class Batch:
         }
         return dataclasses.replace(self, **moved)
 
-    def pin_memory(self) -> Batch:
-        """Called by the data loader, so that copies to the device need not wait."""
-        pinned: dict[str, Any] = {
-            f.name: value.pin_memory()
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **pinned)
-
 
 # Fields that follow from others, of another batch of samples.
 _MADE_ANEW: dict[str, Any] = {"text_width": 0, "llm_inputs": None}

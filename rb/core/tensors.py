@@ -1,9 +1,11 @@
-"""Tensors in a nest of containers, and their bytes."""
+"""Tensors in a nest of containers: found, counted, replaced."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -23,3 +25,20 @@ def tensors_in(item: object) -> Iterator[Tensor]:
 def num_bytes(item: object) -> int:
     """Bytes of all tensors in ``item``."""
     return sum(tensor.nbytes for tensor in tensors_in(item))
+
+
+def replaced(item: Any, kind: type, by: Callable[[Any], Any]) -> Any:
+    """``item`` with ``by(part)`` in the place of each part of a kind; looks where ``tensors_in`` looks, and changes nothing of ``item``.
+
+    Dataclasses are copied without running their ``__post_init__`` again.
+    """
+    if isinstance(item, kind):
+        return by(item)
+    if isinstance(item, list | tuple):
+        return type(item)([replaced(part, kind, by) for part in item])
+    if dataclasses.is_dataclass(item):
+        found = copy.copy(item)
+        for field in dataclasses.fields(item):
+            object.__setattr__(found, field.name, replaced(getattr(item, field.name), kind, by))
+        return found
+    return item

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from rb.core.exit_codes import USER_ERRORS
-from rb.core.tensors import num_bytes, tensors_in
+from rb.data.packed import Packed
 from rb.data.shared_memory import AHEAD, REMEDY, SHM, needed, size
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class Batches(Generic[T]):
 
     Args:
         items: numbers of the items.
-        pin_memory: put batches where copies to a GPU need not wait.
+        pin_memory: the loader processes' batches come to where copies to a GPU need not wait.
         timeout_s: how long to wait for one batch.
 
     Raises:
@@ -54,7 +55,7 @@ class Batches(Generic[T]):
             batch_size=None,
             sampler=items,
             num_workers=num_workers,
-            pin_memory=pin_memory,
+            pin_memory=pin_memory and num_workers > 0,
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,
             prefetch_factor=AHEAD if num_workers else None,
@@ -77,8 +78,9 @@ class Batches(Generic[T]):
             if isinstance(batch, _Failed):
                 self._end_processes()
                 raise batch.error
-            if self._num_workers:
-                self._warn_of_little_room(num_bytes(batch))
+            if isinstance(batch, Packed):
+                self._warn_of_little_room(batch.block.nbytes)
+                batch = batch.unpacked()
             yield batch
 
     def _end_processes(self) -> None:
@@ -131,24 +133,23 @@ class _Items(Dataset[Any]):
         if get_worker_info() is None:
             return self._dataset[item]
         try:
-            found = self._dataset[item]
-            _share(found)
+            found = Packed.of(self._dataset[item])
+            _share(found.block)
         except USER_ERRORS as error:
             return _Failed(error)
         return found
 
 
-def _share(item: object) -> None:
-    """Put all tensors of a batch into shared memory."""
+def _share(block: Tensor) -> None:
+    """Put a batch into shared memory."""
     try:
-        for tensor in tensors_in(item):
-            tensor.share_memory_()
+        block.share_memory_()
     except RuntimeError as error:
         if "shared memory" not in str(error) and "shm" not in str(error):
             raise
         why = " ".join(str(error).split())
         raise LoaderError(
-            f"a batch of {num_bytes(item) / _MB:.1f} MB found no room in shared memory ({why}): {_room()}; {REMEDY}"
+            f"a batch of {block.nbytes / _MB:.1f} MB found no room in shared memory ({why}): {_room()}; {REMEDY}"
         ) from error
 
 

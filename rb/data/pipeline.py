@@ -176,11 +176,6 @@ class PredictionBatch:
         )
         return PredictionBatch(self.samples, self.inputs.to(device, non_blocking=True), boxes, source_rows)
 
-    def pin_memory(self) -> PredictionBatch:
-        """Called by the data loader, so that copies to the device need not wait."""
-        boxes, source_rows = (None if one is None else one.pin_memory() for one in (self.boxes, self.source_rows))
-        return PredictionBatch(self.samples, self.inputs.pin_memory(), boxes, source_rows)
-
 
 @dataclass(frozen=True)
 class InputView:

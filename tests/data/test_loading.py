@@ -112,7 +112,7 @@ def test_too_little_room_for_the_batches_ahead_is_said_at_the_first(
 ) -> None:
     monkeypatch.setenv("LOCAL_SIZE", "8")
     assert num_bytes(Items()[0]) == 1_000_000
-    for size, warned in ((31_000_000, True), (32_000_000, False)):  # 8 ranks x 2 processes x 2 batches x 1 MB
+    for size, warned in ((31_000_000, True), (33_000_000, False)):  # 8 ranks x 2 processes x 2 batches x 1 MB
         caplog.clear()
         monkeypatch.setattr(loading, "size", lambda size=size: (size, size))
         batches = Batches(Items(), range(4), 2, False)
