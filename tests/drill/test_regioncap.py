@@ -16,7 +16,8 @@ import pytest
 from tests.support.small_data import image_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES, ROWS, WRITTEN, MOST_MB = 1000, 10_800_000, 100_000, 2000
+# 5,400 rows an image, 0.5 MB of text: more than 1 MiB of one image is rejected.
+IMAGES, ROWS, WRITTEN, MOST_MB = 2000, 10_800_000, 100_000, 2000
 WORDS = [
     "a",
     "man",
