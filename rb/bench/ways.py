@@ -76,7 +76,9 @@ class Way:
         from_features: bool = False,
         without: Sequence[str] = (),
     ) -> None:
-        self.model, self._forward, self._from_features, self._without = model, forward, from_features, without
+        self.model, self._forward, self._from_features = model, forward, from_features
+        weights = model.config.loss_weights | dict.fromkeys(without, 0.0)
+        self._config = replace(model.config, loss_weights=weights)
         self._optimizer = torch.optim.AdamW(
             model.trainable_parameters().values(), lr=0.0, weight_decay=0.0, fused=model.device.type == "cuda"
         )
@@ -86,12 +88,11 @@ class Way:
         """What this way reads of a micro-batch with sources."""
         if not self._from_features:
             return batch
-        return replace(batch, inputs=self.model.of(batch.modality).encode(batch.inputs), are_features=True)
+        return replace(batch, inputs=self.model.frozen_features(batch.modality, batch.inputs), are_features=True)
 
     @contextlib.contextmanager
     def _configured(self) -> Iterator[None]:
-        whole = self.model.config
-        self.model.config = replace(whole, loss_weights=whole.loss_weights | dict.fromkeys(self._without, 0.0))
+        whole, self.model.config = self.model.config, self._config
         try:
             yield
         finally:

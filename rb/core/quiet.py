@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """While transformers loads a model: no table of keys, and no bar, which it draws also where stderr is no terminal."""
+    """Hide what transformers prints while it loads a model: its table of keys, and its bar, which it draws even into a file."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,7 +1,7 @@
 """A batch on its way between processes: one block of bytes with the numbers of all its tensors, and what stands around them.
 
-torch sends each tensor as a file of its own, for which the receiver asks the sender over a socket (0.4 ms of processor time each, a dozen of them in a
-batch). A block is one such file, and its tensors are views of it.
+torch's own way makes one file for each tensor, and the receiver fetches each file over a socket. That takes 0.4 ms of processor time a tensor, and a
+batch has a dozen of them. A block is one file for the whole batch; the tensors are views of it.
 """
 
 from __future__ import annotations

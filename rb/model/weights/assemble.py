@@ -155,7 +155,7 @@ def _read_llm(path: Path) -> _Llm:
             raise CheckpointError(
                 f"--llm {path}: an encoder-decoder; give a causal LM (FlanT5: take a blip2-flan-t5-* folder, or rb weights convert)"
             )
-    # Of keys that it leaves out nothing need be said: names and shapes are compared below. Reading a .gguf draws a bar of its own.
+    # The library's warnings about missing keys are hidden: names and shapes are compared below. So is the bar that it draws for a .gguf.
     with (
         quiet_loading(),
         redirect_stderr(io.StringIO()),
