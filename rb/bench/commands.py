@@ -145,9 +145,9 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--also",
         nargs="+",
-        choices=("features", "no_itm"),  # rb/bench/ways.py, which imports torch
+        choices=("features", "no_itm", "compiled"),  # rb/bench/ways.py, which imports torch
         default=[],
-        help="beside a step from stored features of the frozen encoder; beside one without ITM",
+        help="beside a step from stored features of the frozen encoder; beside one without ITM; beside one with train.compile",
     )
     parser.add_argument("--micro-batch", type=int, default=0, metavar="N", help="samples; 0: the run's, else 8")
     parser.add_argument("--group-by-source", type=int, default=0, metavar="N", help="0: the run's, else 1")

@@ -7,6 +7,7 @@
     generate  beam search beside plain transformers'
     step      real steps, ungrouped and in groups of 4 (``step_speed.py``)
     data      the loader beside webdataset's reader, and beside what the fastest step of this report eats
+    compiled  on a GPU alone: a step of OPT-6.7B with train.compile beside one without
 
 A part that fails, or for which no time is left, is named with the reason, and the others go on. With --small everything is tiny: a test of the command.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rb.bench.ways import ALSO, BASELINE, FEATURES, NO_ITM, OURS
+from rb.bench.ways import BASELINE, COMPILED, FEATURES, NO_ITM, OURS
 from rb.core import strict_json
 from rb.core.device import usable_device
 from rb.core.exit_codes import FAILED, FINISHED
@@ -32,7 +33,13 @@ from rb.core.files import write_json
 from rb.core.model_config import at_least
 from rb.core.output import aligned, figure, note, say, say_json
 
-WAYS = {OURS: "ours", FEATURES: "from stored features", NO_ITM: "without ITM", BASELINE: "LAVIS's"}
+WAYS = {
+    OURS: "ours",
+    FEATURES: "from stored features",
+    NO_ITM: "without ITM",
+    COMPILED: "compiled",
+    BASELINE: "LAVIS's",
+}
 FULL_STEPS = (("opt_6.7b", 16), ("opt_6.7b", 128), ("flant5_xxl", 16), ("flant5_xxl", 64))  # and micro-batch
 FULL_CAPTIONS = ((16, 10), (64, 10), (64, 18))  # of OPT-6.7B: images at once, tokens of each caption
 SMALL = {"size": "small_opt", "captions": 3, "examples": 4, "sources": 4, "rounds": 1, "no_java": True}
@@ -59,7 +66,8 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
         found.append(Part("check", words, args.check_module))
     if on_gpu and not args.small:
         for size, rows in FULL_STEPS:
-            words = ("step", "--size", size, "--micro-batch", str(rows), *small, *device, *beside, "--also", *ALSO)
+            sizes = ("--size", size, "--micro-batch", str(rows))
+            words = ("step", *sizes, *small, *device, *beside, "--also", FEATURES, NO_ITM)
             found.append(Part(f"gpu, {size}, {rows}", words))
         for rows, tokens in FULL_CAPTIONS:
             sizes = ("--examples", str(3 * rows), "--batch-size", str(rows), "--new-tokens", str(tokens))
@@ -74,6 +82,10 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
         words = ("step", *run, *small, *device, *beside, "--group-by-source", str(group))
         found.append(Part(f"step, groups of {group}", words))
     found.append(Part("data", ("data", "--sources", str(args.sources), "--rounds", str(args.rounds))))
+    if on_gpu and not args.small:
+        # Where launches, not arithmetic, are the limit. Last: a minute or more of it is the compiler's.
+        sizes = ("--size", "opt_6.7b", "--micro-batch", "16", "--modality", "image_region")
+        found.append(Part("gpu, compiled", ("step", *sizes, *small, *device, "--also", COMPILED)))
     return found
 
 
@@ -116,7 +128,8 @@ def table_of(found: dict[str, dict[str, Any]]) -> list[str]:
                     continue
                 sizes = (step["name"], modality, str(step["micro_batch"]), str(step["group_by_source"]), title)
                 measured = (figure(speed["ms"]), figure(speed["samples_per_s"]), figure(speed["needed_gflop"]))
-                counts = (f"{speed['launches']:,}", str(speed["host_waits"]))
+                launches = "-" if speed["launches"] is None else f"{speed['launches']:,}"
+                counts = (launches, str(speed["host_waits"]))
                 rows.append((*sizes, *measured, f"{speed['mfu']:.3f}", f"{speed['peak_mb'] / 1e3:,.3g}", *counts))
     return aligned([(*head, "launches", "waits"), *rows], 5) if rows else []
 

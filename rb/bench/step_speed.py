@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from rb.bench.lavis_step import LavisStep
-from rb.bench.ways import BASELINE, OURS, Clock, Way, ways_of
+from rb.bench.ways import BASELINE, COMPILED, OURS, Clock, Way, ways_of
 from rb.core.batch import Batch
 from rb.core.config import AUTO, RunConfig, TrainConfig
 from rb.core.device import usable_device
@@ -48,12 +48,13 @@ class Measured:
     Attributes:
         needed_gflop: of the baseline's step as many as of ours, however much it executes.
         mfu: rate of the needed FLOPs over that of the machine's product, both in the same rounds.
+        launches: none of a compiled step, whose kernels cannot be seen.
     """
 
     needed_gflop: float
     mfu: float
     executed_gflop: float
-    launches: int
+    launches: int | None
     host_waits: int
     saved_mb: float
     peak_mb: float
@@ -126,10 +127,11 @@ def measure(ways: dict[str, Way], modality: str, rows: int, group: int, rounds: 
             "time": statistics.median(quotients),
             "time_low": min(quotients),
             "time_high": max(quotients),
-            "launches": one.launches / other.launches,
             "saved": one.saved_mb / other.saved_mb,
             "peak": one.peak_mb / other.peak_mb,
         }
+        if one.launches is not None and other.launches is not None:
+            speed.ratios["launches"] = one.launches / other.launches
     return speed
 
 
@@ -139,7 +141,7 @@ def _measured(way: Way, batch: Batch, counts: dict[str, Counts], need: float, ra
         needed_gflop=need / rows / 1e9,
         mfu=statistics.median(need / one / rate for one, rate in zip(way.seconds, rates, strict=True)),
         executed_gflop=sum(one.flops for one in counts.values()) / rows / 1e9,
-        launches=sum(one.launches for one in counts.values()),
+        launches=None if way.graphs else sum(one.launches for one in counts.values()),
         host_waits=sum(one.waits for one in counts.values()),
         saved_mb=way.saved(batch) / rows / 1e6,
         peak_mb=way.peak(batch) / 1e6,
@@ -224,15 +226,15 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
     at_least("--micro-batch", rows, 1)
     at_least("--group-by-source", group, 1)
     model = make()
-    ways = ways_of(model, args.also)
+    ways = ways_of(model, args.also, train.compile)
     if args.baseline:
         plain = LavisStep(make(), model)
         ways[BASELINE] = Way(plain.model, plain)
     if train.activation_checkpointing:  # ours alone: the baseline keeps what LAVIS keeps
         model.recompute_activations()
-    if train.compile:
+    if train.compile or COMPILED in args.also:
         check_can_compile(device)
-        model.compile_encoders()
+        model.compile_parts(encoders_alone=train.activation_checkpointing)
     modalities = args.modality or list(model.parts)
     for modality in modalities:
         if modality not in model.parts:
@@ -277,7 +279,7 @@ def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
             figure(one.executed_gflop),
             figure(one.needed_gflop),
             f"{one.mfu:.3f}",
-            f"{one.launches:,}",
+            "-" if one.launches is None else f"{one.launches:,}",
             f"{one.host_waits}",
             figure(one.saved_mb),
             figure(one.peak_mb),
@@ -291,9 +293,10 @@ def _lines(modality: str, speed: StepSpeed, device: torch.device) -> list[str]:
     lines += aligned([head, *rows], 1, indent="  ")
     if speed.ratios:
         r = speed.ratios
+        launches = f"launches {r['launches']:.2f}; " if "launches" in r else ""
         lines.append(
             f"  baseline to ours: FLOPs {r['executed']:.3f} ({r['executed_to_needed']:.3f} of what is needed), "
-            f"time {r['time']:.3f} ({r['time_low']:.3f} to {r['time_high']:.3f}), launches {r['launches']:.2f}; "
+            f"time {r['time']:.3f} ({r['time_low']:.3f} to {r['time_high']:.3f}), {launches}"
             f"ours to baseline: saved {1 / r['saved']:.3f}, peak {1 / r['peak']:.3f}"
         )
     names = ("needed_gflop", "executed_gflop", "launches", "collectives", "received_mb", "ms")

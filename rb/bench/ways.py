@@ -1,4 +1,4 @@
-"""Ways to make a training step of one model, each timed by part: ours, the baseline's, ours from stored features, ours without ITM."""
+"""Ways to make a training step of one model, each timed by part: ours, the baseline's, ours from stored features, without ITM, compiled."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rb.costs.needed import needed
 from rb.costs.real_step import peak_bytes
 from rb.model.region_blip import RegionBLIP
 
-OURS, BASELINE, FEATURES, NO_ITM = "ours", "baseline", "features", "no_itm"
-ALSO = (FEATURES, NO_ITM)  # that are measured where they are asked for
+OURS, BASELINE, FEATURES, NO_ITM, COMPILED = "ours", "baseline", "features", "no_itm", "compiled"
+ALSO = (FEATURES, NO_ITM, COMPILED)  # that are measured where they are asked for
 BACKWARD, OPTIMIZER = "backward", "optimizer"
 
 
@@ -67,6 +67,7 @@ class Way:
         forward: ``batch -> losses``, by this model.
         from_features: read what the frozen encoder made of the sources before, as a set of ``rb cache-features`` brings it.
         without: loss terms that get a weight of 0, so that nothing of them is computed.
+        graphs: of a compiled model whether its graphs run, or its parts as they are; none: of a model that is not compiled.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Way:
         forward: Callable[[Batch], LossTerms],
         from_features: bool = False,
         without: Sequence[str] = (),
+        graphs: bool | None = None,
     ) -> None:
-        self.model, self._forward, self._from_features = model, forward, from_features
+        self.model, self._forward, self._from_features, self.graphs = model, forward, from_features, graphs
         weights = model.config.loss_weights | dict.fromkeys(without, 0.0)
         self._config = replace(model.config, loss_weights=weights)
         self._optimizer = torch.optim.AdamW(
@@ -94,9 +96,15 @@ class Way:
     def _configured(self) -> Iterator[None]:
         whole, self.model.config = self.model.config, self._config
         try:
-            yield
+            with self._stance(bool(self.graphs)):
+                yield
         finally:
             self.model.config = whole
+
+    def _stance(self, graphs: bool) -> contextlib.AbstractContextManager[object]:
+        if self.graphs is None:  # the compiler takes seconds to import
+            return contextlib.nullcontext()
+        return torch.compiler.set_stance("default" if graphs else "force_eager")
 
     def _total(self, batch: Batch) -> Tensor:
         with self._configured():
@@ -116,10 +124,10 @@ class Way:
         self.model.zero_grad(set_to_none=True)
 
     def count(self, batch: Batch) -> dict[str, Counts]:
-        """What a forward and backward pass executes, by part."""
+        """What a forward and backward pass executes, by part. Kernels of a graph cannot be seen: its parts are counted as they are."""
         counter = Counter()
-        with by_parts(counter), counter:
-            self.gradients(batch)
+        with self._configured(), self._stance(graphs=False), by_parts(counter), counter:
+            self._forward(batch).total.backward()
         self.clear()
         return counter.found.parts
 
@@ -158,11 +166,17 @@ class Way:
         return [sum(parts.values()) for parts in self.rounds]
 
 
-def ways_of(model: RegionBLIP, also: Sequence[str]) -> dict[str, Way]:
-    """Ours, and those of ``ALSO`` that are asked for."""
+def ways_of(model: RegionBLIP, also: Sequence[str], compiled: bool = False) -> dict[str, Way]:
+    """Ours, and those of ``ALSO`` that are asked for.
+
+    Args:
+        compiled: all of them are to be compiled.
+    """
+    graphs = compiled if compiled or COMPILED in also else None
     found = {
-        OURS: Way(model, model),
-        FEATURES: Way(model, model, from_features=True),
-        NO_ITM: Way(model, model, without=("itm",)),
+        OURS: Way(model, model, graphs=graphs),
+        FEATURES: Way(model, model, from_features=True, graphs=graphs),
+        NO_ITM: Way(model, model, without=("itm",), graphs=graphs),
+        COMPILED: Way(model, model, graphs=True),
     }
     return {name: way for name, way in found.items() if name == OURS or name in also}

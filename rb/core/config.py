@@ -166,8 +166,8 @@ class TrainConfig:
     """Keep of each layer of the Q-Former and the LLM its input alone, and compute the rest again in the backward pass: for small GPUs. Losses and
     gradients are the same; the backward pass executes their forward pass once more."""
     compile: bool = False
-    """Run the frozen encoders as graphs of ``torch.compile``, which is refused with the reason where the device cannot. Losses stay equal within
-    rounding; the first steps wait for the compiler."""
+    """Run encoders, Q-Former and LLM as graphs of ``torch.compile``, which is refused with the reason where the device cannot. With
+    ``activation_checkpointing`` the encoders alone. Losses stay equal within rounding; the first step of each modality waits for the compiler."""
     timeout_s: float = 600.0
     """How long a rank waits for another in a collective; a third of it for a batch of its loader processes, which then say what is wrong.
     Under `rb train` and `rb launch` a collective waits longer than any of ``limits``, whose supervisor can say which rank is to blame."""

@@ -154,7 +154,8 @@ def _only_views(func: Any) -> bool:
 def _flops(func: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], result: Any) -> int:
     if func.overloadpacket in CPU_ATTENTION:
         return CPU_ATTENTION[func.overloadpacket](*(one.shape for one in args if isinstance(one, Tensor)))
-    formula = flop_registry.get(func.overloadpacket)
+    # An operator that writes into its first argument costs what the one does that gives a new tensor.
+    formula = flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None))
     if formula is not None:
         return int(formula(*args, **named, out_val=result))
     if _PRODUCT.search(name):

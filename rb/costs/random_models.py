@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,13 @@ def _medium(llm: dict[str, object]) -> Size:
     return Size(llm, vision, qformer | {"encoder_hidden_size": 512}, points, vocabulary=4096)
 
 
+def _narrow(llm: dict[str, object]) -> Size:
+    """As many layers as full size, and so about as many launches, with next to no arithmetic: what a step costs the host."""
+    small = _small(llm)
+    vision, qformer = small.vision | {"num_hidden_layers": 39}, small.qformer | {"num_hidden_layers": 12}
+    return replace(small, vision=vision, qformer=qformer, points=replace(small.points, depth=12))
+
+
 SIZES: dict[str, Size] = {
     "opt_2.7b": _full(_opt(2560, 10240)),
     "opt_6.7b": _full(_opt(4096, 16384)),
@@ -98,6 +105,7 @@ SIZES: dict[str, Size] = {
     "flant5_xxl": _full(_t5(4096, 64, 10240)),
     "medium_opt": _medium(_opt(512, 2048, layers=8, heads=8, vocab_size=4096)),
     "medium_t5": _medium(_t5(512, 8, 1024, layers=6, vocab_size=4096)),
+    "narrow_opt": _narrow(_opt(20, 24, heads=2, vocab_size=100, max_position_embeddings=128)),
     "small_opt": _small(_opt(20, 24, layers=2, heads=2, vocab_size=100, max_position_embeddings=128)),
     "small_t5": _small(_t5(20, 2, 24, layers=2, d_kv=10, vocab_size=100)),
 }

@@ -1,25 +1,32 @@
-"""``train.compile``: the frozen encoders by ``torch.compile``, which fuses their small operations. Numbers stay equal within rounding.
+"""``train.compile``: the model's large parts by ``torch.compile``, which fuses their small operations. Numbers stay equal within rounding.
 
-Of the ViT its layers are one graph, of the point encoder all that stands behind grouping. A graph serves any number of sources: a second number makes one more
-graph, which serves all others, and validation, which wants no gradients, has its own. So a run has few graphs, however many modalities it trains.
-What carries LoRA (Q-Former, LLM) is not compiled: its projections are one function for several layers (``projections.py``), which would cut each layer
-into pieces. CUDA graphs are not recorded: their outputs are overwritten by the next call, and features of a pool are kept longer than that.
+One graph is made of the ViT's layers, one of what Point-BERT computes behind its grouping, one of the LLM (T5's encoder has its own) and one of each pass of the
+Q-Former: with texts, and of ITM. What carries LoRA has these for each modality, because its adapter is part of the graph. Sizes are symbols in all of them, so
+that a graph serves any number of samples and tokens (a single sample has its own), and a run that resumes makes the graphs that it had. Losses, PaFE and the
+projections run as they are. Where no gradient is wanted, the Q-Former and the LLM run as they are, too: captions during a training are those of plain transformers, and no graph is
+made for each length of a caption.
+CUDA graphs are not recorded: their outputs are overwritten by the next call, and features of a pool are kept longer than that.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from rb.core import heartbeat
 from rb.model.point_encoder import PointBert
 
 LEAST_CAPABILITY = (7, 0)  # of an NVIDIA GPU for which Triton makes code
+# Of one function; what needs more, torch runs as it is. The Q-Former has two for each modality, and two more where a micro-batch shares sources.
+MOST_GRAPHS = 64
 
 
 def check_can_compile(device: torch.device) -> None:
@@ -47,14 +54,50 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def compile_encoders(vision: nn.Module, points: PointBert | None, backend: str | Callable[..., Any]) -> None:
+def compile_parts(
+    vision: nn.Module, points: PointBert | None, trained: Iterable[nn.Module], backend: str | Callable[..., Any]
+) -> None:
     """From the next call on. Names of parameters stay.
 
     Args:
         vision: BLIP-2's vision model.
+        trained: what carries LoRA.
         backend: of ``torch.compile``.
     """
-    encoder = vision.get_submodule("encoder")
-    encoder.compile(backend=backend)
+    # Seconds to import: only where something is compiled.
+    dynamo: Any = importlib.import_module("torch._dynamo")
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_GRAPHS)
+    # Sizes that are equal by chance when a graph is made, as of samples and patches, are not one size.
+    sizes: Any = importlib.import_module("torch.fx.experimental._config")
+    sizes.use_duck_shape = False
+    _show_progress(dynamo.callback)
+    vision.get_submodule("encoder").compile(backend=backend, dynamic=True)
     if points is not None:
-        points.read_groups = torch.compile(points.read_groups, backend=backend)  # type: ignore[method-assign]
+        points.read_groups = torch.compile(points.read_groups, backend=backend, dynamic=True)  # type: ignore[method-assign]
+    for part in trained:
+        part.forward = _compiled_for_training(part.forward, backend)
+
+
+def _show_progress(callback: Any) -> None:
+    """While the compiler works, which may be in any step, a rank has the time that it has to start (``limits.start_s``)."""
+    before: list[str] = []
+
+    def begins(*_: object) -> None:
+        before.append(heartbeat.current_phase())
+        heartbeat.phase(heartbeat.START)
+
+    def ends(*_: object) -> None:
+        heartbeat.phase(before.pop())
+
+    callback.on_compile_start(begins)
+    callback.on_compile_end(ends)
+
+
+def _compiled_for_training(plain: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(plain, backend=backend, dynamic=True)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **named: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **named)
+
+    return forward

@@ -54,7 +54,7 @@ class _Projections(torch.autograd.Function):
         hidden = rows @ down.T  # [N, k r]
         outputs = [rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T) for weight, bias in frozen]
         for layer, part, up in zip(adapted, hidden.chunk(len(ups), dim=1), ups, strict=True):
-            torch.addmm(outputs[layer], part, up.T, alpha=scaling, out=outputs[layer])
+            outputs[layer].addmm_(part, up.T, alpha=scaling)
         ctx.save_for_backward(rows, hidden, down, *ups)
         ctx.weights, ctx.adapted, ctx.scaling = [weight for weight, _ in frozen], adapted, scaling
         ctx.shape, ctx.dtype = x.shape, x.dtype
@@ -71,13 +71,13 @@ class _Projections(torch.autograd.Function):
             ctx.adapted, ups, of_ups, *(whole.chunk(len(ups), dim=1) for whole in (hidden, of_hidden)), strict=True
         )
         for layer, up, of_up, part, of_part in parts:
-            torch.addmm(of_part, of_outputs[layer], up, beta=0, alpha=ctx.scaling, out=of_part)
-            torch.addmm(of_up, of_outputs[layer].T, part, beta=0, alpha=ctx.scaling, out=of_up)
+            of_part.addmm_(of_outputs[layer], up, beta=0, alpha=ctx.scaling)
+            of_up.addmm_(of_outputs[layer].T, part, beta=0, alpha=ctx.scaling)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = of_outputs[0] @ ctx.weights[0]
             for gradient, weight in zip([*of_outputs[1:], of_hidden], [*ctx.weights[1:], down], strict=True):
-                torch.addmm(of_x, gradient, weight, out=of_x)
+                of_x.addmm_(gradient, weight)
             of_x = of_x.view(ctx.shape).to(ctx.dtype)
         return of_x, None, None, None, of_hidden.T @ rows, *of_ups
 

@@ -25,7 +25,7 @@ from rb.core.modality import modality_spec
 from rb.core.step_layout import StepLayout
 from rb.model import language, loss_terms
 from rb.model.adapters import Adapters, Held
-from rb.model.compiling import compile_encoders
+from rb.model.compiling import compile_parts
 from rb.model.encoded import Encoded, ModalityModel, StepShare
 from rb.model.language import Generation
 from rb.model.packing import let_pack
@@ -160,9 +160,20 @@ class RegionBLIP(nn.Module):
             if part is not None:
                 recompute_layers(part, lambda: partial(self._autocast, self.adapters.held_now))
 
-    def compile_encoders(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """From now on run the frozen encoders as compiled graphs (``compiling.py``). Once for a model."""
-        compile_encoders(self.blip2.vision_model, self.point_encoder, backend)
+    def compile_parts(self, backend: str | Callable[..., Any] = "inductor", encoders_alone: bool = False) -> None:
+        """From now on run encoders, Q-Former and LLM as compiled graphs (``compiling.py``). Once for a model.
+
+        Args:
+            backend: of ``torch.compile``.
+            encoders_alone: of a model whose layers are recomputed, which torch cannot compile.
+        """
+        llm = self.blip2.language_model
+        trained: list[nn.Module] = [] if encoders_alone else [self.blip2.qformer, llm]
+        if trained and self.point_qformer is not None:
+            trained.append(self.point_qformer)
+        if trained and language.llm_kind(llm) == "encoder_decoder":
+            trained.append(llm.get_encoder())  # called by itself
+        compile_parts(self.blip2.vision_model, self.point_encoder, trained, backend)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

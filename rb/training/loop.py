@@ -126,7 +126,7 @@ def prepare(config: RunConfig, resume: Path | None, allow: Sequence[str] = ()) -
     if config.train.activation_checkpointing:
         built.model.recompute_activations()
     if config.train.compile:
-        built.model.compile_encoders()
+        built.model.compile_parts(encoders_alone=config.train.activation_checkpointing)
     timeout_s = collective_timeout_s(config)
     engine = Engine(built.model, built.model.parameter_modalities(), config.optim, config.train, timeout_s)
     if found:
@@ -271,6 +271,10 @@ def start_tracking(run: Run, resumed: bool) -> Tracker:
     for line in uses_of_groups(run.data, training_transform(run.config, run.built)):
         log.info("%s", line)
     log.info("%s, steps of the first epoch: %s", run.schedule.kind, run.schedule.epoch_steps(0))
+    if config.train.compile:
+        log.info(
+            "train.compile: the first step of each modality waits for the compiler, minutes at full size; later starts on this host find its files"
+        )
     log.info("steps %d to %d", run.start, run.total_steps)
 
     tracking = config.tracking

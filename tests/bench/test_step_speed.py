@@ -16,7 +16,7 @@ from rb.bench.commands import run_step
 from rb.bench.everything import table_of
 from rb.bench.lavis_step import LavisStep
 from rb.bench.step_speed import measure_all
-from rb.bench.ways import ALSO, FEATURES, NO_ITM, OURS, Clock, ways_of
+from rb.bench.ways import ALSO, COMPILED, FEATURES, NO_ITM, OURS, Clock, ways_of
 from rb.costs.random_models import SIZES, build_random
 from rb.costs.real_step import with_numbers
 from rb.costs.typical_batch import typical_batches
@@ -97,7 +97,7 @@ def test_the_report_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
 def test_from_features_and_without_itm(modality: str) -> None:
     """The same losses without the encoder's work; and all losses but ITM, without ITM's work."""
     model = build_random(SIZES["small_opt"], CPU, torch.float32)
-    ways = ways_of(model, ALSO)
+    ways = ways_of(model, (FEATURES, NO_ITM))
     batch = with_numbers(next(typical_batches(model, modality, 4, 2)), model)
     batches = {name: way.batch_of(batch) for name, way in ways.items()}
     needs = {name: way.needed(batches[name]) for name, way in ways.items()}
@@ -113,6 +113,32 @@ def test_from_features_and_without_itm(modality: str) -> None:
     ways[NO_ITM].gradients(batch)
     assert model.parts[modality].itm_head.weight.grad is None
     assert "itm" in whole.terms, "the configuration is as before"
+
+
+def test_a_compiled_step_beside_ours() -> None:
+    """Graphs run in its turns alone, and what is counted is counted without them."""
+    model = build_random(SIZES["small_opt"], CPU, torch.float32)
+    batch = with_numbers(next(typical_batches(model, "image_region", 4, 1)), model)
+    ran: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            ran.append(turn)
+            return graph(*args)
+
+        return run
+
+    torch.compiler.reset()
+    model.compile_parts(backend)
+    ways = ways_of(model, (COMPILED,))
+    assert list(ways) == [OURS, COMPILED]
+    for turn in (COMPILED, OURS, COMPILED):
+        ways[turn].take_turn(batch)
+    assert ran == 2 * [COMPILED] * 4
+    assert ways[COMPILED].count(batch) == ways[OURS].count(batch)
+    assert ways[OURS].saved(batch) > 0
+    assert ran == 2 * [COMPILED] * 4
+    assert all(way.graphs for way in ways_of(model, ALSO, compiled=True).values())
 
 
 def test_activation_checkpointing_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""``train.compile``: equal losses and gradients, one graph for each encoder however many modalities and layers, and a reason where it cannot be.
+"""``train.compile``: equal losses and gradients, one graph of each part for a modality however many layers, and a reason where it cannot be.
 
 The graphs are taken by torch's own compiler and run operator by operator here; docs/performance.md has what its C++ gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,50 +13,93 @@ from typing import Any
 import pytest
 import torch
 
-from rb.core.config import TrainConfig
+from rb.core import heartbeat
+from rb.core.config import DecodeConfig, TrainConfig
 from rb.costs.random_models import SIZES, build_random, random_batch
 from rb.model import compiling
 from rb.model.compiling import check_can_compile
+from rb.model.language import Generation
 from rb.model.region_blip import RegionBLIP
 from tests.support.remedies import Fault, Said, remedy
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def of_step(model: RegionBLIP, modality: str, rows: int) -> dict[str, torch.Tensor]:
+def of_step(model: RegionBLIP, name: str, modality: str, rows: int) -> dict[str, torch.Tensor]:
     """Losses and gradients."""
-    losses = model(random_batch(SIZES["small_opt"], modality, rows, CPU))
+    losses = model(random_batch(SIZES[name], modality, rows, CPU))
     losses.total.backward()
     found = {name: p.grad for name, p in model.trainable_parameters().items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found | {name: value.detach() for name, value in losses.terms.items()}
 
 
-def test_one_graph_for_an_encoder_and_equal_steps() -> None:
-    torch.manual_seed(0)
-    model = build_random(SIZES["small_opt"], CPU, torch.float32)
-    names = list(model.state_dict())
-    cases = [(modality, rows) for rows in (4, 3, 2) for modality in model.parts]
-    expected = [of_step(model, *case) for case in cases]
-    graphs: list[int] = []
+class Graphs:
+    """A backend that runs what the compiler took as it is, and counts."""
 
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+    def __init__(self) -> None:
+        self.sizes: list[int] = []  # calls in each graph
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        self.sizes.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
         return graph
 
+
+def compiled(name: str, cases: Sequence[tuple[str, int]], **settings: bool) -> list[int]:
+    """How many graphs there are after each case, (modality, rows), whose losses and gradients are those of the plain model."""
+    torch.manual_seed(0)
+    model = build_random(SIZES[name], CPU, torch.float32)
+    names = list(model.state_dict())
+    expected = [of_step(model, name, *case) for case in cases]
+    graphs = Graphs()
     torch.compiler.reset()
-    model.compile_encoders(backend)
+    if settings:
+        model.recompute_activations()
+    model.compile_parts(graphs, **settings)
     assert list(model.state_dict()) == names
     counts = []
     for case, wanted in zip(cases, expected, strict=True):
-        found = of_step(model, *case)
+        found = of_step(model, name, *case)
         assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
-        counts.append(len(graphs))
-    assert counts[2] == 2  # the ViT's, and the point encoder's for both modalities of points
-    assert counts[5:] == [4] * 4  # another number of sources makes one more of each, which serves all others
-    assert min(graphs) > 10
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+        counts.append(len(graphs.sizes))
+    assert min(graphs.sizes) > 10, "a part is not cut into pieces"
+    return counts
+
+
+def test_one_graph_of_a_part_serves_any_number() -> None:
+    """The ViT, the Q-Former with texts, the LLM, and ITM's pass of the Q-Former."""
+    assert compiled("small_opt", [("image_region", 5), ("image_region", 3)]) == [4, 4]
+
+
+def test_points_of_an_encoder_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point encoder, the same two of the Q-Former, the LLM's encoder and decoder. While the compiler works, a watched rank counts as one that starts."""
+    phases: list[str] = []
+    monkeypatch.setattr(heartbeat, "current_phase", lambda: heartbeat.TRAINING)
+    monkeypatch.setattr(heartbeat, "phase", phases.append)
+    assert compiled("small_t5", [("point_cloud", 4), ("point_cloud", 2)]) == [5, 5]
+    assert phases == [heartbeat.START, heartbeat.TRAINING] * 5
+
+
+def test_encoders_alone_where_layers_are_recomputed() -> None:
+    cases = [(modality, rows) for rows in (5, 3) for modality in ("image_region", "point_cloud", "point_cloud_region")]
+    assert compiled("small_opt", cases, encoders_alone=True) == [1, 2, 2, 2, 2, 2]
+
+
+def test_predictions_are_not_compiled() -> None:
+    """Of what carries LoRA. So captions are those of plain transformers."""
+    model = build_random(SIZES["small_opt"], CPU, torch.float32)
+    batch = random_batch(SIZES["small_opt"], "point_cloud", 2, CPU)
+    how = Generation(batch.prompt_ids, DecodeConfig(num_beams=2, max_new_tokens=4), end_token_id=2, pad_token_id=1)
+    features = model.encode("point_cloud", batch.inputs)
+    expected = model.generate_scored("point_cloud", features, None, how)
+    graphs = Graphs()
+    torch.compiler.reset()
+    model.compile_parts(graphs)
+    for found, wanted in zip(model.generate_scored("point_cloud", features, None, how), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert not graphs.sizes
 
 
 @remedy("install a C++ compiler, or use train.compile=false")
