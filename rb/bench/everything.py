@@ -66,9 +66,10 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
         found.append(Part("check", words, args.check_module))
     if on_gpu and not args.small:
         for size, rows in FULL_STEPS:
-            sizes = ("--size", size, "--micro-batch", str(rows))
-            words = ("step", *sizes, *small, *device, *beside, "--also", FEATURES, NO_ITM)
-            found.append(Part(f"gpu, {size}, {rows}", words))
+            model = ("--size", size, "--micro-batch", str(rows))
+            found.append(
+                Part(f"gpu, {size}, {rows}", ("step", *model, *small, *device, *beside, "--also", FEATURES, NO_ITM))
+            )
         for rows, tokens in FULL_CAPTIONS:
             sizes = ("--examples", str(3 * rows), "--batch-size", str(rows), "--new-tokens", str(tokens))
             found.append(Part(f"gpu, captions, {rows}, {tokens}", ("generate", "--size", "opt_6.7b", *sizes, *device)))
@@ -84,8 +85,8 @@ def parts_of(args: argparse.Namespace, on_gpu: bool) -> list[Part]:
     found.append(Part("data", ("data", "--sources", str(args.sources), "--rounds", str(args.rounds))))
     if on_gpu and not args.small:
         # Where launches, not arithmetic, are the limit. Last: a minute or more of it is the compiler's.
-        sizes = ("--size", "opt_6.7b", "--micro-batch", "16", "--modality", "image_region")
-        found.append(Part("gpu, compiled", ("step", *sizes, *small, *device, "--also", COMPILED)))
+        largest = ("--size", "opt_6.7b", "--micro-batch", "16", "--modality", "image_region")
+        found.append(Part("gpu, compiled", ("step", *largest, *small, *device, "--also", COMPILED)))
     return found
 
 
