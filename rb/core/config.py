@@ -268,7 +268,7 @@ class LimitsConfig:
     """
 
     start_s: float = 1800.0
-    """From the start of a rank to its first step: loading models, compiling kernels."""
+    """From the start of a rank to its first step: loading models, compiling kernels; and in any step while ``train.compile`` makes graphs."""
     training_s: float = 300.0
     """In training steps."""
     validation_s: float = 300.0
