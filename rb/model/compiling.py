@@ -67,6 +67,9 @@ def compile_parts(
     # Seconds to import: only where something is compiled.
     dynamo: Any = importlib.import_module("torch._dynamo")
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_GRAPHS)
+    dynamo.config.specialize_float = (
+        True  # as LoRA's scaling: with dynamic sizes they would be symbols, and everything traced twice
+    )
     # Sizes that are equal by chance when a graph is made, as of samples and patches, are not one size.
     sizes: Any = importlib.import_module("torch.fx.experimental._config")
     sizes.use_duck_shape = False
