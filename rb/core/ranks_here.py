@@ -1,4 +1,4 @@
-"""What ranks on this host are given: the GPUs that CUDA_VISIBLE_DEVICES names for each, and a free port to meet at."""
+"""Ranks on this host: how many there are, and what they are given: the GPUs that CUDA_VISIBLE_DEVICES names for each, a free port to meet at."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from rb.core.output import note
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NO_DEVICE = "-1"  # in VISIBLE: a device that does not exist; CUDA sees neither it nor what follows
+
+
+def ranks_of_this_host() -> int:
+    """How many there are, by what launchers tell a rank; 1 outside a launch."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def devices_of_ranks(ranks: int | None) -> list[str]:

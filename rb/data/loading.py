@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from rb.core.exit_codes import USER_ERRORS
+from rb.core.ranks_here import ranks_of_this_host
 from rb.data.packed import Packed
 from rb.data.shared_memory import AHEAD, REMEDY, SHM, needed, size
 
@@ -107,7 +108,7 @@ class Batches(Generic[T]):
         if batch_bytes <= self._largest:
             return
         self._largest = batch_bytes
-        ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        ranks = ranks_of_this_host()
         most, room = needed(batch_bytes, self._num_workers, ranks), size()
         if room is not None and room[1] < most:
             log.warning(

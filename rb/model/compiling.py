@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from rb.core import heartbeat
+from rb.core.ranks_here import ranks_of_this_host
 from rb.model.point_encoder import PointBert
 
 LEAST_CAPABILITY = (7, 0)  # of an NVIDIA GPU for which Triton makes code
@@ -64,6 +65,7 @@ def compile_parts(
         trained: what carries LoRA.
         backend: of ``torch.compile``.
     """
+    _share_cores()
     # Seconds to import: only where something is compiled.
     dynamo: Any = importlib.import_module("torch._dynamo")
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_GRAPHS)
@@ -79,6 +81,12 @@ def compile_parts(
         points.read_groups = torch.compile(points.read_groups, backend=backend, dynamic=True)  # type: ignore[method-assign]
     for part in trained:
         part.forward = _compiled_for_training(part.forward, backend)
+
+
+def _share_cores() -> None:
+    """Triton's compiler works in processes beside a rank, by itself one for each of up to 32 cores: the ranks of a host share its cores instead."""
+    share = min(32, max(1, (os.cpu_count() or 1) // ranks_of_this_host()))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(share))  # read when the compiler is imported
 
 
 def _show_progress(callback: Any) -> None:

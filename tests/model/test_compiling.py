@@ -5,6 +5,7 @@ The graphs are taken by torch's own compiler and run operator by operator here; 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from rb.core import heartbeat
 from rb.core.config import DecodeConfig, TrainConfig
 from rb.costs.random_models import SIZES, build_random, random_batch
 from rb.model import compiling
-from rb.model.compiling import check_can_compile
+from rb.model.compiling import check_can_compile, compile_parts
 from rb.model.language import Generation
 from rb.model.region_blip import RegionBLIP
 from tests.support.remedies import Fault, Said, remedy
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 
 
 def of_step(model: RegionBLIP, name: str, modality: str, rows: int) -> dict[str, torch.Tensor]:
@@ -100,6 +103,23 @@ def test_predictions_are_not_compiled() -> None:
     for found, wanted in zip(model.generate_scored("point_cloud", features, None, how), expected, strict=True):
         assert torch.equal(found, wanted)
     assert not graphs.sizes
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "share"), [(96, "8", "12"), (4, "8", "1"), (256, "1", "32"), (16, "", "16")]
+)
+def test_ranks_share_the_cores_that_compile(
+    monkeypatch: pytest.MonkeyPatch, cores: int, ranks: str, share: str
+) -> None:
+    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_SIZE", ranks)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    compile_parts(nn.ModuleDict({"encoder": nn.Identity()}), None, (), Graphs())
+    assert os.environ[THREADS] == share
+    monkeypatch.setenv(THREADS, "3")  # a user's own number stays
+    compile_parts(nn.ModuleDict({"encoder": nn.Identity()}), None, (), Graphs())
+    assert os.environ[THREADS] == "3"
 
 
 @remedy("install a C++ compiler, or use train.compile=false")
