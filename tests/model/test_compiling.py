@@ -111,7 +111,8 @@ def test_predictions_are_not_compiled() -> None:
 def test_ranks_share_the_cores_that_compile(
     monkeypatch: pytest.MonkeyPatch, cores: int, ranks: str, share: str
 ) -> None:
-    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setenv(THREADS, "")  # so that what is set below ends with the test
+    monkeypatch.delenv(THREADS)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setenv("LOCAL_SIZE", ranks)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
