@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import addmm_flop, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from rb.core import dist, op_costs
 from rb.core.tensors import num_bytes
@@ -43,9 +43,11 @@ NO_LAUNCH = frozenset(
 TORCH = ("aten", "prim", "prims", "profiler")
 # Operators by which the host reads a number or a size off the device, and waits for it.
 WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"})
-# The CPU's kernel of attention, of which torch has no formula; it computes the scores again in its backward pass, as CUDA's do. Over shapes.
+# Operators of torch that do work of which it has no formula. Over shapes.
+# The CPU's kernel of attention computes the scores again in its backward pass, as CUDA's do.
 _CPU_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
-CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+LACKING: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.addmm_: addmm_flop,
     getattr(torch.ops.aten, _CPU_KERNEL): lambda query, key, value, *_: sdpa_flop_count(query, key, value),
     getattr(torch.ops.aten, f"{_CPU_KERNEL}_backward"): (
         lambda grad, query, key, value, *_: sdpa_backward_flop_count(grad, query, key, value)
@@ -152,10 +154,9 @@ def _only_views(func: Any) -> bool:
 
 
 def _flops(func: Any, name: str, args: tuple[Any, ...], named: dict[str, Any], result: Any) -> int:
-    if func.overloadpacket in CPU_ATTENTION:
-        return CPU_ATTENTION[func.overloadpacket](*(one.shape for one in args if isinstance(one, Tensor)))
-    # An operator that writes into its first argument costs what the one does that gives a new tensor.
-    formula = flop_registry.get(getattr(torch.ops.aten, name.removesuffix("_"), None))
+    if func.overloadpacket in LACKING:
+        return LACKING[func.overloadpacket](*(one.shape for one in args if isinstance(one, Tensor)))
+    formula = flop_registry.get(func.overloadpacket)
     if formula is not None:
         return int(formula(*args, **named, out_val=result))
     if _PRODUCT.search(name):

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rb.core.batch import Batch
 from rb.core.seeding import torch_generator
-from rb.costs.executed import CPU_ATTENTION
+from rb.costs.executed import LACKING
 from rb.model.region_blip import RegionBLIP
 
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
@@ -50,7 +50,7 @@ def with_numbers(batch: Batch, model: RegionBLIP) -> Batch:
 
 def torch_counter() -> FlopCounterMode:
     """Torch's own counter, with the CPU's kernel of attention, which it lacks."""
-    custom: dict[Any, Any] = {kernel: _without_result(formula) for kernel, formula in CPU_ATTENTION.items()}
+    custom: dict[Any, Any] = {kernel: _without_result(formula) for kernel, formula in LACKING.items()}
     return FlopCounterMode(display=False, custom_mapping=custom)
 
 

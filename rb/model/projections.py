@@ -54,7 +54,7 @@ class _Projections(torch.autograd.Function):
         hidden = rows @ down.T  # [N, k r]
         outputs = [rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T) for weight, bias in frozen]
         for layer, part, up in zip(adapted, hidden.chunk(len(ups), dim=1), ups, strict=True):
-            outputs[layer].addmm_(part, up.T, alpha=scaling)
+            torch.addmm(outputs[layer], part, up.T, alpha=scaling, out=outputs[layer])
         ctx.save_for_backward(rows, hidden, down, *ups)
         ctx.weights, ctx.adapted, ctx.scaling = [weight for weight, _ in frozen], adapted, scaling
         ctx.shape, ctx.dtype = x.shape, x.dtype
@@ -71,6 +71,7 @@ class _Projections(torch.autograd.Function):
             ctx.adapted, ups, of_ups, *(whole.chunk(len(ups), dim=1) for whole in (hidden, of_hidden)), strict=True
         )
         for layer, up, of_up, part, of_part in parts:
+            # Not `out=`: torch's compiler refuses it of a part of a tensor.
             of_part.addmm_(of_outputs[layer], up, beta=0, alpha=ctx.scaling)
             of_up.addmm_(of_outputs[layer].T, part, beta=0, alpha=ctx.scaling)
         of_x = None
