@@ -77,8 +77,9 @@ def test_a_rank_in_start_up_leaves_when_it_is_asked_or_its_launcher_dies(run_fil
 
 @pytest.mark.dist
 def test_a_run_whose_folder_is_removed_does_not_end_well(run_file: Path) -> None:
-    run_dir = run_file.parent / "runs" / "run"
-    started = start(ENTRY, "--run", run_file, **{ATTEMPT_VARIABLE: "one"})
+    # Not the folder of the test before, which may have come as far as a checkpoint.
+    run_dir = run_file.parent / "runs" / "removed"
+    started = start(ENTRY, "--run", run_file, "name=removed", **{ATTEMPT_VARIABLE: "one"})
     since = time.monotonic()
     while not (run_dir / "checkpoints" / "latest").is_file():
         check_waiting(started, since)
