@@ -49,7 +49,7 @@ def with_numbers(batch: Batch, model: RegionBLIP) -> Batch:
 
 
 def torch_counter() -> FlopCounterMode:
-    """Torch's own counter, with the CPU's kernel of attention, which it lacks."""
+    """Torch's own counter, with the formulas that it lacks (``executed.py``)."""
     custom: dict[Any, Any] = {kernel: _without_result(formula) for kernel, formula in LACKING.items()}
     return FlopCounterMode(display=False, custom_mapping=custom)
 
