@@ -12,7 +12,7 @@ WORKERS ?= 3
 help:
 	@echo "make demo    make a small world, train on it, predict, score, report (8 to 20 minutes on 2 cores)"
 	@echo "make demo LLM=t5   the same with FlanT5 in OPT's place"
-	@echo "make test    run every test (about 20 minutes on 2 cores; WORKERS=1 for one process)"
+	@echo "make test    run every test (9 to 27 minutes on 2 cores; WORKERS=1 for one process)"
 	@echo "make drill   the trials that are too long for make test: docs/reliability.md; PART=NAME runs one part, DRILL='-k NAME' some trials"
 	@echo "make check   ruff, mypy and make test: what CI runs"
 	@echo "make docs    the documentation as a site, in site/"

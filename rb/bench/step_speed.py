@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from rb.bench.lavis_step import LavisStep
-from rb.bench.ways import BASELINE, COMPILED, OURS, Clock, Way, ways_of
+from rb.bench.ways import BASELINE, OURS, Clock, Way, ways_of
 from rb.core.batch import Batch
 from rb.core.config import AUTO, RunConfig, TrainConfig
 from rb.core.device import usable_device
@@ -232,7 +232,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, Any]:
         ways[BASELINE] = Way(plain.model, plain)
     if train.activation_checkpointing:  # ours alone: the baseline keeps what LAVIS keeps
         model.recompute_activations()
-    if train.compile or COMPILED in args.also:
+    if ways[OURS].graphs is not None:
         check_can_compile(device)
         model.compile_parts(encoders_alone=train.activation_checkpointing)
     modalities = args.modality or list(model.parts)

@@ -96,8 +96,7 @@ class Way:
     def _configured(self) -> Iterator[None]:
         whole, self.model.config = self.model.config, self._config
         try:
-            with self._stance(bool(self.graphs)):
-                yield
+            yield
         finally:
             self.model.config = whole
 
@@ -107,7 +106,7 @@ class Way:
         return torch.compiler.set_stance("default" if graphs else "force_eager")
 
     def _total(self, batch: Batch) -> Tensor:
-        with self._configured():
+        with self._configured(), self._stance(bool(self.graphs)):
             return self._forward(batch).total
 
     def needed(self, batch: Batch) -> dict[str, float]:

@@ -69,18 +69,19 @@ def compile_parts(
     # Seconds to import: only where something is compiled.
     dynamo: Any = importlib.import_module("torch._dynamo")
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_GRAPHS)
-    dynamo.config.specialize_float = (
-        True  # as LoRA's scaling: with dynamic sizes they would be symbols, and everything traced twice
-    )
+    # With sizes as symbols, numbers such as LoRA's scaling would be symbols too, and everything traced twice.
+    dynamo.config.specialize_float = True
     # Sizes that are equal by chance when a graph is made, as of samples and patches, are not one size.
     sizes: Any = importlib.import_module("torch.fx.experimental._config")
     sizes.use_duck_shape = False
     _show_progress(dynamo.callback)
-    vision.get_submodule("encoder").compile(backend=backend, dynamic=True)
+    graph = functools.partial(torch.compile, backend=backend, dynamic=True)
+    encoder = vision.get_submodule("encoder")
+    encoder.forward = graph(encoder.forward)
     if points is not None:
-        points.read_groups = torch.compile(points.read_groups, backend=backend, dynamic=True)  # type: ignore[method-assign]
+        points.read_groups = graph(points.read_groups)  # type: ignore[method-assign]
     for part in trained:
-        part.forward = _compiled_for_training(part.forward, backend)
+        part.forward = _where_gradients_are_wanted(graph(part.forward), part.forward)
 
 
 def _share_cores() -> None:
@@ -104,9 +105,7 @@ def _show_progress(callback: Any) -> None:
     callback.on_compile_end(ends)
 
 
-def _compiled_for_training(plain: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(plain, backend=backend, dynamic=True)
-
+def _where_gradients_are_wanted(compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def forward(*args: Any, **named: Any) -> Any:
         return (compiled if torch.is_grad_enabled() else plain)(*args, **named)

@@ -154,11 +154,15 @@ class RegionBLIP(nn.Module):
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower), self.adapters.held(held):
             yield
 
+    def _with_lora(self) -> list[nn.Module]:
+        """The models that may carry LoRA: Q-Formers and LLM."""
+        parts = (self.blip2.qformer, self.point_qformer, self.blip2.language_model)
+        return [part for part in parts if part is not None]
+
     def recompute_activations(self) -> None:
         """From now on keep less for the backward pass, and compute it again there (``recomputing.py``). Once for a model."""
-        for part in (self.blip2.qformer, self.point_qformer, self.blip2.language_model):
-            if part is not None:
-                recompute_layers(part, lambda: partial(self._autocast, self.adapters.held_now))
+        for part in self._with_lora():
+            recompute_layers(part, lambda: partial(self._autocast, self.adapters.held_now))
 
     def compile_parts(self, backend: str | Callable[..., Any] = "inductor", encoders_alone: bool = False) -> None:
         """From now on run encoders, Q-Former and LLM as compiled graphs (``compiling.py``). Once for a model.
@@ -167,13 +171,10 @@ class RegionBLIP(nn.Module):
             backend: of ``torch.compile``.
             encoders_alone: of a model whose layers are recomputed, which torch cannot compile.
         """
-        llm = self.blip2.language_model
-        trained: list[nn.Module] = [] if encoders_alone else [self.blip2.qformer, llm]
-        if trained and self.point_qformer is not None:
-            trained.append(self.point_qformer)
-        if trained and language.llm_kind(llm) == "encoder_decoder":
+        llm, trained = self.blip2.language_model, self._with_lora()
+        if language.llm_kind(llm) == "encoder_decoder":
             trained.append(llm.get_encoder())  # called by itself
-        compile_parts(self.blip2.vision_model, self.point_encoder, trained, backend)
+        compile_parts(self.blip2.vision_model, self.point_encoder, [] if encoders_alone else trained, backend)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Graphs:
         return graph
 
 
-def compiled(name: str, cases: Sequence[tuple[str, int]], **settings: bool) -> list[int]:
+def compiled(name: str, cases: Sequence[tuple[str, int]], encoders_alone: bool = False) -> list[int]:
     """How many graphs there are after each case, (modality, rows), whose losses and gradients are those of the plain model."""
     torch.manual_seed(0)
     model = build_random(SIZES[name], CPU, torch.float32)
@@ -56,9 +56,9 @@ def compiled(name: str, cases: Sequence[tuple[str, int]], **settings: bool) -> l
     expected = [of_step(model, name, *case) for case in cases]
     graphs = Graphs()
     torch.compiler.reset()
-    if settings:
+    if encoders_alone:
         model.recompute_activations()
-    model.compile_parts(graphs, **settings)
+    model.compile_parts(graphs, encoders_alone)
     assert list(model.state_dict()) == names
     counts = []
     for case, wanted in zip(cases, expected, strict=True):
